@@ -1,0 +1,425 @@
+//! What a configuration means. A *model* is the outcome of resolving a file: every name is found, every unit is parsed,
+//! every default is filled in, and whatever could be contradictory is an enum. Nothing here knows how it was written,
+//! but for the [`Place`] that each item keeps, so that a later complaint (a component that refuses its settings, say)
+//! can be shown where the operator wrote it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::problem::Place;
+use crate::units::{ByteSize, Secret, Weight};
+
+/// A whole configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What holds for the process.
+    pub server: Server,
+    /// Where requests come in; at least one.
+    pub listeners: Vec<Listener>,
+    /// Where the operator comes in.
+    pub admin: Admin,
+    /// In the order of the file. Names are unique.
+    pub upstreams: Vec<Upstream>,
+    /// In the order of the file. Names are unique.
+    pub filters: Vec<Filter>,
+    /// In the order of the file. Names are unique, and no two match the same requests.
+    pub routes: Vec<Route>,
+    /// In the order of the file. Names are unique, and no two move the same filter or upstream.
+    pub rollouts: Vec<Rollout>,
+}
+
+/// What holds for the process. Read at start only: threads, directories, pool and compiler settings. All else reloads.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Threads that serve requests. Default: one for each core.
+    pub threads: usize,
+    /// Threads that compile components, at low priority. Default: 1.
+    pub compile_threads: usize,
+    /// Where rollouts' state, the quarantine, last good versions and the audit log are kept. Default: `state` beside
+    /// the configuration file.
+    pub state_dir: PathBuf,
+    /// Where artifacts are kept. Default: `cache` beside the configuration file.
+    pub cache_dir: PathBuf,
+    /// Artifacts are dropped, least recently used first, beyond this. Default: 1 GiB.
+    pub cache_size: ByteSize,
+    /// Instances of filters that may live at the same time, in the whole process. Default: 1,000.
+    pub instances: u32,
+    /// The largest `limits.memory` of any filter; each instance reserves address space of this size. Default: 64 MiB.
+    pub instance_memory: ByteSize,
+    /// How long requests may go on after a stop, and on an old snapshot after a reload. Default: 30 s.
+    pub drain: Duration,
+    /// Whether the file and the components it names are watched, and reloaded when they change. Default: true.
+    pub watch: bool,
+    /// The access log. Default: JSON to stdout.
+    pub access_log: AccessLog,
+    /// Peers whose `x-forwarded-for`, `x-forwarded-proto` and `x-request-id` are believed. Default: none.
+    pub trusted_proxies: Arc<[IpNet]>,
+    /// Limits of a request, before any filter's.
+    pub limits: RequestLimits,
+}
+
+/// Where access log lines go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLog {
+    /// One JSON object a line, to stdout.
+    Stdout,
+    /// None are written.
+    Off,
+}
+
+/// Limits of a request, before any filter's.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestLimits {
+    /// Bytes of a request's body; a longer one is answered with 413. Default: none.
+    pub body: Option<ByteSize>,
+    /// Time to read the request's headers, and between two pieces of its body. Default: 60 s.
+    pub read_timeout: Duration,
+    /// Time to write a piece of a response to the client. Default: 60 s.
+    pub write_timeout: Duration,
+    /// Time that an unused connection stays open. Default: 75 s.
+    pub idle_timeout: Duration,
+}
+
+/// Where requests come in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Address and port. Port 0 takes a free one, which the log tells.
+    pub address: SocketAddr,
+    /// Whether HTTP/2 without TLS (prior knowledge) is understood beside HTTP/1.1. Default: true.
+    pub h2c: bool,
+}
+
+/// Where the operator comes in: API, metrics and health.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Default: `127.0.0.1:9901`.
+    pub address: AdminAddress,
+    /// Asked of each call but `/healthz`, `/readyz` and `/metrics` as `authorization: Bearer …`. Required where the
+    /// address is neither loopback nor a Unix socket.
+    pub token: Option<Secret>,
+}
+
+/// An address of the admin listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminAddress {
+    /// `127.0.0.1:9901`
+    Tcp(SocketAddr),
+    /// `unix:/run/lockgate/admin.sock`; mode 0600.
+    Unix(PathBuf),
+}
+
+/// A named group of endpoints that serve the same thing.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Unique among the upstreams.
+    pub name: Arc<str>,
+    /// At least one. Host names are resolved by the gateway, never on a thread that serves requests.
+    pub endpoints: Vec<Endpoint>,
+    /// All set by default.
+    pub timeouts: UpstreamTimeouts,
+    /// Which HTTP version is spoken. Default: HTTP/1.1.
+    pub protocol: UpstreamProtocol,
+    /// Further endpoints that are tried when connecting fails. Default: 1.
+    pub retries: u32,
+    /// Idle connections kept for reuse, per endpoint. Default: 128.
+    pub keepalive_connections: usize,
+    /// Where it stands in the file.
+    pub place: Place,
+}
+
+/// One address of an upstream.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// An address, or a name to resolve.
+    pub host: Host,
+    /// 1 to 65,535.
+    pub port: u16,
+}
+
+/// An address, or a name to resolve.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Host {
+    /// An address.
+    Address(IpAddr),
+    /// A name, in lower case.
+    Name(String),
+}
+
+/// Timeouts towards an upstream.
+#[derive(Clone, Copy, Debug)]
+pub struct UpstreamTimeouts {
+    /// To connect. Default: 5 s.
+    pub connect: Duration,
+    /// Between two reads. Default: 60 s.
+    pub read: Duration,
+    /// Of one write. Default: 60 s.
+    pub write: Duration,
+    /// Of an unused connection in the pool. Default: 60 s.
+    pub idle: Duration,
+}
+
+/// Which HTTP version is spoken to an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 without TLS, by prior knowledge.
+    H2c,
+}
+
+/// A named step in a chain, in its stable version.
+#[derive(Clone, Debug)]
+pub struct Filter {
+    /// Unique among the filters.
+    pub name: Arc<str>,
+    /// What a rollout may change.
+    pub version: FilterVersion,
+    /// What all versions of the filter share.
+    pub policy: FilterPolicy,
+    /// Where it stands in the file.
+    pub place: Place,
+}
+
+/// What a rollout of a filter may change: the triple that makes a version.
+#[derive(Clone, Debug)]
+pub struct FilterVersion {
+    /// The component's file, relative paths resolved against the configuration file's folder.
+    pub component: PathBuf,
+    /// Where the component is named.
+    pub component_place: Place,
+    /// The settings handed to `configure`, as JSON with variables expanded. May hold secrets: never shown.
+    pub settings: Secret,
+    /// The same settings as they were written, for dumps.
+    pub settings_written: serde_json::Value,
+    /// Where the settings are written; the filter's place where there are none.
+    pub settings_place: Place,
+    /// What it may touch.
+    pub grants: Grants,
+}
+
+/// What a filter may touch. Nothing, by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Grants {
+    /// Where outbound HTTP may go.
+    pub outbound: Vec<OutboundGrant>,
+}
+
+/// One place where outbound HTTP may go: `https://api.example.com`, `http://127.0.0.1:8081`, `https://*.example.com`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct OutboundGrant {
+    /// `http` or `https`.
+    pub tls: bool,
+    /// A host in lower case, or one beginning with `*.`, which stands for one or more labels.
+    pub host: String,
+    /// Default: 80 or 443.
+    pub port: u16,
+}
+
+/// What all versions of a filter share.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FilterPolicy {
+    /// Default: [`Isolation::Request`].
+    pub isolation: Isolation,
+    /// Default: [`FailureMode::Closed`].
+    pub on_failure: FailureMode,
+    /// All set by default.
+    pub limits: FilterLimits,
+}
+
+/// How long an instance lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// One request, all its phases.
+    Request,
+    /// Many requests, one after the other.
+    Reused {
+        /// Requests after which it is replaced. Default: 10,000.
+        requests: u32,
+        /// Linear memory beyond which it is replaced. Default: half of `limits.memory`.
+        memory: ByteSize,
+    },
+}
+
+/// What becomes of a request whose filter failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureMode {
+    /// 503.
+    Closed,
+    /// As if the filter were not there.
+    Open,
+    /// 503, and after `failures` within `window` the version is quarantined, and the last good one serves.
+    FallBack {
+        /// Default: 5.
+        failures: u32,
+        /// Default: 30 s.
+        window: Duration,
+    },
+}
+
+/// Limits of a filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FilterLimits {
+    /// Of one call. Default: 10 ms, and 5 s where outbound HTTP is granted. At most 60 s; at most 1 s where nothing is granted, since
+    /// the call holds a thread.
+    pub deadline: Duration,
+    /// Of `configure`. Default: 10 s.
+    pub configure_deadline: Duration,
+    /// Of one instance's linear memory. Default: 16 MiB; at most `server.instance_memory`.
+    pub memory: ByteSize,
+    /// Elements of its tables, together. Default: 20,000.
+    pub table_elements: u32,
+    /// Bytes that one host call may copy. Default: 4 MiB.
+    pub copy: ByteSize,
+    /// Instances alive at the same time, each version for itself. Default: 256.
+    pub instances: u32,
+    /// Bytes of a body that `buffer` holds. Default: 1 MiB.
+    pub body: ByteSize,
+    /// Bytes of the filter's key-value store. Default: 1 MiB.
+    pub key_value: ByteSize,
+}
+
+/// What answers which requests.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Unique among the routes. Default: the host and the path as written.
+    pub name: Arc<str>,
+    /// Which requests.
+    pub matcher: RouteMatch,
+    /// Indices into [`Config::filters`], in the order of the request.
+    pub filters: Vec<usize>,
+    /// What answers.
+    pub target: Target,
+    /// Where it stands in the file.
+    pub place: Place,
+}
+
+/// Which requests a route takes. Where several routes match, the more special wins: exact host before wildcard before
+/// any; exact path before template before prefix, a longer one before a shorter; then more methods and headers asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteMatch {
+    /// Default: any.
+    pub hosts: Vec<HostPattern>,
+    /// Default: any, the prefix `/`.
+    pub path: PathPattern,
+    /// In upper case. Default: any.
+    pub methods: Vec<String>,
+    /// All of them must hold.
+    pub headers: Vec<HeaderMatch>,
+}
+
+/// Hosts in lower case, without a port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HostPattern {
+    /// `api.example.com`
+    Exact(String),
+    /// `*.example.com`, kept as `.example.com`: one or more labels before it.
+    Wildcard(String),
+}
+
+/// Paths.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PathPattern {
+    /// `path: /a/b`: nothing else.
+    Exact(String),
+    /// `path: /users/{id}/posts`: each `{name}` is one whole, non-empty segment.
+    Template(Vec<Segment>),
+    /// `path: /a/*`, kept as `/a/`: `/a`, and all below it. `/*` is kept as `/`: everything.
+    Prefix(String),
+}
+
+/// A segment of a template.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Segment {
+    /// As it stands.
+    Literal(String),
+    /// `{name}`
+    Parameter(String),
+}
+
+/// A condition on a header.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HeaderMatch {
+    /// In lower case.
+    pub name: String,
+    /// None: it is there, with any value. Some: one of its values is this.
+    pub value: Option<String>,
+}
+
+/// What answers a route. (Edge functions and static folders will be further variants.)
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// Indices into [`Config::upstreams`].
+    Upstream {
+        /// What is used unless a filter chooses another.
+        upstream: usize,
+        /// What a filter may choose.
+        alternatives: Vec<usize>,
+    },
+}
+
+/// The state of moving one filter or upstream from its stable to its canary version.
+#[derive(Clone, Debug)]
+pub struct Rollout {
+    /// Unique among the rollouts.
+    pub name: Arc<str>,
+    /// What moves, and where to.
+    pub subject: RolloutSubject,
+    /// The canary's share in the file. The state may overlay it.
+    pub weight: Weight,
+    /// What is hashed, in order of preference; at least one. Default: the client's address.
+    pub key: Vec<KeyPart>,
+    /// Hashed with the key. Default: the rollout's name. Rollouts with the same salt and key send the same users to
+    /// their canaries.
+    pub salt: Arc<str>,
+    /// Who may ask for a track outright. Default: nobody.
+    pub overriding: Option<Override>,
+    /// Where it stands in the file.
+    pub place: Place,
+}
+
+/// What a rollout moves.
+#[derive(Clone, Debug)]
+pub enum RolloutSubject {
+    /// A filter.
+    Filter {
+        /// Index into [`Config::filters`].
+        filter: usize,
+        /// Component, settings and grants; what the file leaves out is stable's.
+        canary: FilterVersion,
+    },
+    /// An upstream.
+    Upstream {
+        /// Index into [`Config::upstreams`].
+        upstream: usize,
+        /// Index into [`Config::upstreams`].
+        canary: usize,
+    },
+}
+
+/// An attribute of a request that may be hashed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyPart {
+    /// A header's first value, by its name in lower case.
+    Header(String),
+    /// A cookie's value.
+    Cookie(String),
+    /// A query parameter's first value.
+    Query(String),
+    /// The client's address.
+    ClientIp,
+    /// The path.
+    Path,
+}
+
+/// Who may ask for a track outright.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Override {
+    /// The header, in lower case; its value is `stable` or `canary`. Default: `x-lockgate-track`.
+    pub header: String,
+    /// Peers (not forwarded addresses) from which it is honoured; at least one.
+    pub trusted: Vec<IpNet>,
+}
