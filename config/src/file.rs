@@ -1,0 +1,49 @@
+//! The written form of a configuration: what may stand in a file, key by key. The doc comments are the text of the
+//! reference page and of the JSON Schema, so they speak to the operator.
+//!
+//! Nothing here looks beyond one value: names that are referred to, bounds that depend on each other and defaults that
+//! depend on other keys are the matter of `resolve`.
+
+mod filter;
+mod route;
+mod server;
+mod upstream;
+pub(crate) mod written;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+pub(crate) use self::filter::{
+    FailureForm, FailureWord, FallBack, Filter, FilterLimits, Grants, IsolationForm, IsolationWord,
+    Reused,
+};
+pub(crate) use self::route::{
+    Canary, HeaderCondition, KeyForm, KeyNamed, KeyWord, Match, Override, Rollout, Route,
+};
+pub(crate) use self::server::{AccessLog, Admin, Listener, ListenerForm, RequestLimits, Server};
+pub(crate) use self::upstream::{Protocol, Timeouts, Upstream, UpstreamForm};
+use self::written::Named;
+
+/// The configuration of a Lockgate gateway.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(title = "Lockgate configuration")]
+pub(crate) struct File {
+    /// What holds for the process. Read at start only: a reload changes none of it.
+    pub(crate) server: Server,
+    /// Where requests come in; at least one. An address alone is short for a map with that `address`. Read at start
+    /// only.
+    pub(crate) listeners: Vec<ListenerForm>,
+    /// Where the operator comes in: API, metrics and health.
+    pub(crate) admin: Admin,
+    /// Named groups of endpoints that serve the same thing. A list alone is short for a map with these `endpoints`.
+    pub(crate) upstreams: Named<UpstreamForm>,
+    /// Named steps that requests and responses go through, each a WebAssembly component.
+    pub(crate) filters: Named<Filter>,
+    /// What answers which requests; at least one. Where several match, the more special wins, wherever it stands: an
+    /// exact host before a wildcard before any; an exact path before a template before a prefix, a longer prefix
+    /// before a shorter; then the one that asks for more methods and headers. Two that match the same are refused.
+    pub(crate) routes: Vec<Route>,
+    /// Named moves of a filter or an upstream from its stable to its canary version.
+    pub(crate) rollouts: Named<Rollout>,
+}

@@ -1,0 +1,179 @@
+//! `filters`.
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::written::{Either, FilePath, Timeout, Whole, Written};
+use crate::model::OutboundGrant;
+use crate::units::ByteSize;
+
+/// A step in a chain, in its stable version.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Filter {
+    /// The component's file. A relative path starts at the folder of this file.
+    pub(crate) component: Written<FilePath>,
+    /// What the filter is told when it is loaded, as JSON. The filter itself says what it understands.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "`{}`"))]
+    pub(crate) settings: Option<serde_json::Value>,
+    /// What the filter may touch beside the request. Nothing, unless it is said here.
+    #[serde(default)]
+    pub(crate) grants: Grants,
+    /// How long an instance lives. `request`: each request gets a fresh one, kept for all its phases. `reused`: one
+    /// serves many requests, one after the other.
+    #[serde(default = "request")]
+    pub(crate) isolation: IsolationForm,
+    /// What becomes of a request when the filter fails. `closed`: it is answered with 503. `open`: it goes on as if
+    /// the filter were not there. `fall-back`: 503, and after a few failures the version is quarantined and the last
+    /// good one serves.
+    #[serde(default = "closed")]
+    pub(crate) on_failure: FailureForm,
+    /// What the filter may use up.
+    #[serde(default)]
+    pub(crate) limits: FilterLimits,
+}
+
+/// What a filter may touch.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Grants {
+    /// Where it may send HTTP requests: scheme, host (`*.` stands for one or more labels) and perhaps port.
+    pub(crate) outbound: Vec<Written<OutboundGrant>>,
+}
+
+/// A word, or a map with the details.
+pub(crate) type IsolationForm = Either<IsolationWord, IsolationMap>;
+
+const fn request() -> IsolationForm {
+    Either::Short(IsolationWord::Request)
+}
+
+/// How long an instance lives.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(crate) enum IsolationWord {
+    /// One request.
+    Request,
+    /// Many requests.
+    Reused,
+}
+
+/// How long an instance lives, with the details.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Isolation")]
+pub(crate) struct IsolationMap {
+    /// Many requests.
+    pub(crate) reused: Reused,
+}
+
+/// When an instance that serves many requests is replaced.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Reused {
+    /// After so many requests.
+    pub(crate) requests: Written<Whole<1, { u32::MAX }>>,
+    /// When its memory has grown beyond this.
+    #[schemars(extend("x-default" = "half of `limits.memory`"))]
+    pub(crate) memory: Option<Written<ByteSize>>,
+}
+
+impl Default for Reused {
+    fn default() -> Self {
+        Self {
+            requests: Written(Whole(10_000)),
+            memory: None,
+        }
+    }
+}
+
+/// A word, or a map with the details.
+pub(crate) type FailureForm = Either<FailureWord, FailureMap>;
+
+const fn closed() -> FailureForm {
+    Either::Short(FailureWord::Closed)
+}
+
+/// What becomes of a request when the filter fails.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+pub(crate) enum FailureWord {
+    /// It is answered with 503.
+    Closed,
+    /// It goes on as if the filter were not there.
+    Open,
+    /// 503, and the last good version serves after a few failures.
+    FallBack,
+}
+
+/// What becomes of a request when the filter fails, with the details.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[schemars(rename = "OnFailure")]
+pub(crate) struct FailureMap {
+    /// 503, and the last good version serves after a few failures.
+    pub(crate) fall_back: FallBack,
+}
+
+/// When a failing version is quarantined.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct FallBack {
+    /// After so many failures …
+    pub(crate) failures: Written<Whole<1, 1_000_000>>,
+    /// … within this time.
+    pub(crate) window: Written<Timeout>,
+}
+
+impl Default for FallBack {
+    fn default() -> Self {
+        Self {
+            failures: Written(Whole(5)),
+            window: Written(Timeout(Duration::from_secs(30))),
+        }
+    }
+}
+
+/// What a filter may use up.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct FilterLimits {
+    /// Time of one call. At most 1s, or 60s where outbound HTTP is granted: without a grant, the call holds a thread.
+    #[schemars(extend("x-default" = "`10ms`, or `5s` where outbound HTTP is granted"))]
+    pub(crate) deadline: Option<Written<Timeout>>,
+    /// Time to take in the settings, when it is loaded.
+    pub(crate) configure_deadline: Written<Timeout>,
+    /// Memory of one instance. At most `server.instance_memory`.
+    pub(crate) memory: Written<ByteSize>,
+    /// Elements of an instance's tables, together.
+    pub(crate) table_elements: Written<Whole<1, 10_000_000>>,
+    /// Bytes that one call of the gateway's functions may copy.
+    pub(crate) copy: Written<ByteSize>,
+    /// Instances that may live at the same time, each version for itself. At most `server.instances`.
+    #[schemars(extend("x-default" = "`256`, or `server.instances` where that is less"))]
+    pub(crate) instances: Option<Written<Whole<1, 100_000>>>,
+    /// Bytes of a body that are held back for a filter that wants it whole. A longer one is answered with 413.
+    pub(crate) body: Written<ByteSize>,
+    /// Size of its key-value store, keys and values together.
+    pub(crate) key_value: Written<ByteSize>,
+}
+
+impl Default for FilterLimits {
+    fn default() -> Self {
+        Self {
+            deadline: None,
+            configure_deadline: Written(Timeout(Duration::from_secs(10))),
+            memory: Written(ByteSize::mib(16)),
+            table_elements: Written(Whole(20_000)),
+            copy: Written(ByteSize::mib(4)),
+            instances: None,
+            body: Written(ByteSize::mib(1)),
+            key_value: Written(ByteSize::mib(1)),
+        }
+    }
+}

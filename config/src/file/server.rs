@@ -1,0 +1,148 @@
+//! `server`, `listeners` and `admin`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::written::{Either, FilePath, Timeout, Whole, Written};
+use crate::model::AdminAddress;
+use crate::units::{ByteSize, Secret};
+
+/// What holds for the process.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Server {
+    /// Threads that serve requests.
+    #[schemars(extend("x-default" = "one for each core"))]
+    pub(crate) threads: Option<Written<Whole<1, 1024>>>,
+    /// Threads that compile components, at low priority.
+    pub(crate) compile_threads: Written<Whole<1, 64>>,
+    /// Folder for what must survive a restart: the state of rollouts, the quarantine, last good versions and the
+    /// audit log. A relative path starts at the folder of this file.
+    #[schemars(extend("x-default" = "`state` beside this file"))]
+    pub(crate) state_dir: Option<Written<FilePath>>,
+    /// Folder for precompiled components. It may be emptied while the gateway is down; the next start then takes
+    /// longer.
+    #[schemars(extend("x-default" = "`cache` beside this file"))]
+    pub(crate) cache_dir: Option<Written<FilePath>>,
+    /// Size of the precompiled components that are kept; beyond it, those that were used least recently go.
+    pub(crate) cache_size: Written<ByteSize>,
+    /// Instances of filters that may live at the same time, of all filters together.
+    pub(crate) instances: Written<Whole<1, 100_000>>,
+    /// The largest `limits.memory` that any filter may have. Each instance reserves this much address space, not
+    /// memory.
+    pub(crate) instance_memory: Written<ByteSize>,
+    /// How long requests may go on after a stop, and on the old configuration after a reload.
+    pub(crate) drain: Written<Duration>,
+    /// Whether this file and the components that it names are watched, and reloaded when they change.
+    pub(crate) watch: Written<bool>,
+    /// Where the access log goes, one JSON object a line.
+    pub(crate) access_log: AccessLog,
+    /// Networks of the proxies in front of this one. Only of these are `x-forwarded-for`, `x-forwarded-proto` and
+    /// `x-request-id` believed.
+    pub(crate) trusted_proxies: Vec<Written<IpNet>>,
+    /// Limits of every request, whatever its filters.
+    pub(crate) limits: RequestLimits,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            threads: None,
+            compile_threads: Written(Whole(1)),
+            state_dir: None,
+            cache_dir: None,
+            cache_size: Written(ByteSize::gib(1)),
+            instances: Written(Whole(1_000)),
+            instance_memory: Written(ByteSize::mib(64)),
+            drain: Written(Duration::from_secs(30)),
+            watch: Written(true),
+            access_log: AccessLog::Stdout,
+            trusted_proxies: Vec::new(),
+            limits: RequestLimits::default(),
+        }
+    }
+}
+
+/// Where the access log goes.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(crate) enum AccessLog {
+    /// To standard output.
+    Stdout,
+    /// Nowhere.
+    Off,
+}
+
+/// Limits of every request.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RequestLimits {
+    /// Size of a request's body; a longer one is answered with 413.
+    #[schemars(extend("x-default" = "no limit"))]
+    pub(crate) body: Option<Written<ByteSize>>,
+    /// Time to read a request's headers, and between two pieces of its body.
+    pub(crate) read_timeout: Written<Timeout>,
+    /// Time to write a piece of a response to the client.
+    pub(crate) write_timeout: Written<Timeout>,
+    /// Time that an unused connection stays open.
+    pub(crate) idle_timeout: Written<Timeout>,
+}
+
+impl Default for RequestLimits {
+    fn default() -> Self {
+        Self {
+            body: None,
+            read_timeout: seconds(60),
+            write_timeout: seconds(60),
+            idle_timeout: seconds(75),
+        }
+    }
+}
+
+pub(super) const fn seconds(count: u64) -> Written<Timeout> {
+    Written(Timeout(Duration::from_secs(count)))
+}
+
+/// An address, or a map.
+pub(crate) type ListenerForm = Either<Written<SocketAddr>, Listener>;
+
+/// Where requests come in.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Listener {
+    /// Address and port of this machine. Port 0 takes a free one, which the log tells.
+    pub(crate) address: Written<SocketAddr>,
+    /// Whether HTTP/2 without TLS (with prior knowledge) is understood beside HTTP/1.1.
+    #[serde(default = "yes")]
+    pub(crate) h2c: Written<bool>,
+}
+
+pub(super) const fn yes() -> Written<bool> {
+    Written(true)
+}
+
+/// Where the operator comes in.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Admin {
+    /// Address and port, or `unix:` and the path of a socket (made with mode 0600). Read at start only.
+    pub(crate) address: Written<AdminAddress>,
+    /// Asked of each call but `/healthz`, `/readyz` and `/metrics`, as `authorization: Bearer …`. Required where the
+    /// address is neither loopback nor a Unix socket. Let it come from a variable: `"${LOCKGATE_TOKEN}"`.
+    #[schemars(extend("x-default" = "none"))]
+    pub(crate) token: Option<Written<Secret>>,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            address: Written(AdminAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 9901)))),
+            token: None,
+        }
+    }
+}

@@ -1,0 +1,659 @@
+//! The forms that values are written in: scalars of their own kinds, short forms beside long ones, lists of one, and
+//! maps whose order counts.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{self, Deserialize, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde::{Serialize, Serializer};
+
+use crate::model::{AdminAddress, Endpoint, HostPattern, OutboundGrant, PathPattern};
+use crate::text::{self, HeaderName, Method, TextError};
+use crate::units::{self, ByteSize, Secret, Weight};
+
+/// What a scalar stands for.
+pub(crate) trait Scalar: Sized {
+    /// With its article: `a duration`.
+    const KIND: &'static str;
+    /// Which scalars of YAML are taken beside texts.
+    const PLAIN: Plain = Plain::Text;
+
+    fn read(text: &str) -> Result<Self, TextError>;
+
+    /// Returns the text that reads back as the same value.
+    fn write(&self) -> String;
+
+    /// What an editor is told.
+    fn schema() -> Schema {
+        json_schema!({ "type": "string" })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Plain {
+    Text,
+    /// Numbers too.
+    Number,
+    /// True and false too.
+    Bool,
+}
+
+/// A scalar in a file. Texts are taken for all kinds, since that is what a variable expands to.
+#[derive(Clone, Debug)]
+pub(crate) struct Written<T>(pub(crate) T);
+
+impl<'de, T: Scalar> Deserialize<'de> for Written<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader<T>(PhantomData<T>);
+
+        impl<T: Scalar> Reader<T> {
+            fn read<E: de::Error>(text: &str) -> Result<Written<T>, E> {
+                T::read(text).map(Written).map_err(E::custom)
+            }
+
+            fn plain<E: de::Error>(
+                plain: Plain,
+                value: impl fmt::Display,
+            ) -> Result<Written<T>, E> {
+                if T::PLAIN == plain {
+                    return Self::read(&value.to_string());
+                }
+                Err(E::invalid_type(
+                    de::Unexpected::Other("a plain scalar"),
+                    &T::KIND,
+                ))
+            }
+        }
+
+        impl<T: Scalar> Visitor<'_> for Reader<T> {
+            type Value = Written<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(T::KIND)
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Written<T>, E> {
+                Self::read(text)
+            }
+
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Written<T>, E> {
+                Self::plain(Plain::Number, value)
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Written<T>, E> {
+                Self::plain(Plain::Number, value)
+            }
+
+            fn visit_f64<E: de::Error>(self, value: f64) -> Result<Written<T>, E> {
+                Self::plain(Plain::Number, value)
+            }
+
+            fn visit_bool<E: de::Error>(self, value: bool) -> Result<Written<T>, E> {
+                Self::plain(Plain::Bool, value)
+            }
+        }
+
+        deserializer.deserialize_any(Reader(PhantomData))
+    }
+}
+
+/// For the defaults in the schema.
+impl<T: Scalar> Serialize for Written<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let text = self.write();
+        match T::PLAIN {
+            Plain::Bool => serializer.serialize_bool(text == "true"),
+            Plain::Number => match text.parse::<u64>() {
+                Ok(number) => serializer.serialize_u64(number),
+                Err(_) => serializer.serialize_str(&text),
+            },
+            Plain::Text => serializer.serialize_str(&text),
+        }
+    }
+}
+
+impl<T: Scalar> Written<T> {
+    pub(crate) fn write(&self) -> String {
+        self.0.write()
+    }
+}
+
+impl<T: Scalar> JsonSchema for Written<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        T::KIND.into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let mut schema = T::schema();
+        let kind = T::KIND.trim_start_matches("an ").trim_start_matches("a ");
+        schema.insert("title".into(), kind.into());
+        schema
+    }
+}
+
+/// A scalar's type, its kind, how it is read, how it is written, and an example for the schema.
+macro_rules! scalar {
+    ($type:ty, $kind:literal, $read:expr, $write:expr, $($example:literal),*) => {
+        impl Scalar for $type {
+            const KIND: &'static str = $kind;
+
+            fn read(text: &str) -> Result<Self, TextError> {
+                $read(text)
+            }
+
+            fn write(&self) -> String {
+                $write(self)
+            }
+
+            fn schema() -> Schema {
+                json_schema!({ "type": "string", "examples": [$($example),*] })
+            }
+        }
+    };
+}
+
+scalar!(
+    SocketAddr,
+    "an address and port",
+    text::parse_socket,
+    Self::to_string,
+    "0.0.0.0:8080"
+);
+scalar!(
+    AdminAddress,
+    "an address and port, or `unix:` and a path",
+    str::parse,
+    Self::to_string,
+    "127.0.0.1:9901",
+    "unix:/run/lockgate/admin.sock"
+);
+scalar!(
+    Endpoint,
+    "a host and port",
+    str::parse,
+    Self::to_string,
+    "127.0.0.1:3000",
+    "app.internal:3000"
+);
+scalar!(
+    OutboundGrant,
+    "a scheme and host",
+    str::parse,
+    Self::to_string,
+    "https://api.example.com",
+    "https://*.example.com"
+);
+scalar!(
+    HostPattern,
+    "a host",
+    str::parse,
+    Self::to_string,
+    "api.example.com",
+    "*.example.com"
+);
+scalar!(
+    PathPattern,
+    "a path",
+    str::parse,
+    Self::to_string,
+    "/exact",
+    "/below/*",
+    "/users/{id}"
+);
+scalar!(
+    IpNet,
+    "a network",
+    read_network,
+    Self::to_string,
+    "10.0.0.0/8",
+    "::1/128"
+);
+scalar!(
+    Method,
+    "a method",
+    Self::parse,
+    |method: &Self| method.0.clone(),
+    "GET"
+);
+scalar!(
+    HeaderName,
+    "a header's name",
+    Self::parse,
+    |name: &Self| name.0.clone(),
+    "x-user-id"
+);
+scalar!(
+    CookieName,
+    "a cookie's name",
+    CookieName::parse,
+    |name: &Self| name.0.clone(),
+    "sid"
+);
+scalar!(
+    FilePath,
+    "a path of a file",
+    FilePath::parse,
+    |path: &Self| path.0.display().to_string(),
+);
+scalar!(
+    Secret,
+    "a text that is kept secret",
+    read_secret,
+    Self::to_string,
+    "${LOCKGATE_TOKEN}"
+);
+scalar!(
+    String,
+    "a text",
+    |text: &str| Ok(text.to_owned()),
+    Self::clone,
+);
+scalar!(Name, "a name", Name::parse, |name: &Self| name.0.clone(),);
+
+/// A name that the file declares.
+#[derive(Clone, Debug)]
+pub(crate) struct Name(pub(crate) String);
+
+impl Name {
+    fn parse(text: &str) -> Result<Self, TextError> {
+        text::check_name(text).map(|()| Self(text.to_owned()))
+    }
+}
+
+/// A name of a cookie; unlike that of a header, told apart by case.
+#[derive(Clone, Debug)]
+pub(crate) struct CookieName(pub(crate) String);
+
+impl CookieName {
+    fn parse(text: &str) -> Result<Self, TextError> {
+        if text::is_token(text) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(TextError::new("the name of a cookie")
+            .hint(format!("a name is made of {}", text::TOKEN_EXPECTED)))
+    }
+}
+
+/// A path of a file or folder, not yet resolved against the configuration's folder.
+#[derive(Clone, Debug)]
+pub(crate) struct FilePath(pub(crate) PathBuf);
+
+impl FilePath {
+    fn parse(text: &str) -> Result<Self, TextError> {
+        if text.is_empty() || text.contains('\0') {
+            return Err(TextError::new("the path of a file"));
+        }
+        if text.contains("://") {
+            return Err(TextError::new("the path of a file")
+                .hint("a file of this machine is asked for: fetch it first"));
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+fn read_secret(text: &str) -> Result<Secret, TextError> {
+    if text.is_empty() {
+        return Err(TextError::new("a text that is not empty").hint("leave the field out for none"));
+    }
+    Ok(Secret::new(text.to_owned()))
+}
+
+fn read_network(text: &str) -> Result<IpNet, TextError> {
+    let expected = || TextError::new("a network such as `10.0.0.0/8`, or one address");
+    if let Ok(address) = text.parse::<std::net::IpAddr>() {
+        return Ok(address.into());
+    }
+    let network: IpNet = text.parse().map_err(|_| expected())?;
+    if network.addr() == network.network() {
+        return Ok(network);
+    }
+    // Not rounded in silence: either the address or the length is a slip, and both change who is trusted.
+    Err(expected().hint(format!(
+        "bits are set behind the prefix: write `{}`",
+        network.trunc()
+    )))
+}
+
+/// With the type's unit: numbers without one are read too, and refused with a hint.
+macro_rules! quantity {
+    ($type:ty, $kind:literal, $read:expr, $write:expr, $pattern:literal, $example:literal) => {
+        impl Scalar for $type {
+            const KIND: &'static str = $kind;
+            const PLAIN: Plain = Plain::Number;
+
+            fn read(text: &str) -> Result<Self, TextError> {
+                $read(text)
+            }
+
+            fn write(&self) -> String {
+                $write(self)
+            }
+
+            fn schema() -> Schema {
+                json_schema!({ "type": "string", "pattern": $pattern, "examples": [$example] })
+            }
+        }
+    };
+}
+
+const DURATION_PATTERN: &str = r"^[0-9]+(\.[0-9]+)? ?(ns|us|ms|s|m|h)$|\$\{";
+
+/// A duration that may be nothing.
+impl Scalar for Duration {
+    const KIND: &'static str = "a duration";
+    const PLAIN: Plain = Plain::Number;
+
+    fn read(text: &str) -> Result<Self, TextError> {
+        units::parse_duration(text)
+    }
+
+    fn write(&self) -> String {
+        units::format_duration(*self)
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": DURATION_PATTERN, "examples": ["5ms", "1.5s", "2m"] })
+    }
+}
+
+/// A duration longer than nothing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeout(pub(crate) Duration);
+
+impl Scalar for Timeout {
+    const KIND: &'static str = "a duration";
+    const PLAIN: Plain = Plain::Number;
+
+    fn read(text: &str) -> Result<Self, TextError> {
+        match units::parse_duration(text)? {
+            Duration::ZERO => Err(
+                TextError::new("a duration longer than nothing").hint(format!(
+                    "there is always a limit; the longest is `{}`",
+                    units::format_duration(units::DURATION_MAX)
+                )),
+            ),
+            duration => Ok(Self(duration)),
+        }
+    }
+
+    fn write(&self) -> String {
+        units::format_duration(self.0)
+    }
+
+    fn schema() -> Schema {
+        Duration::schema()
+    }
+}
+
+quantity!(
+    Weight,
+    "a weight",
+    str::parse,
+    Self::to_string,
+    r"^[0-9]+(\.[0-9]{1,2})? ?%$|\$\{",
+    "5%"
+);
+
+impl Scalar for ByteSize {
+    const KIND: &'static str = "a size";
+    const PLAIN: Plain = Plain::Number;
+
+    fn read(text: &str) -> Result<Self, TextError> {
+        text.parse()
+    }
+
+    fn write(&self) -> String {
+        self.to_string()
+    }
+
+    fn schema() -> Schema {
+        json_schema!({
+            "type": ["string", "integer"],
+            "minimum": 0,
+            "pattern": r"^[0-9]+(\.[0-9]+)? ?(B|[kKMGT]B|[KMGT]iB)?$|\$\{",
+            "examples": ["16MiB", "64KiB", "1MB", 4096]
+        })
+    }
+}
+
+/// A whole number within bounds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Whole<const MIN: u32, const MAX: u32>(pub(crate) u32);
+
+impl<const MIN: u32, const MAX: u32> Scalar for Whole<MIN, MAX> {
+    const KIND: &'static str = "a whole number";
+    const PLAIN: Plain = Plain::Number;
+
+    fn read(text: &str) -> Result<Self, TextError> {
+        match text.trim().parse() {
+            Ok(number) if (MIN..=MAX).contains(&number) => Ok(Self(number)),
+            _ => Err(TextError::new(format!(
+                "a whole number from {MIN} to {MAX}"
+            ))),
+        }
+    }
+
+    fn write(&self) -> String {
+        self.0.to_string()
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": ["integer", "string"], "minimum": MIN, "maximum": MAX, "pattern": r"^[0-9]+$|\$\{" })
+    }
+}
+
+impl Scalar for bool {
+    const KIND: &'static str = "`true` or `false`";
+    const PLAIN: Plain = Plain::Bool;
+
+    fn read(text: &str) -> Result<Self, TextError> {
+        text.parse()
+            .map_err(|_| TextError::new("`true` or `false`"))
+    }
+
+    fn write(&self) -> String {
+        self.to_string()
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": ["boolean", "string"], "pattern": r"^(true|false)$|\$\{" })
+    }
+}
+
+/// A short form for the usual case, or a map that says everything.
+#[derive(Clone, Debug)]
+pub(crate) enum Either<S, L> {
+    Short(S),
+    Long(L),
+}
+
+impl<'de, S: Deserialize<'de>, L: Deserialize<'de>> Deserialize<'de> for Either<S, L> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader<S, L>(PhantomData<(S, L)>);
+
+        impl<'de, S: Deserialize<'de>, L: Deserialize<'de>> Visitor<'de> for Reader<S, L> {
+            type Value = Either<S, L>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the short form, or a map")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                L::deserialize(MapAccessDeserializer::new(map)).map(Either::Long)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Self::Value, A::Error> {
+                S::deserialize(SeqAccessDeserializer::new(items)).map(Either::Short)
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                S::deserialize(text.into_deserializer()).map(Either::Short)
+            }
+
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Self::Value, E> {
+                S::deserialize(value.into_deserializer()).map(Either::Short)
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Self::Value, E> {
+                S::deserialize(value.into_deserializer()).map(Either::Short)
+            }
+
+            fn visit_f64<E: de::Error>(self, value: f64) -> Result<Self::Value, E> {
+                S::deserialize(value.into_deserializer()).map(Either::Short)
+            }
+
+            fn visit_bool<E: de::Error>(self, value: bool) -> Result<Self::Value, E> {
+                S::deserialize(value.into_deserializer()).map(Either::Short)
+            }
+
+            fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+                S::deserialize(().into_deserializer()).map(Either::Short)
+            }
+        }
+
+        deserializer.deserialize_any(Reader(PhantomData))
+    }
+}
+
+impl<S: Serialize, L: Serialize> Serialize for Either<S, L> {
+    fn serialize<Z: Serializer>(&self, serializer: Z) -> Result<Z::Ok, Z::Error> {
+        match self {
+            Self::Short(short) => short.serialize(serializer),
+            Self::Long(long) => long.serialize(serializer),
+        }
+    }
+}
+
+impl<S: JsonSchema, L: JsonSchema> JsonSchema for Either<S, L> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("{}Or{}", S::schema_name(), L::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let forms = [
+            generator.subschema_for::<S>(),
+            generator.subschema_for::<L>(),
+        ];
+        json_schema!({ "anyOf": forms })
+    }
+}
+
+/// A list, or one item without the brackets.
+#[derive(Clone, Debug)]
+pub(crate) struct OneOrMany<T>(pub(crate) Vec<T>);
+
+impl<T> Default for OneOrMany<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Reader<T> {
+            type Value = OneOrMany<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text, or a list of texts")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Self::Value, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(items)).map(OneOrMany)
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                T::deserialize(text.into_deserializer()).map(|item| OneOrMany(vec![item]))
+            }
+
+            fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+                Ok(OneOrMany(Vec::new()))
+            }
+        }
+
+        deserializer.deserialize_any(Reader(PhantomData))
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for OneOrMany<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("OneOrMany{}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let forms = [
+            generator.subschema_for::<T>(),
+            generator.subschema_for::<Vec<T>>(),
+        ];
+        json_schema!({ "anyOf": forms })
+    }
+}
+
+/// A map from names, in the order of the file.
+#[derive(Clone, Debug)]
+pub(crate) struct Named<T>(pub(crate) Vec<(String, T)>);
+
+impl<T> Default for Named<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Reader<T> {
+            type Value = Named<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map whose keys are names")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Named(entries))
+            }
+        }
+
+        deserializer.deserialize_map(Reader(PhantomData))
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Named<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("Named{}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let item = generator.subschema_for::<T>();
+        json_schema!({ "type": "object", "additionalProperties": item })
+    }
+}
