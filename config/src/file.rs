@@ -20,8 +20,8 @@ pub(crate) use self::filter::{
 pub(crate) use self::route::{
     Canary, HeaderCondition, KeyForm, KeyNamed, KeyWord, Match, Override, Rollout, Route,
 };
-pub(crate) use self::server::{AccessLog, Admin, Listener, ListenerForm, RequestLimits, Server};
-pub(crate) use self::upstream::{Protocol, Timeouts, Upstream, UpstreamForm};
+pub(crate) use self::server::{AccessLog, Admin, ListenerForm, Server};
+pub(crate) use self::upstream::{Protocol, Upstream, UpstreamForm};
 use self::written::Named;
 
 /// The configuration of a Lockgate gateway.

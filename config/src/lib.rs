@@ -8,6 +8,87 @@ mod decode;
 mod file;
 pub mod model;
 pub mod problem;
+mod resolve;
 pub mod text;
 mod tree;
 pub mod units;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use self::model::Config;
+use self::problem::{Place, Problem, Report, Source};
+
+/// A configuration, and the text that it was read from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What is meant.
+    pub config: Config,
+    /// To render later problems: a component that refuses its settings, say.
+    pub source: Source,
+}
+
+/// Reads a file, with variables from the environment of the process. Relative paths start at the file's folder. Called
+/// at start, and on each reload.
+///
+/// # Errors
+///
+/// A file that cannot be read, or all the problems that are in it.
+pub fn load(path: &Path) -> Result<Loaded, Report> {
+    let text = fs::read(path)
+        .map_err(|error| error.to_string())
+        .and_then(|bytes| {
+            String::from_utf8(bytes).map_err(|error| {
+                format!(
+                    "it is not UTF-8 behind its first {} bytes",
+                    error.utf8_error().valid_up_to()
+                )
+            })
+        });
+    let text = match text {
+        Ok(text) => text,
+        Err(reason) => {
+            let source = Source {
+                file: path.to_owned(),
+                text: "".into(),
+            };
+            let message = format!("cannot read `{}`: {reason}", path.display());
+            return Err(Report::new(
+                source,
+                vec![Problem::new(message, Place::none())],
+            ));
+        }
+    };
+    let source = Source {
+        file: path.to_owned(),
+        text: text.into(),
+    };
+    let base_dir = path.parent().unwrap_or(Path::new(""));
+    let config = parse(source.clone(), base_dir, &|name| std::env::var(name).ok())?;
+    Ok(Loaded { config, source })
+}
+
+/// Reads a text. Relative paths start at `base_dir`; `env` looks variables up.
+///
+/// # Errors
+///
+/// All the problems that are in it.
+pub fn parse(
+    source: Source,
+    base_dir: &Path,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Config, Report> {
+    let text = Arc::clone(&source.text);
+    // Some editors mark UTF-8 so. It is no character of the text.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let mut problems = Vec::new();
+    let config = tree::read(text, env, &mut problems).and_then(|mut tree| {
+        let file = decode::decode(&mut tree, &mut problems)?;
+        Some(resolve::resolve(file, &tree, base_dir, &mut problems))
+    });
+    match config {
+        Some(config) if problems.is_empty() => Ok(config),
+        _ => Err(Report::new(source, problems)),
+    }
+}

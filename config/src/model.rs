@@ -285,7 +285,7 @@ pub struct FilterLimits {
 /// What answers which requests.
 #[derive(Clone, Debug)]
 pub struct Route {
-    /// Unique among the routes. Default: the host and the path as written.
+    /// Unique among the routes. Default: what it matches, `GET api.example.com/users/{id}`.
     pub name: Arc<str>,
     /// Which requests.
     pub matcher: RouteMatch,

@@ -91,6 +91,18 @@ impl Node {
         self.entry(key).map(|entry| &entry.value)
     }
 
+    pub(crate) fn items(&self) -> &[Self] {
+        match &self.value {
+            Value::List(items) => items,
+            _ => &[],
+        }
+    }
+
+    /// Tells whether a key was there, but had a problem.
+    pub(crate) fn pruned(&self, key: &str) -> bool {
+        matches!(&self.value, Value::Map(map) if map.pruned.iter().any(|pruned| pruned == key))
+    }
+
     /// Returns the node under a key, or, where there is none, the one that lacks it: the closest place to show.
     pub(crate) fn at(&self, key: &str) -> &Self {
         self.get(key).unwrap_or(self)
@@ -353,12 +365,12 @@ mod tests {
                 "a[1][0] p",
                 "a[1][1] {q: r}",
                 "a[1][1].q r",
-                "e f",
+                "e &e",
                 "e.f ä ö",
-                "g f",
+                "g &e",
                 "g.f ä ö",
                 "h h",
-                "i |",
+                "i long",
             ]
         );
     }

@@ -379,7 +379,7 @@ mod tests {
         for (text, hint) in [
             ("16M", "write `16MiB`"),
             ("16Mi", "write `16MiB`"),
-            ("16mb", "write `16MiB`"),
+            ("16mb", "write `16MB`"),
         ] {
             assert_eq!(
                 text.parse::<ByteSize>().unwrap_err().hint.unwrap(),

@@ -84,18 +84,13 @@ impl<'t> Marks<'t> {
         if let Some(first) = first {
             return self.marks.get(*first).and_then(|first| self.place(first));
         }
-        let rest = || {
-            line.chars()
-                .skip(mark.column - 1)
-                .collect::<String>()
-                .trim_end()
-                .chars()
-                .count()
-        };
+        let mut rest: String = line.chars().skip(mark.column - 1).collect();
+        rest.truncate(rest.trim_end().len());
+        let rest = quoted(&rest).unwrap_or(&rest).chars().count();
         let length = if mark.end.0 == mark.line {
-            mark.end.1.saturating_sub(mark.column).min(rest())
+            mark.end.1.saturating_sub(mark.column).min(rest)
         } else {
-            rest()
+            rest
         };
         (length > 0).then(|| Place {
             line: mark.line as u32,
@@ -131,6 +126,25 @@ impl<'t> Marks<'t> {
         }
         fit(self, self.root(), raw)
     }
+}
+
+/// Returns the text in quotes that a line begins with, quotes included. saphyr's mark of one ends only where the next
+/// token begins, behind a comment.
+fn quoted(line: &str) -> Option<&str> {
+    let quote = line.chars().next().filter(|c| matches!(c, '"' | '\''))?;
+    let mut chars = line.char_indices().skip(1).peekable();
+    while let Some((index, c)) = chars.next() {
+        let escaped = match quote {
+            '"' => c == '\\',
+            _ => c == quote && chars.peek().is_some_and(|(_, next)| *next == quote),
+        };
+        if escaped {
+            chars.next();
+        } else if c == quote {
+            return line.get(..=index);
+        }
+    }
+    None
 }
 
 #[derive(Default)]

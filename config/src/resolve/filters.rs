@@ -1,0 +1,199 @@
+//! `filters`.
+
+use std::time::Duration;
+
+use super::Resolver;
+use super::server::MEMORY_MIN;
+use crate::file;
+use crate::file::written::Either;
+use crate::model::{
+    FailureMode, Filter, FilterLimits, FilterPolicy, FilterVersion, Grants, Isolation, Server,
+};
+use crate::problem::Problem;
+use crate::tree::Node;
+use crate::units::{ByteSize, Secret, format_duration};
+
+/// The default deadline of a filter that only computes: a thousand times what a common one takes.
+const DEADLINE: Duration = Duration::from_millis(10);
+/// The default deadline of one that may wait for another server.
+const DEADLINE_OUTBOUND: Duration = Duration::from_secs(5);
+/// A call without outbound HTTP holds its thread, and with it other requests, to the end.
+pub(super) const DEADLINE_MAX: Duration = Duration::from_secs(1);
+/// A call that waits holds an instance, but no thread.
+const DEADLINE_OUTBOUND_MAX: Duration = Duration::from_secs(60);
+/// The default for instances alive at the same time.
+const INSTANCES: u32 = 256;
+
+impl Resolver<'_> {
+    pub(super) fn filters(
+        &mut self,
+        filters: Vec<(String, file::Filter)>,
+        section: &Node,
+        server: &Server,
+    ) -> Vec<Filter> {
+        filters
+            .into_iter()
+            .map(|(name, filter)| {
+                let node = section.at(&name);
+                let place = section.key_place(&name);
+                let grants = grants(&filter.grants);
+                let settings_node = node.get("settings");
+                let version = FilterVersion {
+                    component: self.path(&filter.component),
+                    component_place: node.at("component").place.clone(),
+                    settings: settings(filter.settings.as_ref()),
+                    settings_written: settings_node
+                        .filter(|_| filter.settings.is_some())
+                        .map_or_else(empty, |node| node.to_json(false)),
+                    settings_place: settings_node
+                        .map_or_else(|| place.clone(), |_| node.key_place("settings")),
+                    grants,
+                };
+                let limits =
+                    self.limits(&filter.limits, node.at("limits"), &version.grants, server);
+                let policy = FilterPolicy {
+                    isolation: self.isolation(
+                        &filter.isolation,
+                        node.at("isolation"),
+                        limits.memory,
+                    ),
+                    on_failure: failure_mode(&filter.on_failure),
+                    limits,
+                };
+                Filter {
+                    name: name.into(),
+                    version,
+                    policy,
+                    place,
+                }
+            })
+            .collect()
+    }
+
+    fn limits(
+        &mut self,
+        limits: &file::FilterLimits,
+        node: &Node,
+        grants: &Grants,
+        server: &Server,
+    ) -> FilterLimits {
+        let (default, max) = match grants.outbound.as_slice() {
+            [] => (DEADLINE, DEADLINE_MAX),
+            _ => (DEADLINE_OUTBOUND, DEADLINE_OUTBOUND_MAX),
+        };
+        let deadline = limits
+            .deadline
+            .as_ref()
+            .map_or(default, |deadline| deadline.0.0);
+        if deadline > max {
+            let problem = Problem::new(
+                "the deadline is too long",
+                node.at("deadline").place.clone(),
+            )
+            .label(format!("at most `{}`", format_duration(max)));
+            self.problem(match grants.outbound.as_slice() {
+                [] => problem.hint("without outbound HTTP a call holds a thread to its end"),
+                _ => problem,
+            });
+        }
+        let memory = limits.memory.0;
+        if memory > server.instance_memory {
+            // A default is never larger than the default of the bound, so one of the two was written.
+            let problem = Problem::new(
+                "the filter's memory is more than any instance may have",
+                node.at("memory").place.clone(),
+            );
+            let label = format!("`server.instance_memory` is `{}`", server.instance_memory);
+            self.problem(
+                problem
+                    .label(label)
+                    .hint("lower this one, or raise that one"),
+            );
+        } else if memory < MEMORY_MIN {
+            let problem = Problem::new(
+                "no instance runs in so little memory",
+                node.at("memory").place.clone(),
+            );
+            self.problem(problem.label(format!("at least `{MEMORY_MIN}`, a page")));
+        }
+        let instances = match &limits.instances {
+            Some(instances) if instances.0.0 > server.instances => {
+                let place = node.at("instances").place.clone();
+                let problem =
+                    Problem::new("the filter may have more instances than the process", place);
+                let label = format!("`server.instances` is `{}`", server.instances);
+                self.problem(
+                    problem
+                        .label(label)
+                        .hint("lower this one, or raise that one"),
+                );
+                instances.0.0
+            }
+            Some(instances) => instances.0.0,
+            None => INSTANCES.min(server.instances),
+        };
+        FilterLimits {
+            deadline,
+            configure_deadline: limits.configure_deadline.0.0,
+            memory,
+            table_elements: limits.table_elements.0.0,
+            copy: limits.copy.0,
+            instances,
+            body: limits.body.0,
+            key_value: limits.key_value.0,
+        }
+    }
+
+    fn isolation(&mut self, form: &file::IsolationForm, node: &Node, limit: ByteSize) -> Isolation {
+        let reused = match form {
+            Either::Short(file::IsolationWord::Request) => return Isolation::Request,
+            Either::Short(file::IsolationWord::Reused) => &file::Reused::default(),
+            Either::Long(map) => &map.reused,
+        };
+        let memory = reused
+            .memory
+            .as_ref()
+            .map_or(ByteSize(limit.0 / 2), |memory| memory.0);
+        if memory > limit {
+            let place = node.at("reused").at("memory").place.clone();
+            let problem = Problem::new("no instance gets to have this much memory", place);
+            self.problem(problem.label(format!("`limits.memory` is `{limit}`")));
+        }
+        Isolation::Reused {
+            requests: reused.requests.0.0,
+            memory,
+        }
+    }
+}
+
+pub(super) fn grants(grants: &file::Grants) -> Grants {
+    Grants {
+        outbound: grants
+            .outbound
+            .iter()
+            .map(|grant| grant.0.clone())
+            .collect(),
+    }
+}
+
+/// Returns settings as JSON text. None are an empty object: a filter whose settings all have defaults takes it.
+pub(super) fn settings(settings: Option<&serde_json::Value>) -> Secret {
+    Secret::new(settings.map_or_else(|| empty().to_string(), ToString::to_string))
+}
+
+fn empty() -> serde_json::Value {
+    serde_json::Value::Object(serde_json::Map::new())
+}
+
+fn failure_mode(form: &file::FailureForm) -> FailureMode {
+    let fall_back = match form {
+        Either::Short(file::FailureWord::Closed) => return FailureMode::Closed,
+        Either::Short(file::FailureWord::Open) => return FailureMode::Open,
+        Either::Short(file::FailureWord::FallBack) => &file::FallBack::default(),
+        Either::Long(map) => &map.fall_back,
+    };
+    FailureMode::FallBack {
+        failures: fall_back.failures.0.0,
+        window: fall_back.window.0.0,
+    }
+}

@@ -1,0 +1,344 @@
+//! `routes`.
+
+use std::collections::BTreeMap;
+
+use super::{Resolver, Section, line_of, repeated};
+use crate::file;
+use crate::file::HeaderCondition;
+use crate::file::written::Written;
+use crate::model::{
+    HeaderMatch, HostPattern, PathPattern, Rollout, RolloutSubject, Route, RouteMatch, Segment,
+    Target,
+};
+use crate::problem::{Place, Problem};
+use crate::text::HeaderName;
+use crate::tree::Node;
+
+/// Filters in a chain. Each request keeps an instance of each of them; 64 is far above any chain we have seen.
+const FILTERS_MAX: usize = 64;
+/// Rollouts that a route can meet: a request's tracks are kept as the bits of one word.
+const ROLLOUTS_MAX: usize = 64;
+
+impl Resolver<'_> {
+    pub(super) fn routes(&mut self, routes: Vec<file::Route>, tree: &Node) -> Vec<Route> {
+        let section = tree.get("routes");
+        if routes.is_empty() && !tree.pruned("routes") && !section.is_some_and(|node| node.damaged)
+        {
+            let place = tree.entry("routes").map(|entry| entry.key_place.clone());
+            let problem = Problem::new("there is no route", place.unwrap_or_default());
+            self.problem(
+                problem.hint(
+                    "without one, every request is answered with 404: add `- upstream: NAME`",
+                ),
+            );
+        }
+        let section = tree.at("routes");
+        let routes: Vec<_> = routes
+            .into_iter()
+            .enumerate()
+            .filter_map(|(index, route)| self.route(route, section.item(index)))
+            .collect();
+        let intact = |place: &Place| {
+            section_item(section, place).is_some_and(|node| !node.at("match").damaged)
+        };
+        self.check_duplicates(&routes, intact);
+        self.check_route_names(&routes, section);
+        routes
+    }
+
+    fn route(&mut self, route: file::Route, node: &Node) -> Option<Route> {
+        let matcher = self.matcher(route.matches, node.at("match"));
+        let filters = self.references(Section::Filters, &route.filters, node.at("filters"));
+        if filters.len() > FILTERS_MAX {
+            let problem = Problem::new("the chain is too long", node.key_place("filters"));
+            self.problem(
+                problem.label(format!("{} filters; at most {FILTERS_MAX}", filters.len())),
+            );
+        }
+        let upstream = self.find(Section::Upstreams, &route.upstream, node.at("upstream"));
+        let alternatives = self.references(
+            Section::Upstreams,
+            &route.alternatives,
+            node.at("alternatives"),
+        );
+        if let Some(index) = route
+            .alternatives
+            .iter()
+            .position(|name| name.0 == route.upstream.0)
+        {
+            let place = node.at("alternatives").item(index).place.clone();
+            let problem = Problem::new("the route's upstream is no alternative to itself", place);
+            self.problem(problem.hint("remove it here: a filter may always choose it"));
+        }
+        Some(Route {
+            name: match &route.name {
+                Some(name) => name.0.0.as_str().into(),
+                None => default_name(&matcher).into(),
+            },
+            matcher,
+            filters,
+            target: Target::Upstream {
+                upstream: upstream?,
+                alternatives,
+            },
+            place: node.get("name").unwrap_or(node).place.clone(),
+        })
+    }
+
+    /// Finds what a list of names refers to, none of them twice.
+    fn references(
+        &mut self,
+        section: Section,
+        names: &[Written<String>],
+        node: &Node,
+    ) -> Vec<usize> {
+        let texts: Vec<&String> = names.iter().map(|name| &name.0).collect();
+        for (index, _) in repeated(&texts) {
+            let item = node.item(index);
+            let written = item.written().unwrap_or_default();
+            let problem = Problem::new(format!("`{written}` is listed twice"), item.place.clone());
+            self.problem(match section {
+                Section::Filters => problem.hint(
+                    "a filter runs once in a chain; declare it under a second name to run it again",
+                ),
+                Section::Upstreams => problem.hint("remove one of the two"),
+            });
+        }
+        names
+            .iter()
+            .enumerate()
+            .filter_map(|(index, name)| self.find(section, name, node.item(index)))
+            .collect()
+    }
+
+    fn matcher(&mut self, matches: file::Match, node: &Node) -> RouteMatch {
+        let hosts: Vec<HostPattern> = matches.host.0.into_iter().map(|host| host.0).collect();
+        let methods: Vec<String> = matches
+            .methods
+            .into_iter()
+            .map(|method| method.0.0)
+            .collect();
+        let twice = repeated(&hosts)
+            .into_iter()
+            .map(|(index, _)| node.at("host").item(index));
+        let twice = twice.chain(
+            repeated(&methods)
+                .into_iter()
+                .map(|(index, _)| node.at("methods").item(index)),
+        );
+        for item in twice {
+            let written = item.written().unwrap_or_default();
+            let problem = Problem::new(format!("`{written}` is listed twice"), item.place.clone());
+            self.problem(problem.hint("remove one of the two"));
+        }
+        let mut headers: Vec<HeaderMatch> = Vec::new();
+        for (name, condition) in matches.headers.0 {
+            let place = node.at("headers").key_place(&name);
+            let value = match condition {
+                HeaderCondition::Present => None,
+                HeaderCondition::Value(value) => Some(value),
+            };
+            match self.matched_header(&name, &headers) {
+                Ok(name) => headers.push(HeaderMatch { name, value }),
+                Err(hint) => {
+                    let problem = Problem::new(
+                        format!("a route cannot match on the header `{name}`"),
+                        place,
+                    );
+                    self.problem(problem.hint(hint));
+                }
+            }
+        }
+        let path = matches
+            .path
+            .map_or_else(|| PathPattern::Prefix("/".into()), |path| path.0);
+        RouteMatch {
+            hosts,
+            path,
+            methods,
+            headers,
+        }
+    }
+
+    /// Returns a header's name in lower case, or why it cannot be asked for.
+    fn matched_header(&self, name: &str, before: &[HeaderMatch]) -> Result<String, String> {
+        let header = HeaderName::parse(name).map_err(|error| {
+            error
+                .hint
+                .unwrap_or_else(|| format!("expected {}", error.expected))
+        })?;
+        if header.0 == "host" {
+            return Err("hosts go to `match.host`".into());
+        }
+        // A route of its own for WebSockets is a common wish.
+        if header.is_hop_by_hop() && header.0 != "upgrade" {
+            return Err("it belongs to the connection, not to the request".into());
+        }
+        if header.is_ours() {
+            return Err("headers that begin with `x-lockgate-` are the gateway's own".into());
+        }
+        if before.iter().any(|other| other.name == header.0) {
+            return Err("it is there already; case makes no difference".into());
+        }
+        Ok(header.0)
+    }
+
+    fn check_duplicates(&mut self, routes: &[Route], intact: impl Fn(&Place) -> bool) {
+        let mut seen: BTreeMap<Taken, &Route> = BTreeMap::new();
+        for route in routes.iter().filter(|route| intact(&route.place)) {
+            for taken in Taken::of(&route.matcher) {
+                let Some(first) = seen.get(&taken) else {
+                    seen.insert(taken, route);
+                    continue;
+                };
+                let host = taken
+                    .host
+                    .map_or_else(String::new, |host| format!(" for `{host}`"));
+                let message = format!(
+                    "the routes `{}` and `{}` match the same requests{host}",
+                    first.name, route.name
+                );
+                let label = format!(
+                    "the first is `{}`{}",
+                    item_path(&first.place),
+                    line_of(&first.place)
+                );
+                let hint =
+                    "remove one of them, or tell them apart by host, path, methods or headers";
+                self.problem(
+                    Problem::new(message, route.place.clone())
+                        .label(label)
+                        .hint(hint),
+                );
+                break;
+            }
+        }
+    }
+
+    fn check_route_names(&mut self, routes: &[Route], section: &Node) {
+        let names: Vec<_> = routes.iter().map(|route| &route.name).collect();
+        for (index, first) in repeated(&names) {
+            let (route, first) = (&routes[index], &routes[first]);
+            // Equal default names mean equal matches, which have been told.
+            if section_item(section, &route.place).is_none_or(|node| node.get("name").is_none()) {
+                continue;
+            }
+            let message = format!("two routes have the name `{}`", route.name);
+            let label = format!(
+                "the first is `{}`{}",
+                item_path(&first.place),
+                line_of(&first.place)
+            );
+            self.problem(
+                Problem::new(message, route.place.clone())
+                    .label(label)
+                    .hint("names of routes are unique"),
+            );
+        }
+    }
+
+    pub(super) fn check_rollouts_of_routes(&mut self, routes: &[Route], rollouts: &[Rollout]) {
+        for route in routes {
+            let Target::Upstream {
+                upstream,
+                alternatives,
+            } = &route.target;
+            let meets = |rollout: &&Rollout| match &rollout.subject {
+                RolloutSubject::Filter { filter, .. } => route.filters.contains(filter),
+                RolloutSubject::Upstream {
+                    upstream: subject, ..
+                } => upstream == subject || alternatives.contains(subject),
+            };
+            let count = rollouts.iter().filter(meets).count();
+            if count > ROLLOUTS_MAX {
+                let message = format!("the route `{}` meets too many rollouts", route.name);
+                let problem = Problem::new(message, route.place.clone());
+                self.problem(problem.label(format!("{count} of them; at most {ROLLOUTS_MAX}")));
+            }
+        }
+    }
+}
+
+/// What a route takes of one host, in a form that is equal for what matches the same.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Taken {
+    host: Option<HostPattern>,
+    path: PathPattern,
+    methods: Vec<String>,
+    headers: Vec<HeaderMatch>,
+}
+
+impl Taken {
+    fn of(matcher: &RouteMatch) -> Vec<Self> {
+        let mut methods = matcher.methods.clone();
+        methods.sort_unstable();
+        let mut headers = matcher.headers.clone();
+        headers.sort_unstable();
+        let path = match &matcher.path {
+            // Names of parameters make no difference.
+            PathPattern::Template(segments) => PathPattern::Template(
+                segments
+                    .iter()
+                    .map(|segment| match segment {
+                        Segment::Literal(text) => Segment::Literal(text.clone()),
+                        Segment::Parameter(_) => Segment::Parameter(String::new()),
+                    })
+                    .collect(),
+            ),
+            path => path.clone(),
+        };
+        let of = |host| Self {
+            host,
+            path: path.clone(),
+            methods: methods.clone(),
+            headers: headers.clone(),
+        };
+        match matcher.hosts.as_slice() {
+            [] => vec![of(None)],
+            hosts => hosts.iter().map(|host| of(Some(host.clone()))).collect(),
+        }
+    }
+}
+
+/// Returns what a route matches, as one reads it: `GET api.example.com/users/{id} x-beta=1`.
+fn default_name(matcher: &RouteMatch) -> String {
+    let mut name = matcher.methods.join(",");
+    if !name.is_empty() {
+        name.push(' ');
+    }
+    name.push_str(
+        &matcher
+            .hosts
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(","),
+    );
+    name.push_str(&matcher.path.to_string());
+    for HeaderMatch {
+        name: header,
+        value,
+    } in &matcher.headers
+    {
+        name.push(' ');
+        name.push_str(header);
+        if let Some(value) = value {
+            name.push('=');
+            name.push_str(value);
+        }
+    }
+    name
+}
+
+/// Returns the item of `routes` that a place is in.
+fn section_item<'n>(section: &'n Node, place: &Place) -> Option<&'n Node> {
+    section
+        .items()
+        .iter()
+        .find(|item| *item.place.path == *item_path(place))
+}
+
+/// Returns `routes[2]` for `routes[2].name`.
+fn item_path(place: &Place) -> &str {
+    place.path.split_inclusive(']').next().unwrap_or_default()
+}

@@ -1,0 +1,172 @@
+//! `server`, `listeners` and `admin`.
+
+use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::thread::available_parallelism;
+
+use super::{Resolver, line_of, repeated};
+use crate::file;
+use crate::file::written::Either;
+use crate::model::{AccessLog, Admin, AdminAddress, Listener, RequestLimits, Server};
+use crate::problem::{Place, Problem};
+use crate::tree::Node;
+use crate::units::ByteSize;
+
+/// Bounds of `server.instance_memory`: one page of WebAssembly, and all that 32-bit memories can have.
+pub(super) const MEMORY_MIN: ByteSize = ByteSize::kib(64);
+const MEMORY_MAX: ByteSize = ByteSize::gib(4);
+
+/// Bytes of a socket's path that the system takes.
+const SOCKET_PATH_MAX: usize = 107;
+
+impl Resolver<'_> {
+    pub(super) fn server(&mut self, server: file::Server, node: &Node) -> Server {
+        let instance_memory = server.instance_memory.0;
+        if !(MEMORY_MIN..=MEMORY_MAX).contains(&instance_memory) {
+            let place = node.at("instance_memory").place.clone();
+            let problem = Problem::new("no instance can have this much memory", place);
+            self.problem(problem.label(format!("expected {MEMORY_MIN} to {MEMORY_MAX}")));
+        }
+        let dir = |dir: Option<_>, default: &str| {
+            dir.map_or_else(|| self.base_dir.join(default), |dir| self.path(&dir))
+        };
+        Server {
+            threads: match server.threads {
+                Some(threads) => threads.0.0 as usize,
+                None => available_parallelism().map_or(1, usize::from),
+            },
+            compile_threads: server.compile_threads.0.0 as usize,
+            state_dir: dir(server.state_dir, "state"),
+            cache_dir: dir(server.cache_dir, "cache"),
+            cache_size: server.cache_size.0,
+            instances: server.instances.0.0,
+            instance_memory,
+            drain: server.drain.0,
+            watch: server.watch.0,
+            access_log: match server.access_log {
+                file::AccessLog::Stdout => AccessLog::Stdout,
+                file::AccessLog::Off => AccessLog::Off,
+            },
+            trusted_proxies: server
+                .trusted_proxies
+                .iter()
+                .map(|network| network.0)
+                .collect(),
+            limits: RequestLimits {
+                body: server.limits.body.map(|size| size.0),
+                read_timeout: server.limits.read_timeout.0.0,
+                write_timeout: server.limits.write_timeout.0.0,
+                idle_timeout: server.limits.idle_timeout.0.0,
+            },
+        }
+    }
+
+    pub(super) fn listeners(
+        &mut self,
+        listeners: Vec<file::ListenerForm>,
+        tree: &Node,
+    ) -> Vec<Listener> {
+        let node = tree.get("listeners");
+        if listeners.is_empty() && !tree.pruned("listeners") && !node.is_some_and(|n| n.damaged) {
+            let place = tree.entry("listeners").map(|entry| entry.key_place.clone());
+            let problem = Problem::new("there is no listener", place.unwrap_or_default());
+            self.problem(problem.hint("add one: `listeners: [\"0.0.0.0:8080\"]`"));
+        }
+        let listeners: Vec<Listener> = listeners
+            .into_iter()
+            .map(|listener| match listener {
+                Either::Short(address) => Listener {
+                    address: address.0,
+                    h2c: true,
+                },
+                Either::Long(long) => Listener {
+                    address: long.address.0,
+                    h2c: long.h2c.0,
+                },
+            })
+            .collect();
+        // Port 0 takes another port each time.
+        let addresses: Vec<_> = listeners
+            .iter()
+            .enumerate()
+            .map(|(index, listener)| {
+                (
+                    listener.address,
+                    if listener.address.port() == 0 {
+                        index
+                    } else {
+                        0
+                    },
+                )
+            })
+            .collect();
+        for (index, first) in repeated(&addresses) {
+            let place = |index| tree.at("listeners").item(index).at("address").place.clone();
+            let message = format!("`{}` is listened on twice", listeners[index].address);
+            let label = format!("it is there already{}", line_of(&place(first)));
+            self.problem(Problem::new(message, place(index)).label(label));
+        }
+        listeners
+    }
+
+    pub(super) fn admin(
+        &mut self,
+        admin: file::Admin,
+        tree: &Node,
+        listeners: &[Listener],
+    ) -> Admin {
+        let node = tree.at("admin");
+        let place = || match tree.get("admin") {
+            Some(node) => node.at("address").place.clone(),
+            None => Place::none(),
+        };
+        let address = match admin.address.0 {
+            AdminAddress::Tcp(address) => {
+                self.check_admin_address(
+                    address,
+                    admin.token.is_some() || node.damaged,
+                    listeners,
+                    place,
+                );
+                AdminAddress::Tcp(address)
+            }
+            AdminAddress::Unix(path) => {
+                let path = self.base_dir.join(path);
+                if path.as_os_str().as_bytes().len() > SOCKET_PATH_MAX {
+                    let problem = Problem::new("the path of the socket is too long", place());
+                    let label = format!("at most {SOCKET_PATH_MAX} bytes with its folder");
+                    self.problem(
+                        problem
+                            .label(label)
+                            .hint("`/run/lockgate/admin.sock` is a good one"),
+                    );
+                }
+                AdminAddress::Unix(path)
+            }
+        };
+        Admin {
+            address,
+            token: admin.token.map(|token| token.0),
+        }
+    }
+
+    fn check_admin_address(
+        &mut self,
+        address: SocketAddr,
+        guarded: bool,
+        listeners: &[Listener],
+        place: impl Fn() -> Place,
+    ) {
+        if !address.ip().is_loopback() && !guarded {
+            let message = "the admin API is open to the network, without a token";
+            let hint = "set `admin.token: \"${LOCKGATE_TOKEN}\"`, or listen on `127.0.0.1:9901` or on a Unix socket";
+            let label = "neither loopback nor a Unix socket";
+            self.problem(Problem::new(message, place()).label(label).hint(hint));
+        }
+        if address.port() != 0 && listeners.iter().any(|listener| listener.address == address) {
+            let message = format!("`{address}` is both a listener's and the admin's address");
+            let hint = "choose another port for one of them";
+            self.problem(Problem::new(message, place()).hint(hint));
+        }
+    }
+}
