@@ -5,6 +5,7 @@
 //! the file is *resolved* into the [`model`], what is meant.
 
 mod decode;
+mod dump;
 mod file;
 pub mod model;
 pub mod problem;
@@ -12,6 +13,8 @@ mod resolve;
 pub mod text;
 mod tree;
 pub mod units;
+
+pub use self::dump::dump;
 
 use std::fs;
 use std::path::Path;

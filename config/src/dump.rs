@@ -1,0 +1,219 @@
+//! The resolved configuration as data, for people to read: every default is there, and no secret.
+
+use serde_json::{Map, Value, json};
+
+use crate::model::{
+    AccessLog, Config, FailureMode, FilterLimits, FilterPolicy, FilterVersion, Isolation, KeyPart,
+    RolloutSubject, Route, Server, Target, Upstream, UpstreamProtocol,
+};
+use crate::units::format_duration;
+
+/// Returns a configuration in the form of a file, with every default filled in. The admin's token is redacted, and
+/// settings are as they were written, without the values of variables. Apart from those, reading it gives the same
+/// configuration.
+#[must_use]
+pub fn dump(config: &Config) -> Value {
+    let listeners = config
+        .listeners
+        .iter()
+        .map(|listener| json!({ "address": listener.address.to_string(), "h2c": listener.h2c }));
+    let mut admin = json!({ "address": config.admin.address.to_string() });
+    if let Some(token) = &config.admin.token {
+        admin["token"] = token.to_string().into();
+    }
+    let filters = config.filters.iter().map(|filter| {
+        let mut value = version(&filter.version);
+        policy(&filter.policy, &mut value);
+        (filter.name.to_string(), Value::Object(value))
+    });
+    json!({
+        "server": server(&config.server),
+        "listeners": listeners.collect::<Value>(),
+        "admin": admin,
+        "upstreams": config.upstreams.iter().map(|it| (it.name.to_string(), upstream(it))).collect::<Map<_, _>>(),
+        "filters": filters.collect::<Map<_, _>>(),
+        "routes": config.routes.iter().map(|it| route(it, config)).collect::<Value>(),
+        "rollouts": rollouts(config),
+    })
+}
+
+fn server(server: &Server) -> Value {
+    let mut limits = json!({
+        "read_timeout": format_duration(server.limits.read_timeout),
+        "write_timeout": format_duration(server.limits.write_timeout),
+        "idle_timeout": format_duration(server.limits.idle_timeout),
+    });
+    if let Some(body) = server.limits.body {
+        limits["body"] = body.to_string().into();
+    }
+    json!({
+        "threads": server.threads,
+        "compile_threads": server.compile_threads,
+        "state_dir": server.state_dir.display().to_string(),
+        "cache_dir": server.cache_dir.display().to_string(),
+        "cache_size": server.cache_size,
+        "instances": server.instances,
+        "instance_memory": server.instance_memory,
+        "drain": format_duration(server.drain),
+        "watch": server.watch,
+        "access_log": match server.access_log {
+            AccessLog::Stdout => "stdout",
+            AccessLog::Off => "off",
+        },
+        "trusted_proxies": texts(server.trusted_proxies.iter()),
+        "limits": limits,
+    })
+}
+
+fn upstream(upstream: &Upstream) -> Value {
+    json!({
+        "endpoints": texts(upstream.endpoints.iter()),
+        "protocol": match upstream.protocol {
+            UpstreamProtocol::Http1 => "http1",
+            UpstreamProtocol::H2c => "h2c",
+        },
+        "timeouts": {
+            "connect": format_duration(upstream.timeouts.connect),
+            "read": format_duration(upstream.timeouts.read),
+            "write": format_duration(upstream.timeouts.write),
+            "idle": format_duration(upstream.timeouts.idle),
+        },
+        "retries": upstream.retries,
+        "keepalive_connections": upstream.keepalive_connections,
+    })
+}
+
+fn version(version: &FilterVersion) -> Map<String, Value> {
+    let grants = json!({ "outbound": texts(version.grants.outbound.iter()) });
+    Map::from_iter([
+        (
+            "component".into(),
+            version.component.display().to_string().into(),
+        ),
+        ("settings".into(), version.settings_written.clone()),
+        ("grants".into(), grants),
+    ])
+}
+
+fn policy(policy: &FilterPolicy, value: &mut Map<String, Value>) {
+    let isolation = match policy.isolation {
+        Isolation::Request => "request".into(),
+        Isolation::Reused { requests, memory } => {
+            json!({ "reused": { "requests": requests, "memory": memory } })
+        }
+    };
+    let on_failure = match policy.on_failure {
+        FailureMode::Closed => "closed".into(),
+        FailureMode::Open => "open".into(),
+        FailureMode::FallBack { failures, window } => {
+            json!({ "fall-back": { "failures": failures, "window": format_duration(window) } })
+        }
+    };
+    let FilterLimits {
+        deadline,
+        configure_deadline,
+        memory,
+        table_elements,
+        copy,
+        instances,
+        body,
+        key_value,
+    } = policy.limits;
+    let limits = json!({
+        "deadline": format_duration(deadline),
+        "configure_deadline": format_duration(configure_deadline),
+        "memory": memory,
+        "table_elements": table_elements,
+        "copy": copy,
+        "instances": instances,
+        "body": body,
+        "key_value": key_value,
+    });
+    value.insert("isolation".into(), isolation);
+    value.insert("on_failure".into(), on_failure);
+    value.insert("limits".into(), limits);
+}
+
+fn route(route: &Route, config: &Config) -> Value {
+    let mut matches = Map::new();
+    if !route.matcher.hosts.is_empty() {
+        matches.insert("host".into(), texts(route.matcher.hosts.iter()));
+    }
+    matches.insert("path".into(), route.matcher.path.to_string().into());
+    if !route.matcher.methods.is_empty() {
+        matches.insert("methods".into(), texts(route.matcher.methods.iter()));
+    }
+    if !route.matcher.headers.is_empty() {
+        let headers = route.matcher.headers.iter().map(|header| {
+            let value = header
+                .value
+                .as_ref()
+                .map_or(true.into(), |value| literal(value));
+            (header.name.clone(), value)
+        });
+        matches.insert("headers".into(), headers.collect::<Map<_, _>>().into());
+    }
+    let upstream_name = |index: &usize| config.upstreams[*index].name.to_string();
+    let filters = route
+        .filters
+        .iter()
+        .map(|index| config.filters[*index].name.to_string());
+    let Target::Upstream {
+        upstream,
+        alternatives,
+    } = &route.target;
+    let mut value = json!({
+        "match": matches,
+        "filters": filters.collect::<Value>(),
+        "upstream": upstream_name(upstream),
+        "alternatives": alternatives.iter().map(upstream_name).collect::<Value>(),
+    });
+    // A default name is no name that may be written.
+    if crate::text::check_name(&route.name).is_ok() {
+        value["name"] = route.name.to_string().into();
+    }
+    value
+}
+
+fn rollouts(config: &Config) -> Value {
+    let rollouts = config.rollouts.iter().map(|rollout| {
+        let mut value = match &rollout.subject {
+            RolloutSubject::Filter { filter, canary } => json!({
+                "filter": config.filters[*filter].name.to_string(),
+                "canary": version(canary),
+            }),
+            RolloutSubject::Upstream { upstream, canary } => json!({
+                "upstream": config.upstreams[*upstream].name.to_string(),
+                "canary": config.upstreams[*canary].name.to_string(),
+            }),
+        };
+        value["weight"] = rollout.weight.to_string().into();
+        value["key"] = rollout.key.iter().map(key_part).collect();
+        value["salt"] = literal(&rollout.salt);
+        if let Some(overriding) = &rollout.overriding {
+            value["override"] =
+                json!({ "header": overriding.header, "trusted": texts(overriding.trusted.iter()) });
+        }
+        (rollout.name.to_string(), value)
+    });
+    rollouts.collect::<Map<_, _>>().into()
+}
+
+fn key_part(part: &KeyPart) -> Value {
+    match part {
+        KeyPart::Header(name) => json!({ "header": literal(name) }),
+        KeyPart::Cookie(name) => json!({ "cookie": literal(name) }),
+        KeyPart::Query(name) => json!({ "query": literal(name) }),
+        KeyPart::ClientIp => "client_ip".into(),
+        KeyPart::Path => "path".into(),
+    }
+}
+
+fn texts<T: ToString>(items: impl Iterator<Item = T>) -> Value {
+    items.map(|item| item.to_string()).collect()
+}
+
+/// Writes a text so that no variable is read from it.
+fn literal(text: &str) -> Value {
+    text.replace('$', "$$").into()
+}
