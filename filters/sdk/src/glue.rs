@@ -122,6 +122,10 @@ macro_rules! __export {
             );
             $($crate::__export_phase!($phase);)*
         };
+
+        // Elsewhere it is in use all the same, as far as the compiler's warnings go.
+        #[cfg(not(target_family = "wasm"))]
+        const _: $crate::glue::Slot<$filter> = $crate::glue::Slot::new();
     };
 }
 

@@ -96,8 +96,7 @@ const FORBIDDEN_PREFIX: &str = "x-lockgate-";
 ///
 /// [`Refusal::InvalidName`] or [`Refusal::Forbidden`].
 pub fn check_name(name: &str) -> Result<(), Refusal> {
-    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    if name.is_empty() || !name.bytes().all(token) {
+    if !is_token(name) {
         return Err(Refusal::InvalidName);
     }
     let lower_case = name.to_ascii_lowercase();
@@ -105,6 +104,13 @@ pub fn check_name(name: &str) -> Result<(), Refusal> {
         return Err(Refusal::Forbidden);
     }
     Ok(())
+}
+
+/// Tells whether a text is a token of RFC 9110, section 5.6.2, as the names of headers are, also of those that a filter
+/// may read but not write.
+pub fn is_token(text: &str) -> bool {
+    let of_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(of_token)
 }
 
 /// Checks that a header may have this value.
