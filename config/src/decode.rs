@@ -97,10 +97,15 @@ impl Error {
                 _ => return None,
             };
         }
-        if let (Fault::Missing { field }, Value::Map(map)) = (&self.fault, &node.value)
-            && map.pruned.iter().any(|key| key == field)
-        {
-            return None;
+        if let Value::Map(map) = &node.value {
+            let told = match &self.fault {
+                Fault::Missing { field } => map.pruned.iter().any(|key| key == field),
+                // A map of one key that has lost it.
+                Fault::Wrong { .. } | Fault::Unknown { .. } => !map.pruned.is_empty(),
+            };
+            if told {
+                return None;
+            }
         }
         Some(self.of_value(node).at(node.place.clone()))
     }
@@ -130,6 +135,7 @@ impl Error {
     fn of_value(&self, node: &Node) -> Complaint {
         let message = match (&node.value, node.written()) {
             (Value::Null, _) => "the value is missing".into(),
+            (_, Some(written)) if written.is_empty() => "the value is empty".into(),
             (Value::List(_), _) => "a list cannot stand here".into(),
             (_, Some(written)) => format!("invalid value `{}`", shortened(&written)),
             (_, None) => "a map cannot stand here".into(),
@@ -150,7 +156,7 @@ impl Error {
             },
             Fault::Wrong { expected, hint } => {
                 // A hint may quote the value, which is not for showing where it came from a variable.
-                let hint = hint.as_ref().filter(|_| {
+                let hint = hint.clone().filter(|_| {
                     !matches!(
                         node.value,
                         Value::Text {
@@ -159,17 +165,12 @@ impl Error {
                         }
                     )
                 });
-                let quoting = match (&node.value, node.written()) {
-                    (
-                        Value::Unsigned(_) | Value::Signed(_) | Value::Float(_) | Value::Bool(_),
-                        Some(written),
-                    ) if expected.starts_with("a text") => {
-                        Some(format!("put it in quotes: `\"{written}\"`"))
-                    }
-                    _ => None,
+                let bracketed = || {
+                    let written = node.written().filter(|_| expected.starts_with("a list"))?;
+                    Some(format!("put it in brackets: `[{}]`", shortened(&written)))
                 };
                 Complaint {
-                    hint: hint.cloned().or(quoting),
+                    hint: hint.or_else(bracketed),
                     ..Complaint::new(message, format!("expected {expected}"))
                 }
             }
@@ -286,6 +287,16 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// Says in the words of YAML what serde expects in those of Rust.
+fn in_words(expected: &dyn de::Expected) -> String {
+    let expected = expected.to_string();
+    match expected.as_str() {
+        "a sequence" => "a list".into(),
+        _ if expected.starts_with("struct ") => "a map".into(),
+        _ => expected,
+    }
+}
+
 impl de::Error for Error {
     /// Of what the leaf types say: `expected …`, and a hint in a line of its own.
     fn custom<T: fmt::Display>(message: T) -> Self {
@@ -303,21 +314,21 @@ impl de::Error for Error {
     // What was found is left out: it is the expanded value, and the message quotes the written one.
     fn invalid_type(_: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
         Self::new(Fault::Wrong {
-            expected: expected.to_string(),
+            expected: in_words(expected),
             hint: None,
         })
     }
 
     fn invalid_value(_: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
         Self::new(Fault::Wrong {
-            expected: expected.to_string(),
+            expected: in_words(expected),
             hint: None,
         })
     }
 
     fn invalid_length(_: usize, expected: &dyn de::Expected) -> Self {
         Self::new(Fault::Wrong {
-            expected: expected.to_string(),
+            expected: in_words(expected),
             hint: None,
         })
     }
@@ -349,10 +360,22 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
             Value::Float(value) => visitor.visit_f64(*value),
             text @ Value::Text { .. } => visitor.visit_str(text.text().unwrap_or_default()),
             Value::List(items) => visitor.visit_seq(Items { items, next: 0 }),
-            Value::Map(map) => visitor.visit_map(Entries {
-                entries: &map.entries,
-                next: 0,
-            }),
+            Value::Map(map) => {
+                let mut entries = Entries {
+                    entries: &map.entries,
+                    next: 0,
+                };
+                let value = visitor.visit_map(&mut entries)?;
+                // An enum takes one key, and does not look for more.
+                if entries.next < map.entries.len() {
+                    let fault = Fault::Wrong {
+                        expected: "one key only".into(),
+                        hint: None,
+                    };
+                    return Err(Error::new(fault).within(Step::Key(entries.next)));
+                }
+                Ok(value)
+            }
         }
     }
 

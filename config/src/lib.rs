@@ -18,7 +18,6 @@ pub use self::dump::dump;
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 
 use self::model::Config;
 use self::problem::{Place, Problem, Report, Source};
@@ -63,10 +62,11 @@ pub fn load(path: &Path) -> Result<Loaded, Report> {
             ));
         }
     };
-    let source = Source {
+    let mut source = Source {
         file: path.to_owned(),
         text: text.into(),
     };
+    strip_mark(&mut source);
     let base_dir = path.parent().unwrap_or(Path::new(""));
     let config = parse(source.clone(), base_dir, &|name| std::env::var(name).ok())?;
     Ok(Loaded { config, source })
@@ -78,20 +78,26 @@ pub fn load(path: &Path) -> Result<Loaded, Report> {
 ///
 /// All the problems that are in it.
 pub fn parse(
-    source: Source,
+    mut source: Source,
     base_dir: &Path,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Config, Report> {
-    let text = Arc::clone(&source.text);
-    // Some editors mark UTF-8 so. It is no character of the text.
-    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    strip_mark(&mut source);
     let mut problems = Vec::new();
-    let config = tree::read(text, env, &mut problems).and_then(|mut tree| {
+    let config = tree::read(&source.text, env, &mut problems).and_then(|mut tree| {
         let file = decode::decode(&mut tree, &mut problems)?;
         Some(resolve::resolve(file, &tree, base_dir, &mut problems))
     });
     match config {
         Some(config) if problems.is_empty() => Ok(config),
         _ => Err(Report::new(source, problems)),
+    }
+}
+
+/// Takes the mark away by which some editors tell UTF-8. It is no character of the text, and would shift each place in
+/// the first line.
+fn strip_mark(source: &mut Source) {
+    if let Some(text) = source.text.strip_prefix('\u{feff}') {
+        source.text = text.into();
     }
 }

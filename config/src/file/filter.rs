@@ -149,7 +149,8 @@ pub(crate) struct FilterLimits {
     /// Time to take in the settings, when it is loaded.
     pub(crate) configure_deadline: Written<Timeout>,
     /// Memory of one instance. At most `server.instance_memory`.
-    pub(crate) memory: Written<ByteSize>,
+    #[schemars(extend("x-default" = "`16MiB`, or `server.instance_memory` where that is less"))]
+    pub(crate) memory: Option<Written<ByteSize>>,
     /// Elements of an instance's tables, together.
     pub(crate) table_elements: Written<Whole<1, 10_000_000>>,
     /// Bytes that one call of the gateway's functions may copy.
@@ -168,7 +169,7 @@ impl Default for FilterLimits {
         Self {
             deadline: None,
             configure_deadline: Written(Timeout(Duration::from_secs(10))),
-            memory: Written(ByteSize::mib(16)),
+            memory: None,
             table_elements: Written(Whole(20_000)),
             copy: Written(ByteSize::mib(4)),
             instances: None,

@@ -9,7 +9,7 @@ use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::filter::Grants;
-use super::written::{CookieName, Either, FilePath, Name, Named, OneOrMany, Written};
+use super::written::{CookieName, Either, FilePath, Name, Named, OneOrMany, Written, quoting};
 use crate::model::{HostPattern, PathPattern};
 use crate::text::{HeaderName, Method};
 use crate::units::Weight;
@@ -79,6 +79,18 @@ impl<'de> Deserialize<'de> for HeaderCondition {
                 Err(E::custom(
                     "a text that a header may have: no control characters, and no space at its ends",
                 ))
+            }
+
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<HeaderCondition, E> {
+                Err(E::custom(quoting("a text, or `true` for any value", value)))
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<HeaderCondition, E> {
+                Err(E::custom(quoting("a text, or `true` for any value", value)))
+            }
+
+            fn visit_f64<E: de::Error>(self, value: f64) -> Result<HeaderCondition, E> {
+                Err(E::custom(quoting("a text, or `true` for any value", value)))
             }
 
             fn visit_bool<E: de::Error>(self, value: bool) -> Result<HeaderCondition, E> {

@@ -62,13 +62,11 @@ impl<'de, T: Scalar> Deserialize<'de> for Written<T> {
                 plain: Plain,
                 value: impl fmt::Display,
             ) -> Result<Written<T>, E> {
-                if T::PLAIN == plain {
-                    return Self::read(&value.to_string());
+                let text = value.to_string();
+                match Self::read(&text) {
+                    Ok(_) if T::PLAIN != plain => Err(E::custom(quoting(T::KIND, value))),
+                    read => read,
                 }
-                Err(E::invalid_type(
-                    de::Unexpected::Other("a plain scalar"),
-                    &T::KIND,
-                ))
             }
         }
 
@@ -323,6 +321,11 @@ fn read_network(text: &str) -> Result<IpNet, TextError> {
         "bits are set behind the prefix: write `{}`",
         network.trunc()
     )))
+}
+
+/// Says what a number or a boolean must be to be a text.
+pub(super) fn quoting(expected: &str, value: impl fmt::Display) -> String {
+    format!("{expected}\nhint: put it in quotes: `\"{value}\"`")
 }
 
 /// With the type's unit: numbers without one are read too, and refused with a hint.

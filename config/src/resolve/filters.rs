@@ -21,6 +21,8 @@ const DEADLINE_OUTBOUND: Duration = Duration::from_secs(5);
 pub(super) const DEADLINE_MAX: Duration = Duration::from_secs(1);
 /// A call that waits holds an instance, but no thread.
 const DEADLINE_OUTBOUND_MAX: Duration = Duration::from_secs(60);
+/// The default for an instance's memory.
+const MEMORY: ByteSize = ByteSize::mib(16);
 /// The default for instances alive at the same time.
 const INSTANCES: u32 = 256;
 
@@ -96,12 +98,15 @@ impl Resolver<'_> {
                 _ => problem,
             });
         }
-        let memory = limits.memory.0;
+        let memory = limits
+            .memory
+            .as_ref()
+            .map_or(MEMORY.min(server.instance_memory), |memory| memory.0);
         if memory > server.instance_memory {
-            // A default is never larger than the default of the bound, so one of the two was written.
+            let place = node.at("memory").place.clone();
             let problem = Problem::new(
                 "the filter's memory is more than any instance may have",
-                node.at("memory").place.clone(),
+                place,
             );
             let label = format!("`server.instance_memory` is `{}`", server.instance_memory);
             self.problem(
@@ -109,11 +114,9 @@ impl Resolver<'_> {
                     .label(label)
                     .hint("lower this one, or raise that one"),
             );
-        } else if memory < MEMORY_MIN {
-            let problem = Problem::new(
-                "no instance runs in so little memory",
-                node.at("memory").place.clone(),
-            );
+        } else if memory < MEMORY_MIN && limits.memory.is_some() {
+            let place = node.at("memory").place.clone();
+            let problem = Problem::new("no instance runs in so little memory", place);
             self.problem(problem.label(format!("at least `{MEMORY_MIN}`, a page")));
         }
         let instances = match &limits.instances {

@@ -112,8 +112,8 @@ impl Resolver<'_> {
     }
 
     fn matcher(&mut self, matches: file::Match, node: &Node) -> RouteMatch {
-        let hosts: Vec<HostPattern> = matches.host.0.into_iter().map(|host| host.0).collect();
-        let methods: Vec<String> = matches
+        let mut hosts: Vec<HostPattern> = matches.host.0.into_iter().map(|host| host.0).collect();
+        let mut methods: Vec<String> = matches
             .methods
             .into_iter()
             .map(|method| method.0.0)
@@ -130,6 +130,12 @@ impl Resolver<'_> {
             let written = item.written().unwrap_or_default();
             let problem = Problem::new(format!("`{written}` is listed twice"), item.place.clone());
             self.problem(problem.hint("remove one of the two"));
+        }
+        for (index, _) in repeated(&hosts).into_iter().rev() {
+            hosts.remove(index);
+        }
+        for (index, _) in repeated(&methods).into_iter().rev() {
+            methods.remove(index);
         }
         let mut headers: Vec<HeaderMatch> = Vec::new();
         for (name, condition) in matches.headers.0 {

@@ -66,7 +66,7 @@ impl FromStr for HostPattern {
         match text.strip_prefix("*.") {
             Some(parent) => Ok(Self::Wildcard(format!(".{}", check_domain(parent)?))),
             None if text.contains('*') => Err(expected()
-                .hint("`*` stands only at the begin, and for whole labels: `*.example.com`")),
+                .hint("`*` stands only at the start, and for whole labels: `*.example.com`")),
             None => match text.parse::<Host>() {
                 Ok(host) => Ok(Self::Exact(host.to_string())),
                 Err(_)
@@ -126,7 +126,7 @@ mod tests {
             ),
             (
                 "a.*.com",
-                Some("`*` stands only at the begin, and for whole labels: `*.example.com`"),
+                Some("`*` stands only at the start, and for whole labels: `*.example.com`"),
             ),
             (
                 "bücher.example",

@@ -86,7 +86,11 @@ fn syntax(text: &str, error: &serde_yaml::Error) -> Problem {
 fn quoting_hint(line: &str, message: &str) -> Option<&'static str> {
     if line.contains("${") && line.contains(['{', '[']) {
         Some("inside `{ }` and `[ ]`, put a text with `${…}` in quotes")
-    } else if line.contains('*') && (message.contains("anchor") || message.contains("alias")) {
+    } else if line.contains('*')
+        && ["anchor", "alias", "alphabetic"]
+            .iter()
+            .any(|word| message.contains(word))
+    {
         Some("put a text that begins with `*` in quotes")
     } else if line.starts_with('\t') || line.trim_start_matches(' ').starts_with('\t') {
         Some("indent with spaces, not with tabs")
