@@ -1,0 +1,123 @@
+# Everything that a person or the CI does with this repository. `make help` lists it.
+#
+# All of it shares one target folder, and all but `bench` and `compare` one profile, so that what one target has compiled
+# the next one finds.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# A backtrace for each error value makes tests several times slower, and is asked for by none.
+unexport RUST_BACKTRACE
+
+CARGO := cargo
+# The filters are a workspace of their own: another target, another lock file.
+FILTERS := --manifest-path filters/Cargo.toml --target-dir target/guests
+WASM := --target wasm32-wasip2
+
+# Outside of the target folder, since it takes minutes to compile: a fresh clone finds it again.
+TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lockgate/tools
+DENY_VERSION := 0.20.2
+DENY := $(TOOLS)/bin/cargo-deny
+
+.PHONY: help
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)$$/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+.PHONY: setup
+setup: ## Install what is missing to build: C compiler, cmake, the target of filters
+	@.ci/setup
+
+.PHONY: demo
+demo: setup ## Run a gateway with an origin, two filters and a 20 % canary
+	@echo "demo: building the filters"
+	@$(CARGO) run --quiet --locked -p lockgate-guests -- --library target/library
+	@echo "demo: building the gateway (the first time, this takes some minutes)"
+	@$(CARGO) build --locked -p lockgate
+	@target/debug/lockgate demo --components target/library $(ARGS)
+
+.PHONY: test
+test: setup ## Run every test: gateway, host, configuration, filters, documentation
+	@echo "test: the gateway's workspace"
+	@$(CARGO) test --workspace --locked
+	@echo "test: the filters' workspace, natively"
+	@$(CARGO) test $(FILTERS) --workspace --locked
+
+.PHONY: lint
+lint: fmt-check clippy doc deny ## Run every check that is not a test
+
+.PHONY: fmt
+fmt: ## Format everything
+	@$(CARGO) fmt --all
+	@$(CARGO) fmt --manifest-path filters/Cargo.toml --all
+	@$(CARGO) fmt --manifest-path benches/proxy-wasm-filter/Cargo.toml
+
+.PHONY: fmt-check
+fmt-check: ## Check the format
+	@$(CARGO) fmt --all --check
+	@$(CARGO) fmt --manifest-path filters/Cargo.toml --all --check
+	@$(CARGO) fmt --manifest-path benches/proxy-wasm-filter/Cargo.toml --check
+
+.PHONY: clippy
+clippy: setup ## Run clippy; a warning is an error
+	@$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@$(CARGO) clippy $(FILTERS) $(WASM) --workspace --locked -- -D warnings
+	@$(CARGO) clippy $(FILTERS) --workspace --all-targets --locked -- -D warnings
+
+.PHONY: doc
+doc: setup ## Build the documentation; a warning is an error
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(FILTERS) -p lockgate-filter --no-deps --locked
+
+.PHONY: deny
+deny: ## Check licences, sources, banned crates and, where it can be fetched, the advisory database
+	@$(CARGO) install cargo-deny --version $(DENY_VERSION) --locked --debug --quiet --root $(TOOLS)
+	@checks="bans licenses sources"; \
+	if timeout 20 git ls-remote --quiet https://github.com/RustSec/advisory-db HEAD >/dev/null 2>&1; then \
+	    checks="advisories $$checks"; \
+	else \
+	    echo "deny: the advisory database is out of reach, so advisories are NOT checked"; \
+	fi; \
+	for manifest in Cargo.toml filters/Cargo.toml; do \
+	    echo "deny: $$manifest: $$checks"; \
+	    $(DENY) --manifest-path $$manifest --locked check --config deny.toml --hide-inclusion-graph $$checks; \
+	done
+
+.PHONY: guests
+guests: setup ## Build every filter and test fixture, into target/filters
+	@$(CARGO) run --quiet --locked -p lockgate-guests -- target/filters
+
+.PHONY: examples
+examples: setup ## Check the example configurations, components and all
+	@$(CARGO) run --quiet --locked -p lockgate-guests -- --library target/examples/filters
+	@cp config/examples/*.yaml target/examples/
+	@$(CARGO) build --quiet --locked -p lockgate
+	@for example in target/examples/*.yaml; do \
+	    echo "examples: $$example"; \
+	    target/debug/lockgate check "$$example"; \
+	done
+
+.PHONY: generated
+generated: ## Write the JSON Schema and the reference page anew
+	@$(CARGO) run --quiet --locked -p lockgate-config --example generate
+
+.PHONY: generated-check
+generated-check: generated ## Check that schema and reference are those of the types
+	@git diff --exit-code --stat -- config/lockgate.schema.json config/REFERENCE.md \
+	    || { echo "error: generated files were not current" >&2; echo "hint: commit what \`make generated\` wrote" >&2; exit 1; }
+
+.PHONY: bench
+bench: setup ## Run the micro-benchmarks, in the release profile
+	@$(CARGO) bench --locked -p lockgate-benches
+
+.PHONY: bench-smoke
+bench-smoke: setup ## Run each micro-benchmark once, unoptimised: does it still work?
+	@$(CARGO) test --locked -p lockgate-benches --benches
+
+.PHONY: compare
+compare: setup ## Compare with other gateways under load; ARGS="--help" tells more
+	@$(CARGO) run --release --locked -p lockgate-benches --bin compare -- $(ARGS)
+
+.PHONY: ci
+ci: ## Do what the CI does
+	@.ci/run
