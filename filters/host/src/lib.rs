@@ -1,1 +1,52 @@
+//! Turns WebAssembly components into running filters.
+//!
+//! A *component* is what a filter author ships. A [`Filter`] is one version of it, loaded: compiled, configured, and
+//! proven to start. An [`Instance`] is one sandbox of a filter; it lives for one request and is called once for each
+//! phase of an [`Exchange`]. The [`Host`] owns what they share: the engine, the compile threads, the artifact cache and
+//! the budget of instances.
+//!
+//! This crate knows Wasmtime and nothing of the proxy around it: requests and responses are `http` types, log lines and
+//! metrics go to a [`Sink`].
+//!
+//! What a filter may import and must export is `filters/wit/filter.wit`.
 
+#![warn(missing_docs)]
+
+mod artifact;
+mod budget;
+mod cache;
+mod declare;
+mod engine;
+mod error;
+mod exchange;
+mod filter;
+mod headers;
+mod host;
+mod imports;
+mod inspect;
+mod instance;
+mod key_value;
+mod link;
+mod load;
+mod outbound;
+mod outcome;
+mod shape;
+mod sink;
+mod snapshot;
+mod spec;
+mod state;
+mod wasi;
+
+pub use budget::{Need, PoolUse};
+pub use cache::{Cache, CacheEntry, CacheStats, Reject};
+pub use declare::{LabelDeclaration, MetricDeclaration, MetricKind};
+pub use error::{CallError, CallErrorKind, HostError, LoadError};
+pub use exchange::{Bag, Exchange};
+pub use filter::{BodyMode, Filter, Lane, Live, Phases};
+pub use host::{Host, Options};
+pub use inspect::Inspection;
+pub use instance::Instance;
+pub use link::CONTRACT;
+pub use outcome::{BodyOutcome, Outcome, Response, ResponseBodyOutcome, ResponseOutcome};
+pub use sink::{CallInfo, Level, Phase, Progress, Silent, Sink, Stage};
+pub use spec::{Digest, FilterSpec, Grants, Isolation, Limits, OutboundGrant, VersionId};

@@ -1,0 +1,235 @@
+//! What can go wrong, one error for each boundary: making the host, loading a filter, calling it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use wasmtime::{PoolConcurrencyLimitError, Trap, WasmBacktrace};
+
+/// Why a [`Host`](crate::Host) could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// Wasmtime refused its configuration.
+    #[error("the WebAssembly engine could not be started: {0}")]
+    Engine(String),
+    /// A thread could not be started.
+    #[error("a thread could not be started: {0}")]
+    Thread(String),
+    /// The cache's folder or key file is not usable.
+    #[error("the component cache `{}`: {problem}", path.display())]
+    Cache {
+        /// The folder or file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
+}
+
+/// Why a component was not loaded. Each text can be shown to the operator as it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// Machine code: nobody but this gateway compiles what it runs.
+    #[error("is precompiled machine code; give the component (`.wasm`) that it was made from")]
+    Precompiled,
+    /// A core module.
+    #[error("is a core module, not a component; {}", if *.preview1 {
+        "it was built for wasm32-wasip1: build for wasm32-wasip2"
+    } else {
+        "build for wasm32-wasip2, or wrap it with `wasm-tools component new`"
+    })]
+    CoreModule {
+        /// It imports WASI preview 1.
+        preview1: bool,
+    },
+    /// Not WebAssembly, or broken.
+    #[error("is not a valid component: {0}")]
+    Invalid(String),
+    /// Made for another contract.
+    #[error(
+        "was built for `{found}`; this gateway speaks `lockgate:filter@0.1`: rebuild it with the matching SDK"
+    )]
+    Contract {
+        /// The interface that it names.
+        found: String,
+    },
+    /// Exports nothing that the gateway would call.
+    #[error("exports no interface of `lockgate:filter@0.1`, such as `lockgate:filter/on-request@0.1.0`; it exports {}",
+        if .exports.is_empty() { "nothing".to_owned() } else { list(.exports) })]
+    NoExports {
+        /// What it exports.
+        exports: Vec<String>,
+    },
+    /// Wants what no filter can have.
+    #[error("imports what a filter cannot have: {}; there are `lockgate:filter@0.1` and WASI 0.2", list(.0))]
+    UnknownImports(Vec<String>),
+    /// An interface of ours with a function that is not ours.
+    #[error("does not fit the contract: {0}")]
+    Mismatch(String),
+    /// A response body is handled where nothing can wait.
+    #[error(
+        "exports `on-response-body` and has an outbound grant; response bodies pass without waiting: \
+         move one of the two to a filter of its own"
+    )]
+    ResponseBodyWaits,
+    /// Needs more than its limits, or than any instance can have.
+    #[error("{0}")]
+    Limits(String),
+    /// `configure` returned this.
+    #[error("{0}")]
+    Configure(String),
+    /// `configure` trapped or took too long.
+    #[error("`configure` failed: {0}")]
+    ConfigureFailed(CallError),
+    /// Compiling failed.
+    #[error("cannot be compiled: {0}")]
+    Compile(String),
+    /// An instance could not be started.
+    #[error("cannot be started: {0}")]
+    Start(CallError),
+}
+
+/// Returns the items in backticks, with commas; at most eight of them.
+fn list(items: &[String]) -> String {
+    const SHOWN_MAX: usize = 8;
+    let mut text = items
+        .iter()
+        .take(SHOWN_MAX)
+        .map(|item| format!("`{item}`"))
+        .collect::<Vec<_>>()
+        .join(", ");
+    if items.len() > SHOWN_MAX {
+        text.push_str(&format!(" and {} more", items.len() - SHOWN_MAX));
+    }
+    text
+}
+
+/// The kind of a failed call. A closed set: its names are metric labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum CallErrorKind {
+    /// The guest trapped: a panic, a bad access, a host function used wrongly.
+    Trap,
+    /// The call took longer than its deadline.
+    Deadline,
+    /// The guest wanted more memory or larger tables than its limits.
+    Memory,
+    /// The guest's stack is full: it recursed too deeply.
+    Stack,
+    /// One call wanted to copy more than the copy budget.
+    Copy,
+    /// No instance was to be had: too many are in use.
+    Exhausted,
+    /// The filter answered with a response that cannot be sent.
+    InvalidResponse,
+}
+
+impl CallErrorKind {
+    /// All kinds, in the order of their numbers (`kind as usize`).
+    pub const ALL: [Self; 7] = [
+        Self::Trap,
+        Self::Deadline,
+        Self::Memory,
+        Self::Stack,
+        Self::Copy,
+        Self::Exhausted,
+        Self::InvalidResponse,
+    ];
+
+    /// Returns the name for logs and metric labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Trap => "trap",
+            Self::Deadline => "deadline",
+            Self::Memory => "memory",
+            Self::Stack => "stack",
+            Self::Copy => "copy",
+            Self::Exhausted => "exhausted",
+            Self::InvalidResponse => "invalid-response",
+        }
+    }
+}
+
+impl fmt::Display for CallErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A call that did not end well. The instance is not called again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct CallError {
+    /// What kind of failure.
+    pub kind: CallErrorKind,
+    /// For the log, never for the client: what happened, and the guest's backtrace where there is one.
+    pub message: String,
+}
+
+impl CallError {
+    pub(crate) fn new(kind: CallErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+        }
+    }
+
+    /// Sorts an error of Wasmtime's. `memory_refused` tells that the limiter said no before: what follows a refused
+    /// growth is usually the guest's own abort, which says nothing.
+    pub(crate) fn from_wasmtime(error: &wasmtime::Error, memory_refused: bool) -> Self {
+        let trap = error.downcast_ref::<Trap>();
+        let kind = match trap {
+            _ if error.is::<PoolConcurrencyLimitError>() => CallErrorKind::Exhausted,
+            Some(Trap::Interrupt) => CallErrorKind::Deadline,
+            Some(Trap::StackOverflow) => CallErrorKind::Stack,
+            _ if memory_refused => CallErrorKind::Memory,
+            // Wasmtime keeps this error's type to itself; a test holds the sentence.
+            _ if error
+                .root_cause()
+                .to_string()
+                .contains("fuel allocated for hostcalls") =>
+            {
+                CallErrorKind::Copy
+            }
+            _ => CallErrorKind::Trap,
+        };
+        let mut message = match kind {
+            CallErrorKind::Deadline => {
+                "the deadline passed while the filter was running".to_owned()
+            }
+            CallErrorKind::Stack => "the stack is full: the filter recursed too deeply".to_owned(),
+            CallErrorKind::Copy => "more than `copy_bytes` was copied in one call".to_owned(),
+            _ => error.root_cause().to_string(),
+        };
+        if kind == CallErrorKind::Memory && !message.contains("limit") {
+            message = format!("more memory than the limit was wanted: {message}");
+        }
+        if let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() {
+            let frames: Vec<_> = backtrace.frames().iter().map(frame).collect();
+            if !frames.is_empty() {
+                message.push_str(" (at ");
+                message.push_str(&frames.join(" < "));
+                message.push(')');
+            }
+        }
+        Self { kind, message }
+    }
+}
+
+/// Returns one frame of a guest's stack: its function, and the line where the component carries debug information.
+fn frame(frame: &wasmtime::FrameInfo) -> String {
+    if let Some(symbol) = frame.symbols().first() {
+        let name = symbol.name().or_else(|| frame.func_name()).unwrap_or("?");
+        if let (Some(file), Some(line)) = (symbol.file(), symbol.line()) {
+            // The last two parts of a path tell enough, and hide whose machine it was built on.
+            let mut parts: Vec<&str> = file.rsplit('/').take(2).collect();
+            parts.reverse();
+            return format!("{name} {}:{line}", parts.join("/"));
+        }
+        return name.to_owned();
+    }
+    match (frame.func_name(), frame.module().name()) {
+        (Some(name), _) => name.to_owned(),
+        (None, Some(module)) => format!("{module} function {}", frame.func_index()),
+        (None, None) => format!("function {}", frame.func_index()),
+    }
+}

@@ -1,0 +1,189 @@
+//! Connects a component's imports: to the contract's host functions, to WASI, or to a stub that says no.
+//!
+//! A linker is made for each component when it is loaded, for its stubs are: what the component names and nobody
+//! defines.
+
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, Linker, ResourceType};
+use wasmtime::{Engine, Result, bail};
+
+use crate::error::LoadError;
+use crate::filter::Lane;
+use crate::shape::Shape;
+use crate::state::State;
+use crate::{imports, outbound, wasi};
+
+/// The contract that filters are built for.
+pub const CONTRACT: &str = "lockgate:filter@0.1.0";
+
+const CONTRACT_PACKAGE: &str = "lockgate:filter/";
+/// What `0.1.0` is compatible with.
+const CONTRACT_SERIES: &str = "0.1.";
+const WASI_SERIES: &str = "0.2.";
+const WASI_PACKAGES: [&str; 7] = [
+    "cli",
+    "clocks",
+    "filesystem",
+    "http",
+    "io",
+    "random",
+    "sockets",
+];
+const OUTGOING_HANDLER: &str = "wasi:http/outgoing-handler";
+
+/// Returns the full name of one of the contract's interfaces.
+pub(crate) fn contract(interface: &str) -> String {
+    format!("{CONTRACT_PACKAGE}{interface}@0.1.0")
+}
+
+/// Returns whether the component would send HTTP requests.
+pub(crate) fn wants_outbound(shape: &Shape) -> bool {
+    shape
+        .imports
+        .iter()
+        .any(|import| import.split('@').next() == Some(OUTGOING_HANDLER))
+}
+
+/// Checks the names of what a component imports and exports.
+///
+/// # Errors
+///
+/// Another contract, or imports that no filter can have.
+pub(crate) fn check_names(shape: &Shape) -> Result<(), LoadError> {
+    for name in shape.imports.iter().chain(&shape.exports) {
+        if name.starts_with(CONTRACT_PACKAGE) && !is_of_series(name, CONTRACT_SERIES) {
+            return Err(LoadError::Contract {
+                found: name.clone(),
+            });
+        }
+    }
+    let unknown: Vec<_> = shape
+        .imports
+        .iter()
+        .filter(|name| !name.starts_with(CONTRACT_PACKAGE) && !is_wasi(name))
+        .cloned()
+        .collect();
+    if unknown.is_empty() {
+        Ok(())
+    } else {
+        Err(LoadError::UnknownImports(unknown))
+    }
+}
+
+fn is_of_series(name: &str, series: &str) -> bool {
+    let version = name
+        .rsplit_once('@')
+        .and_then(|(_, version)| version.strip_prefix(series));
+    version
+        .is_some_and(|patch| !patch.is_empty() && patch.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+fn is_wasi(name: &str) -> bool {
+    let package = name
+        .strip_prefix("wasi:")
+        .and_then(|rest| rest.split('/').next());
+    package.is_some_and(|package| WASI_PACKAGES.contains(&package))
+        && is_of_series(name, WASI_SERIES)
+}
+
+/// Returns a linker with everything that `component` imports.
+pub(crate) fn linker(engine: &Engine, component: &Component, lane: Lane) -> Result<Linker<State>> {
+    let mut linker = Linker::new(engine);
+    // Stubs for all that the component names come first, and what there is is laid over them. The other way round one
+    // would have to know what there is.
+    link_stubs(&mut linker, engine, component)?;
+    linker.allow_shadowing(true);
+    match lane {
+        Lane::Inline => {
+            wasi::link(&mut linker)?;
+            outbound::link_denied(&mut linker)?;
+        }
+        Lane::Fibre => {
+            wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+            outbound::link_granted(&mut linker)?;
+        }
+    }
+    imports::link(&mut linker)?;
+    Ok(linker)
+}
+
+/// Defines every WASI function that `component` imports as one that traps.
+fn link_stubs(linker: &mut Linker<State>, engine: &Engine, component: &Component) -> Result<()> {
+    linker.allow_shadowing(true);
+    let component = component.component_type();
+    for (name, import) in component.imports(engine) {
+        let (true, ComponentItem::ComponentInstance(interface)) = (is_wasi(name), import.ty) else {
+            continue;
+        };
+        // Under the one version that everything is linked under: a component may mix several.
+        let unversioned = name.split('@').next().unwrap_or(name);
+        let mut instance = linker.instance(&format!("{unversioned}@{}", wasi::VERSION))?;
+        for (export, item) in interface.exports(engine) {
+            match item.ty {
+                ComponentItem::ComponentFunc(_) => {
+                    let full_name = format!("{unversioned}#{export}");
+                    instance.func_new(export, move |_, _, _, _| {
+                        bail!("`{full_name}` was called: the filter has not been granted what it is for")
+                    })?;
+                }
+                ComponentItem::Resource(_) => {
+                    instance.resource(export, ResourceType::host::<()>(), |_, _| Ok(()))?
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(imports: &[&str], exports: &[&str]) -> Shape {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        Shape {
+            core_modules: 1,
+            core_instances: 1,
+            imports: owned(imports),
+            exports: owned(exports),
+        }
+    }
+
+    #[test]
+    fn names_decide_what_can_be_linked() {
+        for import in [
+            "wasi:cli/stdout@0.2.0",
+            "wasi:http/types@0.2.99",
+            "lockgate:filter/log@0.1.0",
+            "lockgate:filter/log@0.1.7",
+        ] {
+            assert_eq!(check_names(&shape(&[import], &[])), Ok(()), "{import}");
+        }
+        for import in [
+            "wasi:cli/stdout@0.3.0",
+            "wasi:cli/stdout@0.2.0-rc.1",
+            "wasi:cli/stdout",
+            "wasi:keyvalue/store@0.2.0",
+            "env",
+            "acme:db/query@1.0.0",
+        ] {
+            let expected = LoadError::UnknownImports(vec![import.to_owned()]);
+            assert_eq!(
+                check_names(&shape(&[import], &[])),
+                Err(expected),
+                "{import}"
+            );
+        }
+        for name in [
+            "lockgate:filter/on-request@0.2.0",
+            "lockgate:filter/on-request@1.0.0",
+            "lockgate:filter/on-request",
+        ] {
+            let expected = LoadError::Contract {
+                found: name.to_owned(),
+            };
+            assert_eq!(check_names(&shape(&[], &[name])), Err(expected), "{name}");
+        }
+    }
+}

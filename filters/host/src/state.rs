@@ -1,0 +1,275 @@
+//! What an instance carries with it: the store's data. Host functions see nothing else.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use wasmtime::component::ResourceTable;
+use wasmtime::{Result, bail};
+
+use crate::declare::{Declarations, MetricDeclaration};
+use crate::exchange::Exchange;
+use crate::key_value::KeyValue;
+use crate::outbound::{Access, Outbound};
+use crate::sink::{CallInfo, Level, Phase, Sink};
+use crate::spec::Limits;
+use crate::wasi::Stdio;
+
+/// Log lines of one request.
+const LOG_LINES_MAX: u32 = 64;
+/// Bytes of one log line.
+pub(crate) const LOG_LINE_BYTES_MAX: usize = 16 << 10;
+/// Events of one request.
+const EVENTS_MAX: u32 = 16;
+
+/// What all instances of one loaded filter share.
+pub(crate) struct Shared {
+    pub(crate) name: Arc<str>,
+    pub(crate) settings: Arc<str>,
+    pub(crate) limits: Limits,
+    pub(crate) metrics: Vec<MetricDeclaration>,
+    pub(crate) key_value: Arc<KeyValue>,
+    /// Where it may send requests; none where nothing is granted.
+    pub(crate) access: Option<Access>,
+    pub(crate) sink: OnceLock<Arc<dyn Sink>>,
+    pub(crate) live_instances: AtomicU32,
+    pub(crate) live_memory_bytes: AtomicU64,
+    pub(crate) lines_dropped: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        name: Arc<str>,
+        settings: Arc<str>,
+        limits: Limits,
+        metrics: Vec<MetricDeclaration>,
+        key_value: Arc<KeyValue>,
+        access: Option<Access>,
+    ) -> Self {
+        Self {
+            name,
+            settings,
+            limits,
+            metrics,
+            key_value,
+            access,
+            sink: OnceLock::new(),
+            live_instances: AtomicU32::new(0),
+            live_memory_bytes: AtomicU64::new(0),
+            lines_dropped: AtomicU64::new(0),
+        }
+    }
+}
+
+/// The data of one store.
+pub(crate) struct State {
+    pub(crate) shared: Arc<Shared>,
+    /// The exchange of the call; a stand-in between calls.
+    pub(crate) exchange: Box<Exchange>,
+    pub(crate) phase: Phase,
+    pub(crate) track: &'static str,
+    /// What `configure` has declared so far; only there while it runs.
+    pub(crate) declarations: Option<Declarations>,
+    pub(crate) stdio: Stdio,
+    /// Handles to things outside, of the kinds that `wasi:http` and the fibre lane have.
+    pub(crate) table: ResourceTable,
+    /// What only filters with `wasi:http` need; made when first asked for.
+    pub(crate) outbound: Option<Box<Outbound>>,
+    pub(crate) memory_bytes: u64,
+    /// The limiter has said no: an abort that follows is about memory.
+    pub(crate) memory_refused: bool,
+    growing_bytes: u64,
+    lines: u32,
+    events: u32,
+}
+
+impl State {
+    pub(crate) fn new(shared: Arc<Shared>, track: &'static str) -> Self {
+        shared.live_instances.fetch_add(1, Ordering::Relaxed);
+        Self {
+            shared,
+            exchange: Box::new(Exchange::vacant()),
+            phase: Phase::Start,
+            track,
+            declarations: None,
+            stdio: Stdio::default(),
+            table: ResourceTable::new(),
+            outbound: None,
+            memory_bytes: 0,
+            memory_refused: false,
+            growing_bytes: 0,
+            lines: 0,
+            events: 0,
+        }
+    }
+
+    /// Makes a used instance ready for another request.
+    pub(crate) fn renew(&mut self, track: &'static str) {
+        self.track = track;
+        self.lines = 0;
+        self.events = 0;
+    }
+
+    /// Returns the exchange, where there is a request at all.
+    pub(crate) fn request(&mut self) -> Result<&mut Exchange> {
+        self.require_request("request")?;
+        Ok(&mut self.exchange)
+    }
+
+    /// Returns the exchange's response, and whether its headers are on their way.
+    pub(crate) fn response(&mut self) -> Result<(&mut http::response::Parts, bool)> {
+        let sent = self.exchange.response_sent;
+        match (self.phase, &mut self.exchange.response) {
+            (Phase::OnResponse | Phase::OnResponseBody, Some(response)) => Ok((response, sent)),
+            _ => bail!(
+                "`lockgate:filter/response` was called in `{}`: there is no response before `on-response`",
+                self.phase
+            ),
+        }
+    }
+
+    /// Fails where a host interface that belongs to requests is called while there is none.
+    pub(crate) fn require_request(&self, interface: &str) -> Result<()> {
+        if matches!(self.phase, Phase::Start | Phase::Configure) {
+            bail!(
+                "`lockgate:filter/{interface}` was called in `{}`: there is no request yet",
+                self.phase
+            );
+        }
+        Ok(())
+    }
+
+    /// Returns what is being declared; fails outside of `configure`.
+    pub(crate) fn declarations(&mut self) -> Result<&mut Declarations> {
+        match &mut self.declarations {
+            Some(declarations) => Ok(declarations),
+            None => bail!(
+                "`lockgate:filter/declare` was called in `{}`: it belongs to `configure`",
+                self.phase
+            ),
+        }
+    }
+
+    /// Passes a log line on, cut to its limit; drops it where the request has had its share.
+    pub(crate) fn log(&mut self, level: Level, message: &str) {
+        self.lines = self.lines.saturating_add(1);
+        if self.lines > LOG_LINES_MAX {
+            self.shared.lines_dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let message = &message[..message.floor_char_boundary(LOG_LINE_BYTES_MAX)];
+        let call = self.call();
+        match self.shared.sink.get() {
+            Some(sink) => sink.log(&call, level, message),
+            // Nobody listens before the filter is bound: what is said while it is loaded goes to the gateway's own log.
+            None => tracing::info!(
+                filter = &*self.shared.name,
+                phase = self.phase.as_str(),
+                "{message}"
+            ),
+        }
+    }
+
+    /// Passes an event on; drops it where the request has had its share.
+    pub(crate) fn event(&mut self, name: &str, data: &str) {
+        self.events = self.events.saturating_add(1);
+        if self.events > EVENTS_MAX {
+            self.shared.lines_dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        if let Some(sink) = self.shared.sink.get() {
+            let data = &data[..data.floor_char_boundary(LOG_LINE_BYTES_MAX)];
+            sink.event(&self.call(), name, data);
+        }
+    }
+
+    fn call(&self) -> CallInfo<'_> {
+        CallInfo {
+            request_id: &self.exchange.id,
+            track: self.track,
+            phase: self.phase,
+        }
+    }
+
+    /// Returns whether the instance holds something that is not in its memory, so that a copy of the memory would be
+    /// a copy of half of it.
+    pub(crate) fn holds_handles(&self) -> bool {
+        self.stdio.handles() > 0 || !self.table.is_empty()
+    }
+
+    /// Logs what was printed without a line break at its end.
+    pub(crate) fn flush_stdio(&mut self) {
+        for (level, line) in self.stdio.take_unfinished() {
+            self.log(level, &line);
+        }
+        let printed = self
+            .outbound
+            .as_ref()
+            .map(|outbound| outbound.take_printed())
+            .unwrap_or_default();
+        for (level, line) in printed {
+            self.log(level, &line);
+        }
+    }
+}
+
+impl wasmtime::ResourceLimiter for State {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> Result<bool> {
+        let grows = desired.saturating_sub(current) as u64;
+        let wanted = self.memory_bytes.saturating_add(grows);
+        let limit = self.shared.limits.memory_bytes;
+        if wanted > limit {
+            self.memory_refused = true;
+            // An error rather than a refusal, which most guests turn into an abort that does not say why.
+            bail!("{wanted} bytes of memory were wanted; the limit is {limit}");
+        }
+        self.memory_bytes = wanted;
+        self.growing_bytes = grows;
+        self.shared
+            .live_memory_bytes
+            .fetch_add(grows, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> Result<()> {
+        self.memory_bytes -= self.growing_bytes;
+        self.shared
+            .live_memory_bytes
+            .fetch_sub(self.growing_bytes, Ordering::Relaxed);
+        self.growing_bytes = 0;
+        self.memory_refused = true;
+        tracing::debug!(
+            filter = &*self.shared.name,
+            error = format!("{error:#}"),
+            "a memory could not grow"
+        );
+        Ok(())
+    }
+
+    fn table_growing(
+        &mut self,
+        _current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> Result<bool> {
+        let limit = self.shared.limits.table_elements as usize;
+        if desired > limit {
+            self.memory_refused = true;
+            bail!("a table of {desired} elements was wanted; the limit is {limit}");
+        }
+        Ok(true)
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.shared
+            .live_memory_bytes
+            .fetch_sub(self.memory_bytes, Ordering::Relaxed);
+        self.shared.live_instances.fetch_sub(1, Ordering::Relaxed);
+    }
+}

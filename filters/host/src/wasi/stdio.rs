@@ -1,0 +1,108 @@
+//! What a guest prints: bytes in, log lines out. Also counts the handles that the inline lane has given out.
+
+use std::mem;
+
+use crate::sink::Level;
+use crate::state::{LOG_LINE_BYTES_MAX, State};
+
+/// Timers that a guest may hold at a time.
+const TIMERS_MAX: usize = 256;
+
+/// What a guest holds of the inline lane's WASI.
+#[derive(Debug, Default)]
+pub(crate) struct Stdio {
+    handles: u32,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    /// Instants of the monotonic clock, in ns; none where the timer was dropped.
+    timers: Vec<Option<u64>>,
+}
+
+impl Stdio {
+    /// Returns how many handles are held.
+    pub(crate) fn handles(&self) -> u32 {
+        self.handles
+    }
+
+    pub(super) fn opened(&mut self) {
+        self.handles = self.handles.saturating_add(1);
+    }
+
+    pub(super) fn closed(&mut self) {
+        self.handles = self.handles.saturating_sub(1);
+    }
+
+    /// Adds a timer and returns its number; none where there are too many.
+    pub(super) fn add_timer(&mut self, due_ns: u64) -> Option<u32> {
+        let free = self
+            .timers
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(self.timers.len());
+        if free >= TIMERS_MAX {
+            return None;
+        }
+        if free == self.timers.len() {
+            self.timers.push(None);
+        }
+        self.timers[free] = Some(due_ns);
+        self.opened();
+        u32::try_from(free).ok()
+    }
+
+    pub(super) fn timer(&self, number: u32) -> Option<u64> {
+        self.timers.get(number as usize).copied().flatten()
+    }
+
+    pub(super) fn remove_timer(&mut self, number: u32) {
+        if let Some(timer) = self.timers.get_mut(number as usize)
+            && timer.take().is_some()
+        {
+            self.closed();
+        }
+    }
+
+    /// Returns what was printed since the last line break.
+    pub(crate) fn take_unfinished(&mut self) -> Vec<(Level, String)> {
+        let streams = [
+            (Level::Info, &mut self.stdout),
+            (Level::Warn, &mut self.stderr),
+        ];
+        streams
+            .into_iter()
+            .filter(|(_, bytes)| !bytes.is_empty())
+            .map(|(level, bytes)| (level, text(&mem::take(bytes))))
+            .collect()
+    }
+}
+
+impl State {
+    /// Takes what was printed to standard output (logged as `info`) or error (`warn`).
+    pub(super) fn print(&mut self, level: Level, printed: &[u8]) {
+        let stream = |state: &mut Self| match level {
+            Level::Warn => mem::take(&mut state.stdio.stderr),
+            _ => mem::take(&mut state.stdio.stdout),
+        };
+        let mut line = stream(self);
+        for piece in printed.split_inclusive(|&byte| byte == b'\n') {
+            let finished = piece.ends_with(b"\n");
+            let piece = piece.strip_suffix(b"\n").unwrap_or(piece);
+            // The rest of a line that is too long anyway need not be kept.
+            let room = (LOG_LINE_BYTES_MAX + 1).saturating_sub(line.len());
+            line.extend_from_slice(&piece[..piece.len().min(room)]);
+            if finished {
+                self.log(level, &text(&line));
+                line.clear();
+            }
+        }
+        match level {
+            Level::Warn => self.stdio.stderr = line,
+            _ => self.stdio.stdout = line,
+        }
+    }
+}
+
+pub(crate) fn text(bytes: &[u8]) -> String {
+    let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
+    String::from_utf8_lossy(bytes).into_owned()
+}
