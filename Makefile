@@ -80,7 +80,7 @@ deny: ## Check licences, sources, banned crates and, where it can be fetched, th
 	fi; \
 	for manifest in Cargo.toml filters/Cargo.toml; do \
 	    echo "deny: $$manifest: $$checks"; \
-	    $(DENY) --manifest-path $$manifest --locked check --config deny.toml --hide-inclusion-graph $$checks; \
+	    $(DENY) --manifest-path $$manifest --config deny.toml --locked check --hide-inclusion-graph $$checks; \
 	done
 
 .PHONY: guests
