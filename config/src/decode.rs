@@ -8,9 +8,7 @@
 use std::fmt;
 
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
-use serde::de::{
-    self, DeserializeOwned, DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Visitor,
-};
+use serde::de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 use serde::forward_to_deserialize_any;
 
 use crate::problem::Problem;
@@ -20,10 +18,7 @@ use crate::tree::{Node, Value};
 const PROBLEMS_MAX: usize = 100;
 
 /// Decodes a tree, and takes what is at fault out of it.
-pub(crate) fn decode<T: DeserializeOwned>(
-    root: &mut Node,
-    problems: &mut Vec<Problem>,
-) -> Option<T> {
+pub(crate) fn decode<T: DeserializeOwned>(root: &mut Node, problems: &mut Vec<Problem>) -> Option<T> {
     for _ in 0..PROBLEMS_MAX {
         let mut error = match T::deserialize(Reader(&*root)) {
             Ok(value) => return Some(value),
@@ -72,10 +67,7 @@ enum Step {
 
 impl Error {
     fn new(fault: Fault) -> Self {
-        Self {
-            fault,
-            path: Vec::new(),
-        }
+        Self { fault, path: Vec::new() }
     }
 
     fn within(mut self, step: Step) -> Self {
@@ -113,8 +105,7 @@ impl Error {
     fn of_key(&self, key: &str) -> Complaint {
         match &self.fault {
             Fault::Unknown { expected } => {
-                let mut complaint =
-                    Complaint::new(format!("unknown field `{key}`"), one_of(expected));
+                let mut complaint = Complaint::new(format!("unknown field `{key}`"), one_of(expected));
                 complaint.hint = match key {
                     "<<" => Some("merge keys are not understood; an alias (`*name`) stands for a whole value".into()),
                     _ => did_you_mean(key, expected.iter().copied()),
@@ -123,10 +114,7 @@ impl Error {
             }
             Fault::Wrong { expected, hint } => Complaint {
                 hint: hint.clone(),
-                ..Complaint::new(
-                    format!("invalid key `{key}`"),
-                    format!("expected {expected}"),
-                )
+                ..Complaint::new(format!("invalid key `{key}`"), format!("expected {expected}"))
             },
             Fault::Missing { .. } => Complaint::new(format!("invalid key `{key}`"), String::new()),
         }
@@ -143,36 +131,20 @@ impl Error {
         match &self.fault {
             Fault::Missing { field } => {
                 let hint = format!("add `{field}`; it has no default");
-                Complaint {
-                    hint: Some(hint),
-                    ..Complaint::new(format!("missing field `{field}`"), String::new())
-                }
+                Complaint { hint: Some(hint), ..Complaint::new(format!("missing field `{field}`"), String::new()) }
             }
             Fault::Unknown { expected } => Complaint {
-                hint: node
-                    .written()
-                    .and_then(|written| did_you_mean(&written, expected.iter().copied())),
+                hint: node.written().and_then(|written| did_you_mean(&written, expected.iter().copied())),
                 ..Complaint::new(message, one_of(expected))
             },
             Fault::Wrong { expected, hint } => {
                 // A hint may quote the value, which is not for showing where it came from a variable.
-                let hint = hint.clone().filter(|_| {
-                    !matches!(
-                        node.value,
-                        Value::Text {
-                            expanded: Some(_),
-                            ..
-                        }
-                    )
-                });
+                let hint = hint.clone().filter(|_| !matches!(node.value, Value::Text { expanded: Some(_), .. }));
                 let bracketed = || {
                     let written = node.written().filter(|_| expected.starts_with("a list"))?;
                     Some(format!("put it in brackets: `[{}]`", shortened(&written)))
                 };
-                Complaint {
-                    hint: hint.or_else(bracketed),
-                    ..Complaint::new(message, format!("expected {expected}"))
-                }
+                Complaint { hint: hint.or_else(bracketed), ..Complaint::new(message, format!("expected {expected}")) }
             }
         }
     }
@@ -186,11 +158,7 @@ struct Complaint {
 
 impl Complaint {
     fn new(message: String, label: String) -> Self {
-        Self {
-            message,
-            label,
-            hint: None,
-        }
+        Self { message, label, hint: None }
     }
 
     fn at(self, place: crate::problem::Place) -> Problem {
@@ -218,33 +186,20 @@ fn one_of(names: &[&str]) -> String {
     match names {
         [] => "no field is expected here".into(),
         [name] => format!("expected `{name}`"),
-        names => format!(
-            "expected one of {}",
-            names
-                .iter()
-                .map(|name| format!("`{name}`"))
-                .collect::<Vec<_>>()
-                .join(", ")
-        ),
+        names => {
+            format!("expected one of {}", names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "))
+        }
     }
 }
 
 /// Returns a hint with the name that is meant, if one is close enough.
-pub(crate) fn did_you_mean<'a>(
-    written: &str,
-    names: impl IntoIterator<Item = &'a str>,
-) -> Option<String> {
+pub(crate) fn did_you_mean<'a>(written: &str, names: impl IntoIterator<Item = &'a str>) -> Option<String> {
     // A third of the letters may be wrong; with more, the guess is more often wrong than right.
     let distance_max = (written.chars().count() / 3).max(1);
     let normal = |text: &str| text.to_lowercase().replace('-', "_");
     names
         .into_iter()
-        .map(|name| {
-            (
-                strsim::damerau_levenshtein(&normal(written), &normal(name)),
-                name,
-            )
-        })
+        .map(|name| (strsim::damerau_levenshtein(&normal(written), &normal(name)), name))
         .filter(|(distance, _)| *distance <= distance_max)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, name)| format!("did you mean `{name}`?"))
@@ -305,32 +260,20 @@ impl de::Error for Error {
             Some((expected, hint)) => (expected, Some(hint.to_owned())),
             None => (message.as_str(), None),
         };
-        Self::new(Fault::Wrong {
-            expected: expected.trim_start_matches("expected ").to_owned(),
-            hint,
-        })
+        Self::new(Fault::Wrong { expected: expected.trim_start_matches("expected ").to_owned(), hint })
     }
 
     // What was found is left out: it is the expanded value, and the message quotes the written one.
     fn invalid_type(_: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::new(Fault::Wrong {
-            expected: in_words(expected),
-            hint: None,
-        })
+        Self::new(Fault::Wrong { expected: in_words(expected), hint: None })
     }
 
     fn invalid_value(_: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::new(Fault::Wrong {
-            expected: in_words(expected),
-            hint: None,
-        })
+        Self::new(Fault::Wrong { expected: in_words(expected), hint: None })
     }
 
     fn invalid_length(_: usize, expected: &dyn de::Expected) -> Self {
-        Self::new(Fault::Wrong {
-            expected: in_words(expected),
-            hint: None,
-        })
+        Self::new(Fault::Wrong { expected: in_words(expected), hint: None })
     }
 
     fn unknown_variant(_: &str, expected: &'static [&'static str]) -> Self {
@@ -361,17 +304,11 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
             text @ Value::Text { .. } => visitor.visit_str(text.text().unwrap_or_default()),
             Value::List(items) => visitor.visit_seq(Items { items, next: 0 }),
             Value::Map(map) => {
-                let mut entries = Entries {
-                    entries: &map.entries,
-                    next: 0,
-                };
+                let mut entries = Entries { entries: &map.entries, next: 0 };
                 let value = visitor.visit_map(&mut entries)?;
                 // An enum takes one key, and does not look for more.
                 if entries.next < map.entries.len() {
-                    let fault = Fault::Wrong {
-                        expected: "one key only".into(),
-                        hint: None,
-                    };
+                    let fault = Fault::Wrong { expected: "one key only".into(), hint: None };
                     return Err(Error::new(fault).within(Step::Key(entries.next)));
                 }
                 Ok(value)
@@ -386,31 +323,21 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
         }
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, Error> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Error> {
         visitor.visit_newtype_struct(self)
     }
 
     /// A key without a value (all its items are commented out, say) is an empty list.
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.0.value {
-            Value::Null => visitor.visit_seq(Items {
-                items: &[],
-                next: 0,
-            }),
+            Value::Null => visitor.visit_seq(Items { items: &[], next: 0 }),
             _ => self.deserialize_any(visitor),
         }
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.0.value {
-            Value::Null => visitor.visit_map(Entries {
-                entries: &[],
-                next: 0,
-            }),
+            Value::Null => visitor.visit_map(Entries { entries: &[], next: 0 }),
             _ => self.deserialize_any(visitor),
         }
     }
@@ -435,10 +362,9 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
         visitor: V,
     ) -> Result<V::Value, Error> {
         match &self.0.value {
-            Value::Map(map) => visitor.visit_enum(MapAccessDeserializer::new(Entries {
-                entries: &map.entries,
-                next: 0,
-            })),
+            Value::Map(map) => {
+                visitor.visit_enum(MapAccessDeserializer::new(Entries { entries: &map.entries, next: 0 }))
+            }
             value => match value.text() {
                 Some(text) => {
                     let variant: StrDeserializer<'_, Error> = text.into_deserializer();
@@ -463,18 +389,13 @@ struct Items<'t> {
 impl<'de> SeqAccess<'de> for Items<'_> {
     type Error = Error;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(
-        &mut self,
-        seed: T,
-    ) -> Result<Option<T::Value>, Error> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
         let index = self.next;
         let Some(item) = self.items.get(index) else {
             return Ok(None);
         };
         self.next += 1;
-        seed.deserialize(Reader(item))
-            .map(Some)
-            .map_err(|error| error.within(Step::Item(index)))
+        seed.deserialize(Reader(item)).map(Some).map_err(|error| error.within(Step::Item(index)))
     }
 }
 
@@ -487,19 +408,14 @@ struct Entries<'t> {
 impl<'de> MapAccess<'de> for Entries<'_> {
     type Error = Error;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(
-        &mut self,
-        seed: K,
-    ) -> Result<Option<K::Value>, Error> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
         let index = self.next;
         let Some(entry) = self.entries.get(index) else {
             return Ok(None);
         };
         self.next += 1;
         let key: StrDeserializer<'_, Error> = entry.key.as_str().into_deserializer();
-        seed.deserialize(key)
-            .map(Some)
-            .map_err(|error| error.within(Step::Key(index)))
+        seed.deserialize(key).map(Some).map_err(|error| error.within(Step::Key(index)))
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
@@ -507,8 +423,7 @@ impl<'de> MapAccess<'de> for Entries<'_> {
         let Some(entry) = self.entries.get(index) else {
             return Err(de::Error::custom("expected a value"));
         };
-        seed.deserialize(Reader(&entry.value))
-            .map_err(|error| error.within(Step::Value(index)))
+        seed.deserialize(Reader(&entry.value)).map_err(|error| error.within(Step::Value(index)))
     }
 }
 
@@ -542,13 +457,8 @@ mod tests {
         let shown: Vec<_> = problems
             .into_iter()
             .map(|p| {
-                [
-                    p.message,
-                    p.place.path.to_string(),
-                    p.label.unwrap_or_default(),
-                    p.hint.unwrap_or_default(),
-                ]
-                .join(" | ")
+                [p.message, p.place.path.to_string(), p.label.unwrap_or_default(), p.hint.unwrap_or_default()]
+                    .join(" | ")
             })
             .collect();
         assert_eq!(shown, expected);
@@ -581,8 +491,7 @@ mod tests {
     fn a_value_from_a_variable_is_not_quoted() {
         let mut problems = Vec::new();
         let env = |_: &str| Some("hunter2".to_owned());
-        let mut root =
-            crate::tree::read("- {name: a, colour: \"${SECRET}\"}", &env, &mut problems).unwrap();
+        let mut root = crate::tree::read("- {name: a, colour: \"${SECRET}\"}", &env, &mut problems).unwrap();
         decode::<Vec<Thing>>(&mut root, &mut problems);
         assert_eq!(problems[0].message, "invalid value `${SECRET}`");
         assert!(!format!("{problems:?}").contains("hunter2"));

@@ -3,8 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use crate::model::{
-    AccessLog, Config, FailureMode, FilterLimits, FilterPolicy, FilterVersion, Isolation, KeyPart,
-    RolloutSubject, Route, Server, Target, Upstream, UpstreamProtocol,
+    AccessLog, Config, FailureMode, FilterLimits, FilterPolicy, FilterVersion, Isolation, KeyPart, RolloutSubject,
+    Route, Server, Target, Upstream, UpstreamProtocol,
 };
 use crate::units::format_duration;
 
@@ -13,10 +13,8 @@ use crate::units::format_duration;
 /// configuration.
 #[must_use]
 pub fn dump(config: &Config) -> Value {
-    let listeners = config
-        .listeners
-        .iter()
-        .map(|listener| json!({ "address": listener.address.to_string(), "h2c": listener.h2c }));
+    let listeners =
+        config.listeners.iter().map(|listener| json!({ "address": listener.address.to_string(), "h2c": listener.h2c }));
     let mut admin = json!({ "address": config.admin.address.to_string() });
     if let Some(token) = &config.admin.token {
         admin["token"] = token.to_string().into();
@@ -86,10 +84,7 @@ fn upstream(upstream: &Upstream) -> Value {
 fn version(version: &FilterVersion) -> Map<String, Value> {
     let grants = json!({ "outbound": texts(version.grants.outbound.iter()) });
     Map::from_iter([
-        (
-            "component".into(),
-            version.component.display().to_string().into(),
-        ),
+        ("component".into(), version.component.display().to_string().into()),
         ("settings".into(), version.settings_written.clone()),
         ("grants".into(), grants),
     ])
@@ -109,16 +104,8 @@ fn policy(policy: &FilterPolicy, value: &mut Map<String, Value>) {
             json!({ "fall-back": { "failures": failures, "window": format_duration(window) } })
         }
     };
-    let FilterLimits {
-        deadline,
-        configure_deadline,
-        memory,
-        table_elements,
-        copy,
-        instances,
-        body,
-        key_value,
-    } = policy.limits;
+    let FilterLimits { deadline, configure_deadline, memory, table_elements, copy, instances, body, key_value } =
+        policy.limits;
     let limits = json!({
         "deadline": format_duration(deadline),
         "configure_deadline": format_duration(configure_deadline),
@@ -145,23 +132,14 @@ fn route(route: &Route, config: &Config) -> Value {
     }
     if !route.matcher.headers.is_empty() {
         let headers = route.matcher.headers.iter().map(|header| {
-            let value = header
-                .value
-                .as_ref()
-                .map_or(true.into(), |value| literal(value));
+            let value = header.value.as_ref().map_or(true.into(), |value| literal(value));
             (header.name.clone(), value)
         });
         matches.insert("headers".into(), headers.collect::<Map<_, _>>().into());
     }
     let upstream_name = |index: &usize| config.upstreams[*index].name.to_string();
-    let filters = route
-        .filters
-        .iter()
-        .map(|index| config.filters[*index].name.to_string());
-    let Target::Upstream {
-        upstream,
-        alternatives,
-    } = &route.target;
+    let filters = route.filters.iter().map(|index| config.filters[*index].name.to_string());
+    let Target::Upstream { upstream, alternatives } = &route.target;
     let mut value = json!({
         "match": matches,
         "filters": filters.collect::<Value>(),
@@ -191,8 +169,7 @@ fn rollouts(config: &Config) -> Value {
         value["key"] = rollout.key.iter().map(key_part).collect();
         value["salt"] = literal(&rollout.salt);
         if let Some(overriding) = &rollout.overriding {
-            value["override"] =
-                json!({ "header": overriding.header, "trusted": texts(overriding.trusted.iter()) });
+            value["override"] = json!({ "header": overriding.header, "trusted": texts(overriding.trusted.iter()) });
         }
         (rollout.name.to_string(), value)
     });

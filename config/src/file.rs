@@ -14,12 +14,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 pub(crate) use self::filter::{
-    FailureForm, FailureWord, FallBack, Filter, FilterLimits, Grants, IsolationForm, IsolationWord,
-    Reused,
+    FailureForm, FailureWord, FallBack, Filter, FilterLimits, Grants, IsolationForm, IsolationWord, Reused,
 };
-pub(crate) use self::route::{
-    Canary, HeaderCondition, KeyForm, KeyNamed, KeyWord, Match, Override, Rollout, Route,
-};
+pub(crate) use self::route::{Canary, HeaderCondition, KeyForm, KeyNamed, KeyWord, Match, Override, Rollout, Route};
 pub(crate) use self::server::{AccessLog, Admin, ListenerForm, Server};
 pub(crate) use self::upstream::{Protocol, Upstream, UpstreamForm};
 use self::written::Named;
@@ -29,10 +26,10 @@ use self::written::Named;
 #[serde(deny_unknown_fields, default)]
 #[schemars(title = "Lockgate configuration")]
 pub(crate) struct File {
-    /// What holds for the process. Read at start only: a reload changes none of it.
+    /// What holds for the process.
     pub(crate) server: Server,
-    /// Where requests come in; at least one. An address alone is short for a map with that `address`. Read at start
-    /// only.
+    /// Where requests come in; at least one. An address alone is short for a map with that `address`. A reload that adds,
+    /// removes or rebinds one is refused.
     pub(crate) listeners: Vec<ListenerForm>,
     /// Where the operator comes in: API, metrics and health.
     pub(crate) admin: Admin,

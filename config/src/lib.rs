@@ -4,17 +4,23 @@
 //! of nodes that know their places, with variables expanded; the tree becomes the *file*, what was written, key by key;
 //! the file is *resolved* into the [`model`], what is meant.
 
+#![warn(missing_docs)]
+
 mod decode;
 mod dump;
 mod file;
 pub mod model;
 pub mod problem;
+mod reference;
 mod resolve;
+mod schema;
 pub mod text;
 mod tree;
 pub mod units;
 
 pub use self::dump::dump;
+pub use self::reference::reference;
+pub use self::schema::schema;
 
 use std::fs;
 use std::path::Path;
@@ -38,34 +44,19 @@ pub struct Loaded {
 ///
 /// A file that cannot be read, or all the problems that are in it.
 pub fn load(path: &Path) -> Result<Loaded, Report> {
-    let text = fs::read(path)
-        .map_err(|error| error.to_string())
-        .and_then(|bytes| {
-            String::from_utf8(bytes).map_err(|error| {
-                format!(
-                    "it is not UTF-8 behind its first {} bytes",
-                    error.utf8_error().valid_up_to()
-                )
-            })
-        });
+    let text = fs::read(path).map_err(|error| error.to_string()).and_then(|bytes| {
+        String::from_utf8(bytes)
+            .map_err(|error| format!("it is not UTF-8 behind its first {} bytes", error.utf8_error().valid_up_to()))
+    });
     let text = match text {
         Ok(text) => text,
         Err(reason) => {
-            let source = Source {
-                file: path.to_owned(),
-                text: "".into(),
-            };
+            let source = Source { file: path.to_owned(), text: "".into() };
             let message = format!("cannot read `{}`: {reason}", path.display());
-            return Err(Report::new(
-                source,
-                vec![Problem::new(message, Place::none())],
-            ));
+            return Err(Report::new(source, vec![Problem::new(message, Place::none())]));
         }
     };
-    let mut source = Source {
-        file: path.to_owned(),
-        text: text.into(),
-    };
+    let mut source = Source { file: path.to_owned(), text: text.into() };
     strip_mark(&mut source);
     let base_dir = path.parent().unwrap_or(Path::new(""));
     let config = parse(source.clone(), base_dir, &|name| std::env::var(name).ok())?;
@@ -77,11 +68,7 @@ pub fn load(path: &Path) -> Result<Loaded, Report> {
 /// # Errors
 ///
 /// All the problems that are in it.
-pub fn parse(
-    mut source: Source,
-    base_dir: &Path,
-    env: &dyn Fn(&str) -> Option<String>,
-) -> Result<Config, Report> {
+pub fn parse(mut source: Source, base_dir: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, Report> {
     strip_mark(&mut source);
     let mut problems = Vec::new();
     let config = tree::read(&source.text, env, &mut problems).and_then(|mut tree| {

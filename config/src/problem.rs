@@ -49,12 +49,7 @@ impl Problem {
     /// Returns a problem without label and hint.
     #[must_use]
     pub fn new(message: impl Into<String>, place: Place) -> Self {
-        Self {
-            message: message.into(),
-            place,
-            label: None,
-            hint: None,
-        }
+        Self { message: message.into(), place, label: None, hint: None }
     }
 
     /// Says what stands beside the underline.
@@ -132,12 +127,7 @@ const EXCERPT_MAX: usize = 96;
 
 impl Report {
     fn render(&self, problem: &Problem, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Problem {
-            message,
-            place,
-            label,
-            hint,
-        } = problem;
+        let Problem { message, place, label, hint } = problem;
         let file = self.source.file.display();
         writeln!(f, "error: {}", printable(message))?;
         if place.is_some() {
@@ -147,18 +137,11 @@ impl Report {
         }
         let number = place.line.to_string();
         let margin = " ".repeat(number.len());
-        let line = (place.line as usize)
-            .checked_sub(1)
-            .and_then(|index| self.source.text.lines().nth(index));
+        let line = (place.line as usize).checked_sub(1).and_then(|index| self.source.text.lines().nth(index));
         if let Some(line) = line {
             let excerpt = Excerpt::of(line, place);
             writeln!(f, "{number} | {}", excerpt.text)?;
-            write!(
-                f,
-                "{margin} | {}{}",
-                excerpt.indent,
-                "^".repeat(excerpt.underline)
-            )?;
+            write!(f, "{margin} | {}{}", excerpt.indent, "^".repeat(excerpt.underline))?;
             match label {
                 Some(label) => writeln!(f, " {}", printable(label))?,
                 None => writeln!(f)?,
@@ -188,20 +171,12 @@ impl Excerpt {
     fn of(line: &str, place: &Place) -> Self {
         let all: Vec<char> = printable(line.trim_end()).chars().collect();
         let start = (place.column as usize).saturating_sub(1).min(all.len());
-        let cut = if all.len() <= EXCERPT_MAX {
-            0
-        } else {
-            start.saturating_sub(EXCERPT_MAX / 3)
-        };
+        let cut = if all.len() <= EXCERPT_MAX { 0 } else { start.saturating_sub(EXCERPT_MAX / 3) };
         let end = all.len().min(cut + EXCERPT_MAX);
         let mark = if cut > 0 { "…" } else { "" };
         let shown = |from: usize, to: usize| all[from..to].iter();
         Self {
-            text: mark
-                .chars()
-                .chain(shown(cut, end).copied())
-                .chain("…".chars().filter(|_| end < all.len()))
-                .collect(),
+            text: mark.chars().chain(shown(cut, end).copied()).chain("…".chars().filter(|_| end < all.len())).collect(),
             indent: mark
                 .chars()
                 .map(|_| ' ')
@@ -214,15 +189,7 @@ impl Excerpt {
 
 /// Replaces characters that would act on a terminal.
 fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| {
-            if c.is_control() && c != '\t' && c != '\n' {
-                '\u{fffd}'
-            } else {
-                c
-            }
-        })
-        .collect()
+    text.chars().map(|c| if c.is_control() && c != '\t' && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -230,33 +197,19 @@ mod tests {
     use super::*;
 
     fn report(text: &str, problems: Vec<Problem>) -> String {
-        let report = Report::new(
-            Source {
-                file: "lockgate.yaml".into(),
-                text: text.into(),
-            },
-            problems,
-        );
+        let report = Report::new(Source { file: "lockgate.yaml".into(), text: text.into() }, problems);
         report.to_string()
     }
 
     fn place(line: u32, column: u32, length: u32, path: &str) -> Place {
-        Place {
-            line,
-            column,
-            length,
-            path: path.into(),
-        }
+        Place { line, column, length, path: path.into() }
     }
 
     #[test]
     fn a_problem_says_what_where_and_what_to_do() {
-        let problem = Problem::new(
-            "unknown field `wieght`",
-            place(2, 5, 6, "rollouts.auth.wieght"),
-        )
-        .label("expected one of `filter`, `weight`")
-        .hint("did you mean `weight`?");
+        let problem = Problem::new("unknown field `wieght`", place(2, 5, 6, "rollouts.auth.wieght"))
+            .label("expected one of `filter`, `weight`")
+            .hint("did you mean `weight`?");
         insta::assert_snapshot!(report("auth:\n    wieght: 5%\n", vec![problem]), @r"
         error: unknown field `wieght`
           --> lockgate.yaml:2:5
@@ -302,19 +255,13 @@ mod tests {
         let shown = report(&text, vec![Problem::new("look", place(1, 305, 4, ""))]);
         let lines: Vec<&str> = shown.lines().collect();
         let column = lines[3].chars().position(|c| c == '^').unwrap();
-        assert_eq!(
-            lines[2].chars().skip(column).take(4).collect::<String>(),
-            "here"
-        );
+        assert_eq!(lines[2].chars().skip(column).take(4).collect::<String>(), "here");
         assert!(lines[2].chars().count() < 110, "{shown}");
     }
 
     #[test]
     fn nothing_acts_on_the_terminal() {
-        let shown = report(
-            "a: \u{1b}[2J",
-            vec![Problem::new("\u{1b}[2J", place(1, 4, 40, ""))],
-        );
+        let shown = report("a: \u{1b}[2J", vec![Problem::new("\u{1b}[2J", place(1, 4, 40, ""))]);
         assert!(!shown.contains('\u{1b}'), "{shown:?}");
     }
 

@@ -14,26 +14,16 @@ use std::path::{Path, PathBuf};
 
 use crate::decode::did_you_mean;
 use crate::file::File;
-use crate::file::written::{FilePath, Written};
+use crate::file::written::{FilePath, Reference, Written};
 use crate::model::Config;
 use crate::problem::{Place, Problem};
 use crate::text::check_name;
 use crate::tree::{Node, Value};
 
 /// Returns the meaning of a file. It is of use only if no problem was found, here or before.
-pub(crate) fn resolve(
-    file: File,
-    tree: &Node,
-    base_dir: &Path,
-    problems: &mut Vec<Problem>,
-) -> Config {
+pub(crate) fn resolve(file: File, tree: &Node, base_dir: &Path, problems: &mut Vec<Problem>) -> Config {
     let names = |section: &str| Names::of(tree, section);
-    let mut resolver = Resolver {
-        base_dir,
-        upstreams: names("upstreams"),
-        filters: names("filters"),
-        problems,
-    };
+    let mut resolver = Resolver { base_dir, upstreams: names("upstreams"), filters: names("filters"), problems };
     resolver.config(file, tree)
 }
 
@@ -58,15 +48,7 @@ impl Resolver<'_> {
         let routes = self.routes(file.routes, tree);
         let rollouts = self.rollouts(file.rollouts.0, tree.at("rollouts"), &filters);
         self.check_rollouts_of_routes(&routes, &rollouts);
-        Config {
-            server,
-            listeners,
-            admin,
-            upstreams,
-            filters,
-            routes,
-            rollouts,
-        }
+        Config { server, listeners, admin, upstreams, filters, routes, rollouts }
     }
 
     fn problem(&mut self, problem: Problem) {
@@ -80,31 +62,25 @@ impl Resolver<'_> {
     fn check_names(&mut self, section: &Node) {
         for entry in section.entries() {
             if let Err(error) = check_name(&entry.key) {
-                let problem = Problem::new(
-                    format!("`{}` is no name", entry.key),
-                    entry.key_place.clone(),
-                );
+                let problem = Problem::new(format!("`{}` is no name", entry.key), entry.key_place.clone());
                 self.problem(problem.label(format!("expected {}", error.expected)));
             }
         }
     }
 
     /// Finds what a name refers to.
-    fn find(&mut self, section: Section, name: &Written<String>, node: &Node) -> Option<usize> {
+    fn find(&mut self, section: Section, name: &Written<Reference>, node: &Node) -> Option<usize> {
         let (kind, names) = match section {
             Section::Upstreams => ("upstream", &self.upstreams),
             Section::Filters => ("filter", &self.filters),
         };
-        let found = names.names.iter().position(|declared| *declared == name.0);
-        if found.is_some() || names.unsure || names.lost.contains(&name.0) {
+        let found = names.names.iter().position(|declared| *declared == name.0.0);
+        if found.is_some() || names.unsure || names.lost.contains(&name.0.0) {
             return found;
         }
         let written = node.written().unwrap_or_default();
         let hint = did_you_mean(&written, names.names.iter().map(String::as_str));
-        let problem = Problem::new(
-            format!("there is no {kind} `{written}`"),
-            node.place.clone(),
-        );
+        let problem = Problem::new(format!("there is no {kind} `{written}`"), node.place.clone());
         let problem = match (hint, names.names.as_slice()) {
             (Some(hint), _) => problem.hint(hint),
             (None, []) => problem.hint(format!("declare it under `{kind}s`")),
@@ -138,11 +114,7 @@ impl Names {
             _ => Vec::new(),
         };
         let entries = tree.get(section).map(Node::entries).unwrap_or_default();
-        Self {
-            names: entries.iter().map(|entry| entry.key.clone()).collect(),
-            lost,
-            unsure: tree.pruned(section),
-        }
+        Self { names: entries.iter().map(|entry| entry.key.clone()).collect(), lost, unsure: tree.pruned(section) }
     }
 }
 
@@ -150,11 +122,7 @@ impl Names {
 const LISTED_MAX: usize = 8;
 
 fn quoted(names: &[String]) -> String {
-    let mut shown: Vec<_> = names
-        .iter()
-        .take(LISTED_MAX)
-        .map(|name| format!("`{name}`"))
-        .collect();
+    let mut shown: Vec<_> = names.iter().take(LISTED_MAX).map(|name| format!("`{name}`")).collect();
     if names.len() > LISTED_MAX {
         shown.push(format!("and {} more", names.len() - LISTED_MAX));
     }
@@ -167,19 +135,11 @@ fn repeated<T: PartialEq>(items: &[T]) -> Vec<(usize, usize)> {
     items
         .iter()
         .enumerate()
-        .filter_map(|(index, item)| {
-            first(item)
-                .filter(|first| *first < index)
-                .map(|first| (index, first))
-        })
+        .filter_map(|(index, item)| first(item).filter(|first| *first < index).map(|first| (index, first)))
         .collect()
 }
 
 /// Says where something stands that is referred to.
 fn line_of(place: &Place) -> String {
-    if place.is_some() {
-        format!(" in line {}", place.line)
-    } else {
-        String::new()
-    }
+    if place.is_some() { format!(" in line {}", place.line) } else { String::new() }
 }

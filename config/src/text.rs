@@ -22,10 +22,7 @@ pub struct TextError {
 
 impl TextError {
     pub(crate) fn new(expected: impl Into<String>) -> Self {
-        Self {
-            expected: expected.into(),
-            hint: None,
-        }
+        Self { expected: expected.into(), hint: None }
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -53,10 +50,7 @@ const NAME_MAX: usize = 64;
 pub(crate) fn check_name(name: &str) -> Result<(), TextError> {
     let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if name.len() <= NAME_MAX
-        && name
-            .bytes()
-            .next()
-            .is_some_and(|byte| byte.is_ascii_alphanumeric())
+        && name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric())
         && name.bytes().all(inner)
     {
         return Ok(());

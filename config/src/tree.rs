@@ -67,11 +67,7 @@ pub(crate) fn read(text: &str, env: &Env<'_>, problems: &mut Vec<Problem>) -> Op
     };
     // Only after serde_yaml has read the text: its bounds on depth and repetition hold for saphyr's part too.
     let marks = Marks::read(text);
-    let mut builder = Builder {
-        env,
-        marks: &marks,
-        problems,
-    };
+    let mut builder = Builder { env, marks: &marks, problems };
     builder.node(raw, marks.root(), Place::none())
 }
 
@@ -118,8 +114,7 @@ impl Node {
 
     /// Returns the place of a key, or the node's own where it has no such key.
     pub(crate) fn key_place(&self, key: &str) -> Place {
-        self.entry(key)
-            .map_or_else(|| self.place.clone(), |entry| entry.key_place.clone())
+        self.entry(key).map_or_else(|| self.place.clone(), |entry| entry.key_place.clone())
     }
 
     /// Returns a scalar as it was written: the only spelling that a message may show, since a variable may be a secret.
@@ -148,12 +143,9 @@ impl Node {
                 _ => written.as_str().into(),
             },
             Value::List(items) => items.iter().map(|item| item.to_json(expand)).collect(),
-            Value::Map(map) => Json::Object(
-                map.entries
-                    .iter()
-                    .map(|entry| (entry.key.clone(), entry.value.to_json(expand)))
-                    .collect(),
-            ),
+            Value::Map(map) => {
+                Json::Object(map.entries.iter().map(|entry| (entry.key.clone(), entry.value.to_json(expand))).collect())
+            }
         }
     }
 }
@@ -179,16 +171,12 @@ impl Builder<'_> {
     /// path is the node's.
     fn node(&mut self, raw: Raw, mark: Option<&Mark>, around: Place) -> Option<Node> {
         let place = match mark.and_then(|mark| self.marks.place(mark)) {
-            Some(place) => Place {
-                path: Arc::clone(&around.path),
-                ..place
-            },
+            Some(place) => Place { path: Arc::clone(&around.path), ..place },
             None => around,
         };
         if mark.is_some_and(|mark| mark.tagged) {
             let hint = "leave the tag out: quotes make a text, and nothing else needs a tag";
-            self.problems
-                .push(Problem::new("tags are not understood here", place).hint(hint));
+            self.problems.push(Problem::new("tags are not understood here", place).hint(hint));
             return None;
         }
         let mut damaged = false;
@@ -200,8 +188,7 @@ impl Builder<'_> {
             Raw::Float(value) if value.is_finite() => Value::Float(value),
             Raw::Float(_) => {
                 let hint = "JSON, which settings are handed over as, has finite numbers only";
-                self.problems
-                    .push(Problem::new("the number is not finite", place).hint(hint));
+                self.problems.push(Problem::new("the number is not finite", place).hint(hint));
                 return None;
             }
             Raw::Text(written) => match variables::expand(&written, self.env) {
@@ -219,15 +206,8 @@ impl Builder<'_> {
                     .into_iter()
                     .enumerate()
                     .filter_map(|(index, item)| {
-                        let around = Place {
-                            path: format!("{}[{index}]", place.path).into(),
-                            ..place.clone()
-                        };
-                        self.node(
-                            item,
-                            mark.and_then(|mark| self.marks.item(mark, index)),
-                            around,
-                        )
+                        let around = Place { path: format!("{}[{index}]", place.path).into(), ..place.clone() };
+                        self.node(item, mark.and_then(|mark| self.marks.item(mark, index)), around)
                     })
                     .collect();
                 damaged = nodes.len() < count || nodes.iter().any(|node| node.damaged);
@@ -235,33 +215,23 @@ impl Builder<'_> {
             }
             Raw::Map(entries) => {
                 let map = self.map(entries, mark, &place);
-                damaged =
-                    !map.pruned.is_empty() || map.entries.iter().any(|entry| entry.value.damaged);
+                damaged = !map.pruned.is_empty() || map.entries.iter().any(|entry| entry.value.damaged);
                 Value::Map(map)
             }
         };
-        Some(Node {
-            place,
-            value,
-            damaged,
-        })
+        Some(Node { place, value, damaged })
     }
 
     fn map(&mut self, entries: Vec<(Raw, Raw)>, mark: Option<&Mark>, place: &Place) -> Map {
         let mut map = Map::default();
         for (index, (key, value)) in entries.into_iter().enumerate() {
-            let (key_mark, value_mark) =
-                mark.and_then(|mark| self.marks.entry(mark, index)).unzip();
+            let (key_mark, value_mark) = mark.and_then(|mark| self.marks.entry(mark, index)).unzip();
             let key_place = |path: Arc<str>| {
                 let marked = key_mark.and_then(|mark| self.marks.place(mark));
-                Place {
-                    path,
-                    ..marked.unwrap_or_else(|| place.clone())
-                }
+                Place { path, ..marked.unwrap_or_else(|| place.clone()) }
             };
             let Raw::Text(key) = key else {
-                let problem =
-                    Problem::new("a key must be a text", key_place(Arc::clone(&place.path)));
+                let problem = Problem::new("a key must be a text", key_place(Arc::clone(&place.path)));
                 self.problems.push(problem.hint("put the key in quotes"));
                 continue;
             };
@@ -272,16 +242,11 @@ impl Builder<'_> {
                     line => format!("it is there already, in line {line}"),
                 };
                 let problem = Problem::new(format!("`{key}` is written twice"), key_place);
-                self.problems
-                    .push(problem.label(label).hint("keep one of the two"));
+                self.problems.push(problem.label(label).hint("keep one of the two"));
                 continue;
             }
             match self.node(value, value_mark, key_place.clone()) {
-                Some(value) => map.entries.push(Entry {
-                    key,
-                    key_place,
-                    value,
-                }),
+                Some(value) => map.entries.push(Entry { key, key_place, value }),
                 None => map.pruned.push(key),
             }
         }
@@ -291,10 +256,7 @@ impl Builder<'_> {
 
 /// Returns the path of a key: `a.b`, or `a["b.c"]` where a dot would mislead.
 fn join(path: &str, key: &str) -> Arc<str> {
-    let plain = !key.is_empty()
-        && key
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    let plain = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
     match (plain, path.is_empty()) {
         (true, true) => key.into(),
         (true, false) => format!("{path}.{key}").into(),
@@ -323,25 +285,13 @@ mod tests {
     /// Every node's path and what stands at its place.
     fn places(text: &str) -> Vec<String> {
         fn walk(node: &Node, lines: &[&str], out: &mut Vec<String>) {
-            let Place {
-                line,
-                column,
-                length,
-                path,
-            } = &node.place;
+            let Place { line, column, length, path } = &node.place;
             let line: Vec<char> = lines[*line as usize - 1].chars().collect();
-            let shown: String = line
-                .iter()
-                .skip(*column as usize - 1)
-                .take(*length as usize)
-                .collect();
+            let shown: String = line.iter().skip(*column as usize - 1).take(*length as usize).collect();
             out.push(format!("{path} {shown}"));
             match &node.value {
                 Value::List(items) => items.iter().for_each(|item| walk(item, lines, out)),
-                Value::Map(map) => map
-                    .entries
-                    .iter()
-                    .for_each(|entry| walk(&entry.value, lines, out)),
+                Value::Map(map) => map.entries.iter().for_each(|entry| walk(&entry.value, lines, out)),
                 _ => {}
             }
         }
@@ -352,7 +302,8 @@ mod tests {
 
     #[test]
     fn every_node_knows_its_place() {
-        let text = "a:\n  - b: 1\n    c d: \"x y\" # no\n  - [p, {q: r}]\ne: &e\n  f: ä ö \ng: *e\nh:\ni: |\n  long\n  text\n";
+        let text =
+            "a:\n  - b: 1\n    c d: \"x y\" # no\n  - [p, {q: r}]\ne: &e\n  f: ä ö \ng: *e\nh:\ni: |\n  long\n  text\n";
         assert_eq!(
             places(text),
             [
@@ -378,24 +329,14 @@ mod tests {
     #[test]
     fn what_is_written_and_what_is_meant_are_both_kept() {
         let node = node("a: [\"${HOST}\", 1, 1.5, true, null, -3, 'b$$']");
-        assert_eq!(
-            node.to_json(true).to_string(),
-            r#"{"a":["example.com",1,1.5,true,null,-3,"b$"]}"#
-        );
-        assert_eq!(
-            node.to_json(false).to_string(),
-            r#"{"a":["${HOST}",1,1.5,true,null,-3,"b$$"]}"#
-        );
+        assert_eq!(node.to_json(true).to_string(), r#"{"a":["example.com",1,1.5,true,null,-3,"b$"]}"#);
+        assert_eq!(node.to_json(false).to_string(), r#"{"a":["${HOST}",1,1.5,true,null,-3,"b$$"]}"#);
     }
 
     #[test]
     fn what_cannot_be_used_is_left_out_with_a_problem() {
-        let (node, problems) =
-            tree("a: {b: .nan, c: 1}\na: 2\n3: x\nd: ['${NO}', 4]\ne: !t 1\nf: 5\n");
-        let messages: Vec<_> = problems
-            .iter()
-            .map(|p| format!("{} {}", p.place.line, p.message))
-            .collect();
+        let (node, problems) = tree("a: {b: .nan, c: 1}\na: 2\n3: x\nd: ['${NO}', 4]\ne: !t 1\nf: 5\n");
+        let messages: Vec<_> = problems.iter().map(|p| format!("{} {}", p.place.line, p.message)).collect();
         assert_eq!(
             messages,
             [
@@ -407,13 +348,8 @@ mod tests {
             ]
         );
         let node = node.unwrap();
-        assert_eq!(
-            node.to_json(true).to_string(),
-            r#"{"a":{"c":1},"d":[4],"f":5}"#
-        );
-        assert!(
-            node.damaged && node.at("a").damaged && node.at("d").damaged && !node.at("f").damaged
-        );
+        assert_eq!(node.to_json(true).to_string(), r#"{"a":{"c":1},"d":[4],"f":5}"#);
+        assert!(node.damaged && node.at("a").damaged && node.at("d").damaged && !node.at("f").damaged);
     }
 
     #[test]

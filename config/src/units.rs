@@ -24,11 +24,7 @@ impl Weight {
     /// Returns a weight of so many hundredths of a per cent; none above 10,000.
     #[must_use]
     pub const fn from_basis_points(points: u16) -> Option<Self> {
-        if points <= 10_000 {
-            Some(Self(points))
-        } else {
-            None
-        }
+        if points <= 10_000 { Some(Self(points)) } else { None }
     }
 
     /// Returns the hundredths of a per cent, 0 to 10,000.
@@ -59,8 +55,7 @@ impl FromStr for Weight {
     type Err = TextError;
 
     fn from_str(text: &str) -> Result<Self, TextError> {
-        let expected =
-            || TextError::new("a weight such as `5%`, from 0% to 100% in steps of 0.01%");
+        let expected = || TextError::new("a weight such as `5%`, from 0% to 100% in steps of 0.01%");
         let text = text.trim();
         let Some(number) = text.strip_suffix('%') else {
             return Err(match exact(text, 100) {
@@ -69,10 +64,7 @@ impl FromStr for Weight {
             });
         };
         match exact(number.trim_end(), 100) {
-            Scaled::Exact(points) => u16::try_from(points)
-                .ok()
-                .and_then(Self::from_basis_points)
-                .ok_or_else(expected),
+            Scaled::Exact(points) => u16::try_from(points).ok().and_then(Self::from_basis_points).ok_or_else(expected),
             Scaled::Finer => Err(expected().hint("the smallest step is 0.01%")),
             Scaled::Not => Err(expected()),
         }
@@ -132,10 +124,8 @@ const SIZES: [(&str, u64); 9] = [
 /// The largest unit that leaves no fraction: `16MiB`, `1MB`, `1023B`.
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (unit, scale) = SIZES
-            .into_iter()
-            .find(|(_, scale)| self.0 >= *scale && self.0 % scale == 0)
-            .unwrap_or(("B", 1));
+        let (unit, scale) =
+            SIZES.into_iter().find(|(_, scale)| self.0 >= *scale && self.0 % scale == 0).unwrap_or(("B", 1));
         write!(f, "{}{unit}", self.0 / scale)
     }
 }
@@ -157,10 +147,7 @@ impl FromStr for ByteSize {
             _ => match SIZES.iter().find(|(name, _)| *name == unit) {
                 Some((_, scale)) => *scale,
                 None => {
-                    let guess = SIZES
-                        .iter()
-                        .find(|(name, _)| same_unit(name, unit))
-                        .map(|(name, _)| *name);
+                    let guess = SIZES.iter().find(|(name, _)| same_unit(name, unit)).map(|(name, _)| *name);
                     return Err(match guess {
                         Some(name) => expected().hint(format!("write `{number}{name}`")),
                         None => expected(),
@@ -180,10 +167,7 @@ impl FromStr for ByteSize {
 fn same_unit(name: &str, unit: &str) -> bool {
     let unit = unit.to_ascii_lowercase();
     let name = name.to_ascii_lowercase();
-    !unit.is_empty()
-        && (name == unit
-            || name.strip_suffix('b') == Some(&unit)
-            || name.replace('i', "") == unit + "b")
+    !unit.is_empty() && (name == unit || name.strip_suffix('b') == Some(&unit) || name.replace('i', "") == unit + "b")
 }
 
 /// As text, with its unit.
@@ -225,9 +209,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, TextError> {
         return Err(expected().hint("the units are `us`, `ms`, `s`, `m` and `h`"));
     };
     match exact(number, scale) {
-        Scaled::Exact(nanos) if nanos <= DURATION_MAX.as_nanos() => u64::try_from(nanos)
-            .map(Duration::from_nanos)
-            .map_err(|_| expected()),
+        Scaled::Exact(nanos) if nanos <= DURATION_MAX.as_nanos() => {
+            u64::try_from(nanos).map(Duration::from_nanos).map_err(|_| expected())
+        }
         Scaled::Exact(_) => Err(expected().hint("the longest is `24h`")),
         Scaled::Finer => Err(expected().hint("there are no fractions of a nanosecond")),
         Scaled::Not => Err(expected()),
@@ -241,10 +225,7 @@ pub fn format_duration(duration: Duration) -> String {
     if nanos == 0 {
         return "0s".into();
     }
-    let (unit, scale) = DURATIONS
-        .into_iter()
-        .find(|(_, scale)| nanos % scale == 0)
-        .unwrap_or(("ns", 1));
+    let (unit, scale) = DURATIONS.into_iter().find(|(_, scale)| nanos % scale == 0).unwrap_or(("ns", 1));
     format!("{}{unit}", nanos / scale)
 }
 
@@ -290,9 +271,7 @@ impl Serialize for Secret {
 /// Splits `1.5 s` into number and unit.
 fn split_unit(text: &str) -> (&str, &str) {
     let text = text.trim();
-    let end = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     (number.trim_end(), unit.trim_start())
 }
@@ -322,11 +301,7 @@ fn exact(number: &str, scale: u128) -> Scaled {
         return Scaled::Finer;
     };
     let divisor = 10_u128.pow(fraction.len() as u32);
-    if scaled % divisor == 0 {
-        Scaled::Exact(scaled / divisor)
-    } else {
-        Scaled::Finer
-    }
+    if scaled % divisor == 0 { Scaled::Exact(scaled / divisor) } else { Scaled::Finer }
 }
 
 #[cfg(test)]
@@ -337,29 +312,13 @@ mod tests {
 
     #[test]
     fn weights_are_read_and_written_in_per_cent() {
-        for (text, points) in [
-            ("0%", 0),
-            ("0.01%", 1),
-            ("0.07%", 7),
-            ("5%", 500),
-            ("12.5%", 1250),
-            ("100 %", 10_000),
-        ] {
-            assert_eq!(
-                text.parse::<Weight>().unwrap().basis_points(),
-                points,
-                "{text}"
-            );
+        for (text, points) in [("0%", 0), ("0.01%", 1), ("0.07%", 7), ("5%", 500), ("12.5%", 1250), ("100 %", 10_000)] {
+            assert_eq!(text.parse::<Weight>().unwrap().basis_points(), points, "{text}");
         }
-        for text in [
-            "5", "0.05", "100.01%", "0.001%", "-1%", "%", "", "1e2%", ".5%", "5.%", "five%",
-        ] {
+        for text in ["5", "0.05", "100.01%", "0.001%", "-1%", "%", "", "1e2%", ".5%", "5.%", "five%"] {
             assert!(text.parse::<Weight>().is_err(), "{text}");
         }
-        assert_eq!(
-            "5".parse::<Weight>().unwrap_err().hint.unwrap(),
-            "a weight is written in per cent: `5%`"
-        );
+        assert_eq!("5".parse::<Weight>().unwrap_err().hint.unwrap(), "a weight is written in per cent: `5%`");
     }
 
     #[test]
@@ -376,16 +335,8 @@ mod tests {
         ] {
             assert_eq!(text.parse::<ByteSize>().unwrap(), ByteSize(bytes), "{text}");
         }
-        for (text, hint) in [
-            ("16M", "write `16MiB`"),
-            ("16Mi", "write `16MiB`"),
-            ("16mb", "write `16MB`"),
-        ] {
-            assert_eq!(
-                text.parse::<ByteSize>().unwrap_err().hint.unwrap(),
-                hint,
-                "{text}"
-            );
+        for (text, hint) in [("16M", "write `16MiB`"), ("16Mi", "write `16MiB`"), ("16mb", "write `16MB`")] {
+            assert_eq!(text.parse::<ByteSize>().unwrap_err().hint.unwrap(), hint, "{text}");
         }
         for text in ["", "MiB", "1.5", "99999999TiB", "-1", "1 MiB MiB", "0x10"] {
             assert!(text.parse::<ByteSize>().is_err(), "{text}");
@@ -394,35 +345,21 @@ mod tests {
 
     #[test]
     fn durations_need_a_unit() {
-        for (text, micros) in [
-            ("5ms", 5_000),
-            ("1.5s", 1_500_000),
-            ("2m", 120_000_000),
-            ("1h", 3_600_000_000),
-            ("0s", 0),
-        ] {
-            assert_eq!(
-                parse_duration(text).unwrap(),
-                Duration::from_micros(micros),
-                "{text}"
-            );
+        for (text, micros) in
+            [("5ms", 5_000), ("1.5s", 1_500_000), ("2m", 120_000_000), ("1h", 3_600_000_000), ("0s", 0)]
+        {
+            assert_eq!(parse_duration(text).unwrap(), Duration::from_micros(micros), "{text}");
         }
         for text in ["5", "", "ms", "25h", "-1s", "1m30s", "1d", "0.1ns", "1..5s"] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
-        assert_eq!(
-            parse_duration("5").unwrap_err().hint.unwrap(),
-            "give a unit: `5s` or `5ms`"
-        );
+        assert_eq!(parse_duration("5").unwrap_err().hint.unwrap(), "give a unit: `5s` or `5ms`");
     }
 
     #[test]
     fn a_secret_is_shown_nowhere() {
         let secret = Secret::new("hunter2".into());
-        let shown = format!(
-            "{secret:?} {secret} {}",
-            serde_json::to_string(&secret).unwrap()
-        );
+        let shown = format!("{secret:?} {secret} {}", serde_json::to_string(&secret).unwrap());
         assert!(!shown.contains("hunter2"), "{shown}");
         assert_eq!(secret.reveal(), "hunter2");
     }

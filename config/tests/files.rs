@@ -15,13 +15,8 @@ fn env(name: &str) -> Option<String> {
 
 fn files(folder: &str) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-    let entries = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let is_yaml = |path: &PathBuf| {
-        path.extension()
-            .is_some_and(|extension| extension == "yaml")
-    };
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let is_yaml = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "yaml");
     let mut files: Vec<_> = entries.filter(is_yaml).collect();
     files.sort();
     assert!(!files.is_empty());
@@ -30,10 +25,7 @@ fn files(folder: &str) -> Vec<PathBuf> {
 
 fn source(path: &Path) -> Source {
     let file = path.file_name().unwrap().into();
-    Source {
-        file,
-        text: fs::read_to_string(path).unwrap().into(),
-    }
+    Source { file, text: fs::read_to_string(path).unwrap().into() }
 }
 
 #[test]
@@ -44,21 +36,12 @@ fn an_invalid_file_gets_its_message() {
             Ok(_) => panic!("{} is accepted", path.display()),
             Err(report) => format!("{report}\n"),
         };
-        assert!(
-            !shown.contains(SECRET),
-            "{}: a variable's value is shown:\n{shown}",
-            path.display()
-        );
+        assert!(!shown.contains(SECRET), "{}: a variable's value is shown:\n{shown}", path.display());
         let expected = path.with_extension("txt");
         if std::env::var_os("BLESS").is_some() {
             fs::write(&expected, &shown).unwrap();
         }
-        assert_eq!(
-            shown,
-            fs::read_to_string(&expected).unwrap_or_default(),
-            "{}",
-            path.display()
-        );
+        assert_eq!(shown, fs::read_to_string(&expected).unwrap_or_default(), "{}", path.display());
     }
 }
 
@@ -69,15 +52,8 @@ fn a_valid_file_is_accepted_and_its_dump_means_the_same() {
             .unwrap_or_else(|report| panic!("{}\n{report}", path.display()));
         let dumped = dump(&config);
         let text = serde_json::to_string_pretty(&dumped).unwrap();
-        assert!(
-            !text.contains(SECRET),
-            "{}: a secret is in the dump:\n{text}",
-            path.display()
-        );
-        let again = Source {
-            file: "dump".into(),
-            text: text.into(),
-        };
+        assert!(!text.contains(SECRET), "{}: a secret is in the dump:\n{text}", path.display());
+        let again = Source { file: "dump".into(), text: text.into() };
         let again = parse(again, Path::new("/"), &env).unwrap_or_else(|report| panic!("{report}"));
         assert_eq!(dump(&again), dumped, "{}", path.display());
     }

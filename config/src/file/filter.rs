@@ -84,10 +84,7 @@ pub(crate) struct Reused {
 
 impl Default for Reused {
     fn default() -> Self {
-        Self {
-            requests: Written(Whole(10_000)),
-            memory: None,
-        }
+        Self { requests: Written(Whole(10_000)), memory: None }
     }
 }
 
@@ -132,10 +129,7 @@ pub(crate) struct FallBack {
 
 impl Default for FallBack {
     fn default() -> Self {
-        Self {
-            failures: Written(Whole(5)),
-            window: Written(Timeout(Duration::from_secs(30))),
-        }
+        Self { failures: Written(Whole(5)), window: Written(Timeout(Duration::from_secs(30))) }
     }
 }
 

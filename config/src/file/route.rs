@@ -9,7 +9,7 @@ use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::filter::Grants;
-use super::written::{CookieName, Either, FilePath, Name, Named, OneOrMany, Written, quoting};
+use super::written::{CookieName, Either, FilePath, Name, Named, OneOrMany, Reference, Written, quoting};
 use crate::model::{HostPattern, PathPattern};
 use crate::text::{HeaderName, Method};
 use crate::units::Weight;
@@ -27,12 +27,12 @@ pub(crate) struct Route {
     pub(crate) matches: Match,
     /// Names of filters, in the order in which they see the request; they see the response in reverse.
     #[serde(default)]
-    pub(crate) filters: Vec<Written<String>>,
+    pub(crate) filters: Vec<Written<Reference>>,
     /// Name of the upstream that answers.
-    pub(crate) upstream: Written<String>,
+    pub(crate) upstream: Written<Reference>,
     /// Names of further upstreams, which a filter may choose instead.
     #[serde(default)]
-    pub(crate) alternatives: Vec<Written<String>>,
+    pub(crate) alternatives: Vec<Written<Reference>>,
 }
 
 /// Which requests a route takes.
@@ -76,9 +76,7 @@ impl<'de> Deserialize<'de> for HeaderCondition {
                 if crate::text::is_value(text) {
                     return Ok(HeaderCondition::Value(text.to_owned()));
                 }
-                Err(E::custom(
-                    "a text that a header may have: no control characters, and no space at its ends",
-                ))
+                Err(E::custom("a text that a header may have: no control characters, and no space at its ends"))
             }
 
             fn visit_u64<E: de::Error>(self, value: u64) -> Result<HeaderCondition, E> {
@@ -97,9 +95,7 @@ impl<'de> Deserialize<'de> for HeaderCondition {
                 if value {
                     return Ok(HeaderCondition::Present);
                 }
-                Err(E::custom(
-                    "a text, or `true` for any value\nhint: what must not be there cannot be asked for",
-                ))
+                Err(E::custom("a text, or `true` for any value\nhint: what must not be there cannot be asked for"))
             }
         }
 
@@ -128,13 +124,13 @@ pub(crate) struct Rollout {
     /// Name of the filter that moves. Either this or `upstream`.
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
-    pub(crate) filter: Option<Written<String>>,
+    pub(crate) filter: Option<Written<Reference>>,
     /// Name of the upstream that moves. Either this or `filter`.
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
-    pub(crate) upstream: Option<Written<String>>,
+    pub(crate) upstream: Option<Written<Reference>>,
     /// Where it moves to: of an upstream, another one's name; of a filter, what is different in the new version.
-    pub(crate) canary: Either<Written<String>, Canary>,
+    pub(crate) canary: Either<Written<Reference>, Canary>,
     /// The canary's share of the keys, in steps of 0.01%; stable takes the rest. Raising it moves nobody back. What is
     /// set at run time goes before what stands here.
     pub(crate) weight: Written<Weight>,

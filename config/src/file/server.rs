@@ -15,25 +15,25 @@ use crate::units::{ByteSize, Secret};
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Server {
-    /// Threads that serve requests.
+    /// Threads that serve requests. Read at start only.
     #[schemars(extend("x-default" = "one for each core"))]
     pub(crate) threads: Option<Written<Whole<1, 1024>>>,
-    /// Threads that compile components, at low priority.
+    /// Threads that compile components, at low priority. Read at start only.
     pub(crate) compile_threads: Written<Whole<1, 64>>,
     /// Folder for what must survive a restart: the state of rollouts, the quarantine, last good versions and the
-    /// audit log. A relative path starts at the folder of this file.
+    /// audit log. A relative path starts at the folder of this file. Read at start only.
     #[schemars(extend("x-default" = "`state` beside this file"))]
     pub(crate) state_dir: Option<Written<FilePath>>,
     /// Folder for precompiled components. It may be emptied while the gateway is down; the next start then takes
-    /// longer.
+    /// longer. Read at start only.
     #[schemars(extend("x-default" = "`cache` beside this file"))]
     pub(crate) cache_dir: Option<Written<FilePath>>,
     /// Size of the precompiled components that are kept; beyond it, those that were used least recently go.
     pub(crate) cache_size: Written<ByteSize>,
-    /// Instances of filters that may live at the same time, of all filters together.
+    /// Instances of filters that may live at the same time, of all filters together. Read at start only.
     pub(crate) instances: Written<Whole<1, 100_000>>,
     /// The largest `limits.memory` that any filter may have. Each instance reserves this much address space, not
-    /// memory.
+    /// memory. Read at start only.
     pub(crate) instance_memory: Written<ByteSize>,
     /// How long requests may go on after a stop, and on the old configuration after a reload.
     pub(crate) drain: Written<Duration>,
@@ -95,12 +95,7 @@ pub(crate) struct RequestLimits {
 
 impl Default for RequestLimits {
     fn default() -> Self {
-        Self {
-            body: None,
-            read_timeout: seconds(60),
-            write_timeout: seconds(60),
-            idle_timeout: seconds(75),
-        }
+        Self { body: None, read_timeout: seconds(60), write_timeout: seconds(60), idle_timeout: seconds(75) }
     }
 }
 
@@ -140,9 +135,6 @@ pub(crate) struct Admin {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self {
-            address: Written(AdminAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 9901)))),
-            token: None,
-        }
+        Self { address: Written(AdminAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 9901)))), token: None }
     }
 }

@@ -80,11 +80,6 @@ pub(crate) struct Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self {
-            connect: seconds(5),
-            read: seconds(60),
-            write: seconds(60),
-            idle: seconds(60),
-        }
+        Self { connect: seconds(5), read: seconds(60), write: seconds(60), idle: seconds(60) }
     }
 }

@@ -58,10 +58,7 @@ impl<'de, T: Scalar> Deserialize<'de> for Written<T> {
                 T::read(text).map(Written).map_err(E::custom)
             }
 
-            fn plain<E: de::Error>(
-                plain: Plain,
-                value: impl fmt::Display,
-            ) -> Result<Written<T>, E> {
+            fn plain<E: de::Error>(plain: Plain, value: impl fmt::Display) -> Result<Written<T>, E> {
                 let text = value.to_string();
                 match Self::read(&text) {
                     Ok(_) if T::PLAIN != plain => Err(E::custom(quoting(T::KIND, value))),
@@ -155,19 +152,18 @@ macro_rules! scalar {
             }
 
             fn schema() -> Schema {
-                json_schema!({ "type": "string", "examples": [$($example),*] })
+                let mut schema = json_schema!({ "type": "string" });
+                let examples: &[&str] = &[$($example),*];
+                if !examples.is_empty() {
+                    schema.insert("examples".into(), examples.into());
+                }
+                schema
             }
         }
     };
 }
 
-scalar!(
-    SocketAddr,
-    "an address and port",
-    text::parse_socket,
-    Self::to_string,
-    "0.0.0.0:8080"
-);
+scalar!(SocketAddr, "an address and port", text::parse_socket, Self::to_string, "0.0.0.0:8080");
 scalar!(
     AdminAddress,
     "an address and port, or `unix:` and a path",
@@ -176,14 +172,7 @@ scalar!(
     "127.0.0.1:9901",
     "unix:/run/lockgate/admin.sock"
 );
-scalar!(
-    Endpoint,
-    "a host and port",
-    str::parse,
-    Self::to_string,
-    "127.0.0.1:3000",
-    "app.internal:3000"
-);
+scalar!(Endpoint, "a host and port", str::parse, Self::to_string, "127.0.0.1:3000", "app.internal:3000");
 scalar!(
     OutboundGrant,
     "a scheme and host",
@@ -192,72 +181,18 @@ scalar!(
     "https://api.example.com",
     "https://*.example.com"
 );
-scalar!(
-    HostPattern,
-    "a host",
-    str::parse,
-    Self::to_string,
-    "api.example.com",
-    "*.example.com"
-);
-scalar!(
-    PathPattern,
-    "a path",
-    str::parse,
-    Self::to_string,
-    "/exact",
-    "/below/*",
-    "/users/{id}"
-);
-scalar!(
-    IpNet,
-    "a network",
-    read_network,
-    Self::to_string,
-    "10.0.0.0/8",
-    "::1/128"
-);
-scalar!(
-    Method,
-    "a method",
-    Self::parse,
-    |method: &Self| method.0.clone(),
-    "GET"
-);
-scalar!(
-    HeaderName,
-    "a header's name",
-    Self::parse,
-    |name: &Self| name.0.clone(),
-    "x-user-id"
-);
-scalar!(
-    CookieName,
-    "a cookie's name",
-    CookieName::parse,
-    |name: &Self| name.0.clone(),
-    "sid"
-);
-scalar!(
-    FilePath,
-    "a path of a file",
-    FilePath::parse,
-    |path: &Self| path.0.display().to_string(),
-);
-scalar!(
-    Secret,
-    "a text that is kept secret",
-    read_secret,
-    Self::to_string,
-    "${LOCKGATE_TOKEN}"
-);
-scalar!(
-    String,
-    "a text",
-    |text: &str| Ok(text.to_owned()),
-    Self::clone,
-);
+scalar!(HostPattern, "a host", str::parse, Self::to_string, "api.example.com", "*.example.com");
+scalar!(PathPattern, "a path", str::parse, Self::to_string, "/exact", "/below/*", "/users/{id}");
+scalar!(IpNet, "a network", read_network, Self::to_string, "10.0.0.0/8", "::1/128");
+scalar!(Method, "a method", Self::parse, |method: &Self| method.0.clone(), "GET");
+scalar!(HeaderName, "a header's name", Self::parse, |name: &Self| name.0.clone(), "x-user-id");
+scalar!(CookieName, "a cookie's name", CookieName::parse, |name: &Self| name.0.clone(), "sid");
+scalar!(FilePath, "a file or folder", FilePath::parse, |path: &Self| path.0.display().to_string(),);
+scalar!(Secret, "a text that is kept secret", read_secret, Self::to_string, "${LOCKGATE_TOKEN}");
+scalar!(String, "a text", |text: &str| Ok(text.to_owned()), Self::clone,);
 scalar!(Name, "a name", Name::parse, |name: &Self| name.0.clone(),);
+
+scalar!(Reference, "a name", Reference::parse, |name: &Self| name.0.clone(),);
 
 /// A name that the file declares.
 #[derive(Clone, Debug)]
@@ -266,6 +201,16 @@ pub(crate) struct Name(pub(crate) String);
 impl Name {
     fn parse(text: &str) -> Result<Self, TextError> {
         text::check_name(text).map(|()| Self(text.to_owned()))
+    }
+}
+
+/// A name that is declared elsewhere in the file. Whether it is, `resolve` finds out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Reference(pub(crate) String);
+
+impl Reference {
+    fn parse(text: &str) -> Result<Self, TextError> {
+        Ok(Self(text.to_owned()))
     }
 }
 
@@ -278,8 +223,7 @@ impl CookieName {
         if text::is_token(text) {
             return Ok(Self(text.to_owned()));
         }
-        Err(TextError::new("the name of a cookie")
-            .hint(format!("a name is made of {}", text::TOKEN_EXPECTED)))
+        Err(TextError::new("the name of a cookie").hint(format!("a name is made of {}", text::TOKEN_EXPECTED)))
     }
 }
 
@@ -293,8 +237,9 @@ impl FilePath {
             return Err(TextError::new("the path of a file"));
         }
         if text.contains("://") {
-            return Err(TextError::new("the path of a file")
-                .hint("a file of this machine is asked for: fetch it first"));
+            return Err(
+                TextError::new("the path of a file").hint("a file of this machine is asked for: fetch it first")
+            );
         }
         Ok(Self(text.into()))
     }
@@ -317,10 +262,7 @@ fn read_network(text: &str) -> Result<IpNet, TextError> {
         return Ok(network);
     }
     // Not rounded in silence: either the address or the length is a slip, and both change who is trusted.
-    Err(expected().hint(format!(
-        "bits are set behind the prefix: write `{}`",
-        network.trunc()
-    )))
+    Err(expected().hint(format!("bits are set behind the prefix: write `{}`", network.trunc())))
 }
 
 /// Says what a number or a boolean must be to be a text.
@@ -380,12 +322,10 @@ impl Scalar for Timeout {
 
     fn read(text: &str) -> Result<Self, TextError> {
         match units::parse_duration(text)? {
-            Duration::ZERO => Err(
-                TextError::new("a duration longer than nothing").hint(format!(
-                    "there is always a limit; the longest is `{}`",
-                    units::format_duration(units::DURATION_MAX)
-                )),
-            ),
+            Duration::ZERO => Err(TextError::new("a duration longer than nothing").hint(format!(
+                "there is always a limit; the longest is `{}`",
+                units::format_duration(units::DURATION_MAX)
+            ))),
             duration => Ok(Self(duration)),
         }
     }
@@ -399,14 +339,7 @@ impl Scalar for Timeout {
     }
 }
 
-quantity!(
-    Weight,
-    "a weight",
-    str::parse,
-    Self::to_string,
-    r"^[0-9]+(\.[0-9]{1,2})? ?%$|\$\{",
-    "5%"
-);
+quantity!(Weight, "a weight", str::parse, Self::to_string, r"^[0-9]+(\.[0-9]{1,2})? ?%$|\$\{", "5%");
 
 impl Scalar for ByteSize {
     const KIND: &'static str = "a size";
@@ -441,9 +374,7 @@ impl<const MIN: u32, const MAX: u32> Scalar for Whole<MIN, MAX> {
     fn read(text: &str) -> Result<Self, TextError> {
         match text.trim().parse() {
             Ok(number) if (MIN..=MAX).contains(&number) => Ok(Self(number)),
-            _ => Err(TextError::new(format!(
-                "a whole number from {MIN} to {MAX}"
-            ))),
+            _ => Err(TextError::new(format!("a whole number from {MIN} to {MAX}"))),
         }
     }
 
@@ -461,8 +392,7 @@ impl Scalar for bool {
     const PLAIN: Plain = Plain::Bool;
 
     fn read(text: &str) -> Result<Self, TextError> {
-        text.parse()
-            .map_err(|_| TextError::new("`true` or `false`"))
+        text.parse().map_err(|_| TextError::new("`true` or `false`"))
     }
 
     fn write(&self) -> String {
@@ -548,10 +478,7 @@ impl<S: JsonSchema, L: JsonSchema> JsonSchema for Either<S, L> {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let forms = [
-            generator.subschema_for::<S>(),
-            generator.subschema_for::<L>(),
-        ];
+        let forms = [generator.subschema_for::<S>(), generator.subschema_for::<L>()];
         json_schema!({ "anyOf": forms })
     }
 }
@@ -604,10 +531,7 @@ impl<T: JsonSchema> JsonSchema for OneOrMany<T> {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let forms = [
-            generator.subschema_for::<T>(),
-            generator.subschema_for::<Vec<T>>(),
-        ];
+        let forms = [generator.subschema_for::<T>(), generator.subschema_for::<Vec<T>>()];
         json_schema!({ "anyOf": forms })
     }
 }

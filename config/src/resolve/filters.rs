@@ -6,9 +6,7 @@ use super::Resolver;
 use super::server::MEMORY_MIN;
 use crate::file;
 use crate::file::written::Either;
-use crate::model::{
-    FailureMode, Filter, FilterLimits, FilterPolicy, FilterVersion, Grants, Isolation, Server,
-};
+use crate::model::{FailureMode, Filter, FilterLimits, FilterPolicy, FilterVersion, Grants, Isolation, Server};
 use crate::problem::Problem;
 use crate::tree::Node;
 use crate::units::{ByteSize, Secret, format_duration};
@@ -47,73 +45,40 @@ impl Resolver<'_> {
                     settings_written: settings_node
                         .filter(|_| filter.settings.is_some())
                         .map_or_else(empty, |node| node.to_json(false)),
-                    settings_place: settings_node
-                        .map_or_else(|| place.clone(), |_| node.key_place("settings")),
+                    settings_place: settings_node.map_or_else(|| place.clone(), |_| node.key_place("settings")),
                     grants,
                 };
-                let limits =
-                    self.limits(&filter.limits, node.at("limits"), &version.grants, server);
+                let limits = self.limits(&filter.limits, node.at("limits"), &version.grants, server);
                 let policy = FilterPolicy {
-                    isolation: self.isolation(
-                        &filter.isolation,
-                        node.at("isolation"),
-                        limits.memory,
-                    ),
+                    isolation: self.isolation(&filter.isolation, node.at("isolation"), limits.memory),
                     on_failure: failure_mode(&filter.on_failure),
                     limits,
                 };
-                Filter {
-                    name: name.into(),
-                    version,
-                    policy,
-                    place,
-                }
+                Filter { name: name.into(), version, policy, place }
             })
             .collect()
     }
 
-    fn limits(
-        &mut self,
-        limits: &file::FilterLimits,
-        node: &Node,
-        grants: &Grants,
-        server: &Server,
-    ) -> FilterLimits {
+    fn limits(&mut self, limits: &file::FilterLimits, node: &Node, grants: &Grants, server: &Server) -> FilterLimits {
         let (default, max) = match grants.outbound.as_slice() {
             [] => (DEADLINE, DEADLINE_MAX),
             _ => (DEADLINE_OUTBOUND, DEADLINE_OUTBOUND_MAX),
         };
-        let deadline = limits
-            .deadline
-            .as_ref()
-            .map_or(default, |deadline| deadline.0.0);
+        let deadline = limits.deadline.as_ref().map_or(default, |deadline| deadline.0.0);
         if deadline > max {
-            let problem = Problem::new(
-                "the deadline is too long",
-                node.at("deadline").place.clone(),
-            )
-            .label(format!("at most `{}`", format_duration(max)));
+            let problem = Problem::new("the deadline is too long", node.at("deadline").place.clone())
+                .label(format!("at most `{}`", format_duration(max)));
             self.problem(match grants.outbound.as_slice() {
                 [] => problem.hint("without outbound HTTP a call holds a thread to its end"),
                 _ => problem,
             });
         }
-        let memory = limits
-            .memory
-            .as_ref()
-            .map_or(MEMORY.min(server.instance_memory), |memory| memory.0);
+        let memory = limits.memory.as_ref().map_or(MEMORY.min(server.instance_memory), |memory| memory.0);
         if memory > server.instance_memory {
             let place = node.at("memory").place.clone();
-            let problem = Problem::new(
-                "the filter's memory is more than any instance may have",
-                place,
-            );
+            let problem = Problem::new("the filter's memory is more than any instance may have", place);
             let label = format!("`server.instance_memory` is `{}`", server.instance_memory);
-            self.problem(
-                problem
-                    .label(label)
-                    .hint("lower this one, or raise that one"),
-            );
+            self.problem(problem.label(label).hint("lower this one, or raise that one"));
         } else if memory < MEMORY_MIN && limits.memory.is_some() {
             let place = node.at("memory").place.clone();
             let problem = Problem::new("no instance runs in so little memory", place);
@@ -122,14 +87,9 @@ impl Resolver<'_> {
         let instances = match &limits.instances {
             Some(instances) if instances.0.0 > server.instances => {
                 let place = node.at("instances").place.clone();
-                let problem =
-                    Problem::new("the filter may have more instances than the process", place);
+                let problem = Problem::new("the filter may have more instances than the process", place);
                 let label = format!("`server.instances` is `{}`", server.instances);
-                self.problem(
-                    problem
-                        .label(label)
-                        .hint("lower this one, or raise that one"),
-                );
+                self.problem(problem.label(label).hint("lower this one, or raise that one"));
                 instances.0.0
             }
             Some(instances) => instances.0.0,
@@ -153,30 +113,18 @@ impl Resolver<'_> {
             Either::Short(file::IsolationWord::Reused) => &file::Reused::default(),
             Either::Long(map) => &map.reused,
         };
-        let memory = reused
-            .memory
-            .as_ref()
-            .map_or(ByteSize(limit.0 / 2), |memory| memory.0);
+        let memory = reused.memory.as_ref().map_or(ByteSize(limit.0 / 2), |memory| memory.0);
         if memory > limit {
             let place = node.at("reused").at("memory").place.clone();
             let problem = Problem::new("no instance gets to have this much memory", place);
             self.problem(problem.label(format!("`limits.memory` is `{limit}`")));
         }
-        Isolation::Reused {
-            requests: reused.requests.0.0,
-            memory,
-        }
+        Isolation::Reused { requests: reused.requests.0.0, memory }
     }
 }
 
 pub(super) fn grants(grants: &file::Grants) -> Grants {
-    Grants {
-        outbound: grants
-            .outbound
-            .iter()
-            .map(|grant| grant.0.clone())
-            .collect(),
-    }
+    Grants { outbound: grants.outbound.iter().map(|grant| grant.0.clone()).collect() }
 }
 
 /// Returns settings as JSON text. None are an empty object: a filter whose settings all have defaults takes it.
@@ -195,8 +143,5 @@ fn failure_mode(form: &file::FailureForm) -> FailureMode {
         Either::Short(file::FailureWord::FallBack) => &file::FallBack::default(),
         Either::Long(map) => &map.fall_back,
     };
-    FailureMode::FallBack {
-        failures: fall_back.failures.0.0,
-        window: fall_back.window.0.0,
-    }
+    FailureMode::FallBack { failures: fall_back.failures.0.0, window: fall_back.window.0.0 }
 }

@@ -28,17 +28,12 @@ impl Resolver<'_> {
                 let place = section.key_place(&name);
                 let subject = self.subject(&rollout, node, &place, filters);
                 let key = self.key(&rollout.key, node);
-                let overriding = rollout
-                    .overriding
-                    .map(|it| self.overriding(it, node.at("override")));
+                let overriding = rollout.overriding.map(|it| self.overriding(it, node.at("override")));
                 Some(Rollout {
                     subject: subject?,
                     weight: rollout.weight.0,
                     key,
-                    salt: rollout
-                        .salt
-                        .map_or_else(|| name.clone(), |salt| salt.0)
-                        .into(),
+                    salt: rollout.salt.map_or_else(|| name.clone(), |salt| salt.0).into(),
                     overriding,
                     name: name.into(),
                     place,
@@ -67,44 +62,30 @@ impl Resolver<'_> {
                 let subject = self.find(Section::Upstreams, upstream, at);
                 let canary = self.find(Section::Upstreams, canary, canary_at)?;
                 if subject == Some(canary) {
-                    let problem = Problem::new(
-                        "canary and stable are the same upstream",
-                        canary_at.place.clone(),
-                    );
-                    self.problem(
-                        problem.hint("name another one; a rollout moves from one to the other"),
-                    );
+                    let problem = Problem::new("canary and stable are the same upstream", canary_at.place.clone());
+                    self.problem(problem.hint("name another one; a rollout moves from one to the other"));
                 }
-                Some(RolloutSubject::Upstream {
-                    upstream: subject?,
-                    canary,
-                })
+                Some(RolloutSubject::Upstream { upstream: subject?, canary })
             }
             (Some(_), None, Either::Short(_)) => {
-                let problem = Problem::new(
-                    "a filter's canary is a map",
-                    node.at("canary").place.clone(),
-                );
-                let hint = "say what is different: `canary: { component: FILE }`, with `settings` and `grants` as needed";
+                let problem = Problem::new("a filter's canary is a map", node.at("canary").place.clone());
+                let hint =
+                    "say what is different: `canary: { component: FILE }`, with `settings` and `grants` as needed";
                 self.problem(problem.hint(hint));
                 None
             }
             (None, Some(_), Either::Long(_)) => {
-                let problem =
-                    Problem::new("an upstream's canary is a name", node.key_place("canary"));
-                self.problem(
-                    problem.hint("declare the new one under `upstreams`, and name it here"),
-                );
+                let problem = Problem::new("an upstream's canary is a name", node.key_place("canary"));
+                self.problem(problem.hint("declare the new one under `upstreams`, and name it here"));
                 None
             }
             (Some(_), Some(_), _) => {
-                let problem = Problem::new(
-                    "a rollout moves a filter or an upstream",
-                    node.key_place("upstream"),
+                let problem = Problem::new("a rollout moves a filter or an upstream", node.key_place("upstream"));
+                self.problem(
+                    problem
+                        .label("`filter` is there too")
+                        .hint("make two rollouts of it; with the same `salt` they move the same users"),
                 );
-                self.problem(problem.label("`filter` is there too").hint(
-                    "make two rollouts of it; with the same `salt` they move the same users",
-                ));
                 None
             }
             (None, None, _) => {
@@ -136,24 +117,15 @@ impl Resolver<'_> {
             && version.settings == stable.settings
             && version.grants == stable.grants;
         if same && !node.damaged {
-            let problem = Problem::new(
-                "the canary is the same as stable in everything",
-                node.place.clone(),
-            );
-            self.problem(
-                problem.hint("give it another `component`, or other `settings` or `grants`"),
-            );
+            let problem = Problem::new("the canary is the same as stable in everything", node.place.clone());
+            self.problem(problem.hint("give it another `component`, or other `settings` or `grants`"));
         }
         let deadline = filter.policy.limits.deadline;
         if version.grants.outbound.is_empty() && deadline > DEADLINE_MAX && !node.damaged {
-            let message = format!(
-                "the filter's deadline of `{}` is too long for this canary",
-                format_duration(deadline)
-            );
-            let problem = Problem::new(message, node.at("grants").place.clone()).label(format!(
-                "at most `{}` without outbound HTTP",
-                format_duration(DEADLINE_MAX)
-            ));
+            let message =
+                format!("the filter's deadline of `{}` is too long for this canary", format_duration(deadline));
+            let problem = Problem::new(message, node.at("grants").place.clone())
+                .label(format!("at most `{}` without outbound HTTP", format_duration(DEADLINE_MAX)));
             self.problem(problem.hint(format!("set `filters.{}.limits.deadline`", filter.name)));
         }
         version
@@ -176,10 +148,7 @@ impl Resolver<'_> {
             });
         }
         for (index, _) in repeated(&key) {
-            let problem = Problem::new(
-                "the key has this part twice",
-                node.item(index).place.clone(),
-            );
+            let problem = Problem::new("the key has this part twice", node.item(index).place.clone());
             self.problem(problem.hint("the second is never reached: remove it"));
         }
         if key.is_empty() {
@@ -198,10 +167,7 @@ impl Resolver<'_> {
         };
         let at = item.at("header");
         let written = at.written().unwrap_or_default();
-        let problem = Problem::new(
-            format!("the header `{written}` cannot be part of a key"),
-            at.place.clone(),
-        );
+        let problem = Problem::new(format!("the header `{written}` cannot be part of a key"), at.place.clone());
         self.problem(problem.hint(hint));
     }
 
@@ -210,25 +176,16 @@ impl Resolver<'_> {
         let ours = name.is_ours() && !name.0.starts_with("x-lockgate-track");
         if name.is_hop_by_hop() || ours || NO_OVERRIDES.contains(&name.0.as_str()) {
             let at = node.at("header");
-            let message = format!(
-                "the header `{}` has another meaning",
-                at.written().unwrap_or_default()
-            );
+            let message = format!("the header `{}` has another meaning", at.written().unwrap_or_default());
             let hint = "leave it out for `x-lockgate-track`, or choose a name of your own";
             self.problem(Problem::new(message, at.place.clone()).hint(hint));
         }
         if written.trusted.is_empty() && !node.damaged {
             let place = node.key_place("trusted");
             let problem = Problem::new("nobody is trusted with the override", place);
-            self.problem(
-                problem
-                    .hint("name networks, such as `127.0.0.0/8`; leave `override` out for nobody"),
-            );
+            self.problem(problem.hint("name networks, such as `127.0.0.0/8`; leave `override` out for nobody"));
         }
-        Override {
-            header: name.0,
-            trusted: written.trusted.iter().map(|network| network.0).collect(),
-        }
+        Override { header: name.0, trusted: written.trusted.iter().map(|network| network.0).collect() }
     }
 
     /// Checks that no two rollouts move the same thing, and that none moves another's canary: which of the two a
@@ -243,44 +200,29 @@ impl Resolver<'_> {
             .collect();
         for (index, first) in repeated(&subjects) {
             let what = match subjects[index] {
-                (Some(filter), _) => filters
-                    .get(filter)
-                    .map(|filter| format!("filter `{}`", filter.name)),
+                (Some(filter), _) => filters.get(filter).map(|filter| format!("filter `{}`", filter.name)),
                 (None, upstream) => upstream
                     .and_then(|upstream| self.upstreams.names.get(upstream))
                     .map(|name| format!("upstream `{name}`")),
             };
             let what = what.unwrap_or_default();
             let first = &rollouts[first];
-            let problem = Problem::new(
-                format!("two rollouts move the {what}"),
-                rollouts[index].place.clone(),
-            );
+            let problem = Problem::new(format!("two rollouts move the {what}"), rollouts[index].place.clone());
             let label = format!("the first is `{}`{}", first.name, line_of(&first.place));
-            self.problem(
-                problem
-                    .label(label)
-                    .hint("finish one before the other begins"),
-            );
+            self.problem(problem.label(label).hint("finish one before the other begins"));
         }
         for rollout in rollouts {
             let RolloutSubject::Upstream { canary, .. } = &rollout.subject else {
                 continue;
             };
-            let Some(other) = subjects
-                .iter()
-                .position(|(_, subject)| *subject == Some(*canary))
-            else {
+            let Some(other) = subjects.iter().position(|(_, subject)| *subject == Some(*canary)) else {
                 continue;
             };
             let other = &rollouts[other];
             if other.name == rollout.name {
                 continue;
             }
-            let message = format!(
-                "the canary of `{}` is being rolled out itself",
-                rollout.name
-            );
+            let message = format!("the canary of `{}` is being rolled out itself", rollout.name);
             let label = format!("by `{}`{}", other.name, line_of(&other.place));
             let problem = Problem::new(message, rollout.place.clone()).label(label);
             self.problem(problem.hint("finish one before the other begins"));

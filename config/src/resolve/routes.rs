@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 use super::{Resolver, Section, line_of, repeated};
 use crate::file;
 use crate::file::HeaderCondition;
-use crate::file::written::Written;
+use crate::file::written::{Reference, Written};
 use crate::model::{
-    HeaderMatch, HostPattern, PathPattern, Rollout, RolloutSubject, Route, RouteMatch, Segment,
-    Target,
+    HeaderMatch, HostPattern, PathPattern, Rollout, RolloutSubject, Route, RouteMatch, Segment, Target,
 };
 use crate::problem::{Place, Problem};
 use crate::text::HeaderName;
@@ -22,15 +21,10 @@ const ROLLOUTS_MAX: usize = 64;
 impl Resolver<'_> {
     pub(super) fn routes(&mut self, routes: Vec<file::Route>, tree: &Node) -> Vec<Route> {
         let section = tree.get("routes");
-        if routes.is_empty() && !tree.pruned("routes") && !section.is_some_and(|node| node.damaged)
-        {
+        if routes.is_empty() && !tree.pruned("routes") && !section.is_some_and(|node| node.damaged) {
             let place = tree.entry("routes").map(|entry| entry.key_place.clone());
             let problem = Problem::new("there is no route", place.unwrap_or_default());
-            self.problem(
-                problem.hint(
-                    "without one, every request is answered with 404: add `- upstream: NAME`",
-                ),
-            );
+            self.problem(problem.hint("without one, every request is answered with 404: add `- upstream: NAME`"));
         }
         let section = tree.at("routes");
         let routes: Vec<_> = routes
@@ -38,9 +32,7 @@ impl Resolver<'_> {
             .enumerate()
             .filter_map(|(index, route)| self.route(route, section.item(index)))
             .collect();
-        let intact = |place: &Place| {
-            section_item(section, place).is_some_and(|node| !node.at("match").damaged)
-        };
+        let intact = |place: &Place| section_item(section, place).is_some_and(|node| !node.at("match").damaged);
         self.check_duplicates(&routes, intact);
         self.check_route_names(&routes, section);
         routes
@@ -51,21 +43,11 @@ impl Resolver<'_> {
         let filters = self.references(Section::Filters, &route.filters, node.at("filters"));
         if filters.len() > FILTERS_MAX {
             let problem = Problem::new("the chain is too long", node.key_place("filters"));
-            self.problem(
-                problem.label(format!("{} filters; at most {FILTERS_MAX}", filters.len())),
-            );
+            self.problem(problem.label(format!("{} filters; at most {FILTERS_MAX}", filters.len())));
         }
         let upstream = self.find(Section::Upstreams, &route.upstream, node.at("upstream"));
-        let alternatives = self.references(
-            Section::Upstreams,
-            &route.alternatives,
-            node.at("alternatives"),
-        );
-        if let Some(index) = route
-            .alternatives
-            .iter()
-            .position(|name| name.0 == route.upstream.0)
-        {
+        let alternatives = self.references(Section::Upstreams, &route.alternatives, node.at("alternatives"));
+        if let Some(index) = route.alternatives.iter().position(|name| name.0 == route.upstream.0) {
             let place = node.at("alternatives").item(index).place.clone();
             let problem = Problem::new("the route's upstream is no alternative to itself", place);
             self.problem(problem.hint("remove it here: a filter may always choose it"));
@@ -77,55 +59,33 @@ impl Resolver<'_> {
             },
             matcher,
             filters,
-            target: Target::Upstream {
-                upstream: upstream?,
-                alternatives,
-            },
+            target: Target::Upstream { upstream: upstream?, alternatives },
             place: node.get("name").unwrap_or(node).place.clone(),
         })
     }
 
     /// Finds what a list of names refers to, none of them twice.
-    fn references(
-        &mut self,
-        section: Section,
-        names: &[Written<String>],
-        node: &Node,
-    ) -> Vec<usize> {
-        let texts: Vec<&String> = names.iter().map(|name| &name.0).collect();
+    fn references(&mut self, section: Section, names: &[Written<Reference>], node: &Node) -> Vec<usize> {
+        let texts: Vec<&Reference> = names.iter().map(|name| &name.0).collect();
         for (index, _) in repeated(&texts) {
             let item = node.item(index);
             let written = item.written().unwrap_or_default();
             let problem = Problem::new(format!("`{written}` is listed twice"), item.place.clone());
             self.problem(match section {
-                Section::Filters => problem.hint(
-                    "a filter runs once in a chain; declare it under a second name to run it again",
-                ),
+                Section::Filters => {
+                    problem.hint("a filter runs once in a chain; declare it under a second name to run it again")
+                }
                 Section::Upstreams => problem.hint("remove one of the two"),
             });
         }
-        names
-            .iter()
-            .enumerate()
-            .filter_map(|(index, name)| self.find(section, name, node.item(index)))
-            .collect()
+        names.iter().enumerate().filter_map(|(index, name)| self.find(section, name, node.item(index))).collect()
     }
 
     fn matcher(&mut self, matches: file::Match, node: &Node) -> RouteMatch {
         let mut hosts: Vec<HostPattern> = matches.host.0.into_iter().map(|host| host.0).collect();
-        let mut methods: Vec<String> = matches
-            .methods
-            .into_iter()
-            .map(|method| method.0.0)
-            .collect();
-        let twice = repeated(&hosts)
-            .into_iter()
-            .map(|(index, _)| node.at("host").item(index));
-        let twice = twice.chain(
-            repeated(&methods)
-                .into_iter()
-                .map(|(index, _)| node.at("methods").item(index)),
-        );
+        let mut methods: Vec<String> = matches.methods.into_iter().map(|method| method.0.0).collect();
+        let twice = repeated(&hosts).into_iter().map(|(index, _)| node.at("host").item(index));
+        let twice = twice.chain(repeated(&methods).into_iter().map(|(index, _)| node.at("methods").item(index)));
         for item in twice {
             let written = item.written().unwrap_or_default();
             let problem = Problem::new(format!("`{written}` is listed twice"), item.place.clone());
@@ -147,32 +107,19 @@ impl Resolver<'_> {
             match self.matched_header(&name, &headers) {
                 Ok(name) => headers.push(HeaderMatch { name, value }),
                 Err(hint) => {
-                    let problem = Problem::new(
-                        format!("a route cannot match on the header `{name}`"),
-                        place,
-                    );
+                    let problem = Problem::new(format!("a route cannot match on the header `{name}`"), place);
                     self.problem(problem.hint(hint));
                 }
             }
         }
-        let path = matches
-            .path
-            .map_or_else(|| PathPattern::Prefix("/".into()), |path| path.0);
-        RouteMatch {
-            hosts,
-            path,
-            methods,
-            headers,
-        }
+        let path = matches.path.map_or_else(|| PathPattern::Prefix("/".into()), |path| path.0);
+        RouteMatch { hosts, path, methods, headers }
     }
 
     /// Returns a header's name in lower case, or why it cannot be asked for.
     fn matched_header(&self, name: &str, before: &[HeaderMatch]) -> Result<String, String> {
-        let header = HeaderName::parse(name).map_err(|error| {
-            error
-                .hint
-                .unwrap_or_else(|| format!("expected {}", error.expected))
-        })?;
+        let header = HeaderName::parse(name)
+            .map_err(|error| error.hint.unwrap_or_else(|| format!("expected {}", error.expected)))?;
         if header.0 == "host" {
             return Err("hosts go to `match.host`".into());
         }
@@ -197,25 +144,11 @@ impl Resolver<'_> {
                     seen.insert(taken, route);
                     continue;
                 };
-                let host = taken
-                    .host
-                    .map_or_else(String::new, |host| format!(" for `{host}`"));
-                let message = format!(
-                    "the routes `{}` and `{}` match the same requests{host}",
-                    first.name, route.name
-                );
-                let label = format!(
-                    "the first is `{}`{}",
-                    item_path(&first.place),
-                    line_of(&first.place)
-                );
-                let hint =
-                    "remove one of them, or tell them apart by host, path, methods or headers";
-                self.problem(
-                    Problem::new(message, route.place.clone())
-                        .label(label)
-                        .hint(hint),
-                );
+                let host = taken.host.map_or_else(String::new, |host| format!(" for `{host}`"));
+                let message = format!("the routes `{}` and `{}` match the same requests{host}", first.name, route.name);
+                let label = format!("the first is `{}`{}", item_path(&first.place), line_of(&first.place));
+                let hint = "remove one of them, or tell them apart by host, path, methods or headers";
+                self.problem(Problem::new(message, route.place.clone()).label(label).hint(hint));
                 break;
             }
         }
@@ -230,30 +163,19 @@ impl Resolver<'_> {
                 continue;
             }
             let message = format!("two routes have the name `{}`", route.name);
-            let label = format!(
-                "the first is `{}`{}",
-                item_path(&first.place),
-                line_of(&first.place)
-            );
-            self.problem(
-                Problem::new(message, route.place.clone())
-                    .label(label)
-                    .hint("names of routes are unique"),
-            );
+            let label = format!("the first is `{}`{}", item_path(&first.place), line_of(&first.place));
+            self.problem(Problem::new(message, route.place.clone()).label(label).hint("names of routes are unique"));
         }
     }
 
     pub(super) fn check_rollouts_of_routes(&mut self, routes: &[Route], rollouts: &[Rollout]) {
         for route in routes {
-            let Target::Upstream {
-                upstream,
-                alternatives,
-            } = &route.target;
+            let Target::Upstream { upstream, alternatives } = &route.target;
             let meets = |rollout: &&Rollout| match &rollout.subject {
                 RolloutSubject::Filter { filter, .. } => route.filters.contains(filter),
-                RolloutSubject::Upstream {
-                    upstream: subject, ..
-                } => upstream == subject || alternatives.contains(subject),
+                RolloutSubject::Upstream { upstream: subject, .. } => {
+                    upstream == subject || alternatives.contains(subject)
+                }
             };
             let count = rollouts.iter().filter(meets).count();
             if count > ROLLOUTS_MAX {
@@ -293,12 +215,7 @@ impl Taken {
             ),
             path => path.clone(),
         };
-        let of = |host| Self {
-            host,
-            path: path.clone(),
-            methods: methods.clone(),
-            headers: headers.clone(),
-        };
+        let of = |host| Self { host, path: path.clone(), methods: methods.clone(), headers: headers.clone() };
         match matcher.hosts.as_slice() {
             [] => vec![of(None)],
             hosts => hosts.iter().map(|host| of(Some(host.clone()))).collect(),
@@ -312,20 +229,9 @@ fn default_name(matcher: &RouteMatch) -> String {
     if !name.is_empty() {
         name.push(' ');
     }
-    name.push_str(
-        &matcher
-            .hosts
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(","),
-    );
+    name.push_str(&matcher.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(","));
     name.push_str(&matcher.path.to_string());
-    for HeaderMatch {
-        name: header,
-        value,
-    } in &matcher.headers
-    {
+    for HeaderMatch { name: header, value } in &matcher.headers {
         name.push(' ');
         name.push_str(header);
         if let Some(value) = value {
@@ -338,10 +244,7 @@ fn default_name(matcher: &RouteMatch) -> String {
 
 /// Returns the item of `routes` that a place is in.
 fn section_item<'n>(section: &'n Node, place: &Place) -> Option<&'n Node> {
-    section
-        .items()
-        .iter()
-        .find(|item| *item.place.path == *item_path(place))
+    section.items().iter().find(|item| *item.place.path == *item_path(place))
 }
 
 /// Returns `routes[2]` for `routes[2].name`.

@@ -27,9 +27,8 @@ impl Resolver<'_> {
             let problem = Problem::new("no instance can have this much memory", place);
             self.problem(problem.label(format!("expected {MEMORY_MIN} to {MEMORY_MAX}")));
         }
-        let dir = |dir: Option<_>, default: &str| {
-            dir.map_or_else(|| self.base_dir.join(default), |dir| self.path(&dir))
-        };
+        let dir =
+            |dir: Option<_>, default: &str| dir.map_or_else(|| self.base_dir.join(default), |dir| self.path(&dir));
         Server {
             threads: match server.threads {
                 Some(threads) => threads.0.0 as usize,
@@ -47,11 +46,7 @@ impl Resolver<'_> {
                 file::AccessLog::Stdout => AccessLog::Stdout,
                 file::AccessLog::Off => AccessLog::Off,
             },
-            trusted_proxies: server
-                .trusted_proxies
-                .iter()
-                .map(|network| network.0)
-                .collect(),
+            trusted_proxies: server.trusted_proxies.iter().map(|network| network.0).collect(),
             limits: RequestLimits {
                 body: server.limits.body.map(|size| size.0),
                 read_timeout: server.limits.read_timeout.0.0,
@@ -61,11 +56,7 @@ impl Resolver<'_> {
         }
     }
 
-    pub(super) fn listeners(
-        &mut self,
-        listeners: Vec<file::ListenerForm>,
-        tree: &Node,
-    ) -> Vec<Listener> {
+    pub(super) fn listeners(&mut self, listeners: Vec<file::ListenerForm>, tree: &Node) -> Vec<Listener> {
         let node = tree.get("listeners");
         if listeners.is_empty() && !tree.pruned("listeners") && !node.is_some_and(|n| n.damaged) {
             let place = tree.entry("listeners").map(|entry| entry.key_place.clone());
@@ -75,46 +66,26 @@ impl Resolver<'_> {
         let listeners: Vec<Listener> = listeners
             .into_iter()
             .map(|listener| match listener {
-                Either::Short(address) => Listener {
-                    address: address.0,
-                    h2c: true,
-                },
-                Either::Long(long) => Listener {
-                    address: long.address.0,
-                    h2c: long.h2c.0,
-                },
+                Either::Short(address) => Listener { address: address.0, h2c: true },
+                Either::Long(long) => Listener { address: long.address.0, h2c: long.h2c.0 },
             })
             .collect();
         // Port 0 takes another port each time.
         let addresses: Vec<_> = listeners
             .iter()
             .enumerate()
-            .map(|(index, listener)| {
-                (
-                    listener.address,
-                    if listener.address.port() == 0 {
-                        index
-                    } else {
-                        0
-                    },
-                )
-            })
+            .map(|(index, listener)| (listener.address, if listener.address.port() == 0 { index } else { 0 }))
             .collect();
         for (index, first) in repeated(&addresses) {
-            let place = |index| tree.at("listeners").item(index).at("address").place.clone();
-            let message = format!("`{}` is listened on twice", listeners[index].address);
-            let label = format!("it is there already{}", line_of(&place(first)));
-            self.problem(Problem::new(message, place(index)).label(label));
+            let node = |index| tree.at("listeners").item(index).at("address");
+            let message = format!("`{}` is listened on twice", node(index).written().unwrap_or_default());
+            let label = format!("it is there already{}", line_of(&node(first).place));
+            self.problem(Problem::new(message, node(index).place.clone()).label(label));
         }
         listeners
     }
 
-    pub(super) fn admin(
-        &mut self,
-        admin: file::Admin,
-        tree: &Node,
-        listeners: &[Listener],
-    ) -> Admin {
+    pub(super) fn admin(&mut self, admin: file::Admin, tree: &Node, listeners: &[Listener]) -> Admin {
         let node = tree.at("admin");
         let place = || match tree.get("admin") {
             Some(node) => node.at("address").place.clone(),
@@ -122,12 +93,7 @@ impl Resolver<'_> {
         };
         let address = match admin.address.0 {
             AdminAddress::Tcp(address) => {
-                self.check_admin_address(
-                    address,
-                    admin.token.is_some() || node.damaged,
-                    listeners,
-                    place,
-                );
+                self.check_admin_address(address, admin.token.is_some() || node.damaged, listeners, place);
                 AdminAddress::Tcp(address)
             }
             AdminAddress::Unix(path) => {
@@ -135,19 +101,12 @@ impl Resolver<'_> {
                 if path.as_os_str().as_bytes().len() > SOCKET_PATH_MAX {
                     let problem = Problem::new("the path of the socket is too long", place());
                     let label = format!("at most {SOCKET_PATH_MAX} bytes with its folder");
-                    self.problem(
-                        problem
-                            .label(label)
-                            .hint("`/run/lockgate/admin.sock` is a good one"),
-                    );
+                    self.problem(problem.label(label).hint("`/run/lockgate/admin.sock` is a good one"));
                 }
                 AdminAddress::Unix(path)
             }
         };
-        Admin {
-            address,
-            token: admin.token.map(|token| token.0),
-        }
+        Admin { address, token: admin.token.map(|token| token.0) }
     }
 
     fn check_admin_address(

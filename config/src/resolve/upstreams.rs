@@ -8,11 +8,7 @@ use crate::problem::Problem;
 use crate::tree::Node;
 
 impl Resolver<'_> {
-    pub(super) fn upstreams(
-        &mut self,
-        upstreams: Vec<(String, file::UpstreamForm)>,
-        section: &Node,
-    ) -> Vec<Upstream> {
+    pub(super) fn upstreams(&mut self, upstreams: Vec<(String, file::UpstreamForm)>, section: &Node) -> Vec<Upstream> {
         upstreams
             .into_iter()
             .map(|(name, form)| {
@@ -21,24 +17,17 @@ impl Resolver<'_> {
                     Either::Short(endpoints) => file::Upstream::of(endpoints),
                     Either::Long(long) => long,
                 };
-                let endpoints: Vec<Endpoint> = upstream
-                    .endpoints
-                    .into_iter()
-                    .map(|endpoint| endpoint.0)
-                    .collect();
+                let endpoints: Vec<Endpoint> = upstream.endpoints.into_iter().map(|endpoint| endpoint.0).collect();
                 let place = section.key_place(&name);
                 if endpoints.is_empty() && !node.damaged {
-                    let problem = Problem::new(
-                        format!("the upstream `{name}` has no endpoint"),
-                        place.clone(),
-                    );
+                    let problem = Problem::new(format!("the upstream `{name}` has no endpoint"), place.clone());
                     self.problem(problem.hint(format!("add one: `{name}: [\"127.0.0.1:3000\"]`")));
                 }
                 for (index, first) in repeated(&endpoints) {
-                    let place = |index| node.at("endpoints").item(index).place.clone();
-                    let message = format!("`{}` is listed twice", endpoints[index]);
-                    let label = format!("it is there already{}", line_of(&place(first)));
-                    self.problem(Problem::new(message, place(index)).label(label));
+                    let item = |index| node.at("endpoints").item(index);
+                    let message = format!("`{}` is listed twice", item(index).written().unwrap_or_default());
+                    let label = format!("it is there already{}", line_of(&item(first).place));
+                    self.problem(Problem::new(message, item(index).place.clone()).label(label));
                 }
                 Upstream {
                     name: name.into(),

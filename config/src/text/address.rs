@@ -23,19 +23,16 @@ impl FromStr for Endpoint {
     type Err = TextError;
 
     fn from_str(text: &str) -> Result<Self, TextError> {
-        let expected =
-            || TextError::new("host and port, such as `127.0.0.1:3000` or `app.internal:3000`");
+        let expected = || TextError::new("host and port, such as `127.0.0.1:3000` or `app.internal:3000`");
         if let Some((_, rest)) = text.split_once("://") {
             let bare = rest.trim_end_matches('/');
             return Err(match bare.parse::<Self>() {
-                Ok(_) => expected()
-                    .hint("leave out what stands before the host; `protocol` says what is spoken"),
+                Ok(_) => expected().hint("leave out what stands before the host; `protocol` says what is spoken"),
                 Err(_) => expected(),
             });
         }
         if text.parse::<Ipv6Addr>().is_ok() {
-            return Err(expected()
-                .hint("put an IPv6 address in brackets, and its port behind: `[::1]:3000`"));
+            return Err(expected().hint("put an IPv6 address in brackets, and its port behind: `[::1]:3000`"));
         }
         let Some((host, port)) = split_port(text) else {
             return Err(expected().hint("add the port: `:80`, for example"));
@@ -44,10 +41,7 @@ impl FromStr for Endpoint {
             Ok(port) if port > 0 => port,
             _ => return Err(expected().hint("a port is a number from 1 to 65535")),
         };
-        Ok(Self {
-            host: host.parse()?,
-            port,
-        })
+        Ok(Self { host: host.parse()?, port })
     }
 }
 
@@ -66,10 +60,7 @@ impl FromStr for Host {
     type Err = TextError;
 
     fn from_str(text: &str) -> Result<Self, TextError> {
-        if let Some(inside) = text
-            .strip_prefix('[')
-            .and_then(|text| text.strip_suffix(']'))
-        {
+        if let Some(inside) = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
             return match inside.parse::<Ipv6Addr>() {
                 Ok(address) => Ok(Self::Address(address.into())),
                 Err(_) => Err(TextError::new("an IPv6 address between the brackets")),
@@ -84,8 +75,7 @@ impl FromStr for Host {
 
 /// Splits at the last colon that is not within brackets.
 fn split_port(text: &str) -> Option<(&str, &str)> {
-    text.rsplit_once(':')
-        .filter(|(host, port)| !host.is_empty() && !port.contains(']'))
+    text.rsplit_once(':').filter(|(host, port)| !host.is_empty() && !port.contains(']'))
 }
 
 /// Parses the address of a listener.
@@ -95,9 +85,9 @@ pub(crate) fn parse_socket(text: &str) -> Result<SocketAddr, TextError> {
         let (host, port) = split_port(text).unwrap_or(("", text.trim_start_matches(':')));
         match port.parse::<u16>() {
             Ok(port) if host == "localhost" => expected.hint(format!("write `127.0.0.1:{port}`")),
-            Ok(port) if host.is_empty() || host == "*" => expected.hint(format!(
-                "write `0.0.0.0:{port}`, or `127.0.0.1:{port}` for this machine only"
-            )),
+            Ok(port) if host.is_empty() || host == "*" => {
+                expected.hint(format!("write `0.0.0.0:{port}`, or `127.0.0.1:{port}` for this machine only"))
+            }
             Ok(_) if text.parse::<Ipv6Addr>().is_err() => {
                 expected.hint("an address of this machine is asked for, not a name")
             }
@@ -134,17 +124,9 @@ impl FromStr for AdminAddress {
 /// The port is left out where it is the scheme's own.
 impl fmt::Display for OutboundGrant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (scheme, usual) = if self.tls {
-            ("https", 443)
-        } else {
-            ("http", 80)
-        };
+        let (scheme, usual) = if self.tls { ("https", 443) } else { ("http", 80) };
         write!(f, "{scheme}://{}", self.host)?;
-        if self.port == usual {
-            Ok(())
-        } else {
-            write!(f, ":{}", self.port)
-        }
+        if self.port == usual { Ok(()) } else { write!(f, ":{}", self.port) }
     }
 }
 
@@ -153,8 +135,7 @@ impl FromStr for OutboundGrant {
     type Err = TextError;
 
     fn from_str(text: &str) -> Result<Self, TextError> {
-        let expected =
-            || TextError::new("scheme, host and perhaps port, such as `https://api.example.com`");
+        let expected = || TextError::new("scheme, host and perhaps port, such as `https://api.example.com`");
         let (tls, rest) = match text.split_once("://") {
             Some(("https", rest)) => (true, rest),
             Some(("http", rest)) => (false, rest),
@@ -178,9 +159,7 @@ impl FromStr for OutboundGrant {
         let host = match host.strip_prefix("*.") {
             Some(parent) if parent.contains('.') => format!("*.{}", check_domain(parent)?),
             Some(_) => {
-                return Err(
-                    expected().hint("`*.` wants a domain with a dot behind it: `*.example.com`")
-                );
+                return Err(expected().hint("`*.` wants a domain with a dot behind it: `*.example.com`"));
             }
             None => host.parse::<Host>()?.to_string(),
         };
@@ -193,33 +172,18 @@ mod tests {
     use super::*;
 
     fn endpoint(text: &str) -> Result<String, TextError> {
-        text.parse::<Endpoint>()
-            .map(|endpoint| endpoint.to_string())
+        text.parse::<Endpoint>().map(|endpoint| endpoint.to_string())
     }
 
     #[test]
     fn endpoints_are_addresses_or_names_with_a_port() {
-        for text in [
-            "127.0.0.1:3000",
-            "app-2.internal:3000",
-            "[::1]:80",
-            "my_service:1",
-        ] {
+        for text in ["127.0.0.1:3000", "app-2.internal:3000", "[::1]:80", "my_service:1"] {
             assert_eq!(endpoint(text).as_deref(), Ok(text));
         }
         assert_eq!(endpoint("APP:80").as_deref(), Ok("app:80"));
-        for text in [
-            "app",
-            "app:",
-            "app:0",
-            "app:99999",
-            ":80",
-            "::1",
-            "http://app:80",
-            "127.0.0.300:80",
-            "a b:80",
-            "app:80/x",
-        ] {
+        for text in
+            ["app", "app:", "app:0", "app:99999", ":80", "::1", "http://app:80", "127.0.0.300:80", "a b:80", "app:80/x"]
+        {
             assert!(endpoint(text).is_err(), "{text}");
         }
     }
@@ -228,25 +192,12 @@ mod tests {
     fn a_listener_wants_an_address_of_this_machine() {
         assert!(parse_socket("0.0.0.0:8080").is_ok() && parse_socket("[::]:0").is_ok());
         for (text, hint) in [
-            (
-                "8080",
-                "write `0.0.0.0:8080`, or `127.0.0.1:8080` for this machine only",
-            ),
-            (
-                ":8080",
-                "write `0.0.0.0:8080`, or `127.0.0.1:8080` for this machine only",
-            ),
+            ("8080", "write `0.0.0.0:8080`, or `127.0.0.1:8080` for this machine only"),
+            (":8080", "write `0.0.0.0:8080`, or `127.0.0.1:8080` for this machine only"),
             ("localhost:80", "write `127.0.0.1:80`"),
-            (
-                "example.com:80",
-                "an address of this machine is asked for, not a name",
-            ),
+            ("example.com:80", "an address of this machine is asked for, not a name"),
         ] {
-            assert_eq!(
-                parse_socket(text).unwrap_err().hint.as_deref(),
-                Some(hint),
-                "{text}"
-            );
+            assert_eq!(parse_socket(text).unwrap_err().hint.as_deref(), Some(hint), "{text}");
         }
     }
 
@@ -255,14 +206,7 @@ mod tests {
         for text in ["127.0.0.1:9901", "unix:/run/lockgate/admin.sock"] {
             assert_eq!(text.parse::<AdminAddress>().unwrap().to_string(), text);
         }
-        assert_eq!(
-            "/run/a.sock"
-                .parse::<AdminAddress>()
-                .unwrap_err()
-                .hint
-                .unwrap(),
-            "put `unix:` before the path"
-        );
+        assert_eq!("/run/a.sock".parse::<AdminAddress>().unwrap_err().hint.unwrap(), "put `unix:` before the path");
         assert!("unix:".parse::<AdminAddress>().is_err());
     }
 
@@ -275,12 +219,7 @@ mod tests {
             ("https://*.example.com:8443", "https://*.example.com:8443"),
             ("http://[::1]", "http://[::1]"),
         ] {
-            assert_eq!(
-                text.parse::<OutboundGrant>()
-                    .map(|grant| grant.to_string())
-                    .as_deref(),
-                Ok(shown)
-            );
+            assert_eq!(text.parse::<OutboundGrant>().map(|grant| grant.to_string()).as_deref(), Ok(shown));
         }
         for text in [
             "api.example.com",

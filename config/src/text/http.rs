@@ -7,10 +7,7 @@ pub(crate) const TOKEN_EXPECTED: &str = "letters, digits and any of ``!#$%&'*+-.
 
 /// Tells whether a text is a token of RFC 9110: the form of methods and of the names of headers and cookies.
 pub(crate) fn is_token(text: &str) -> bool {
-    !text.is_empty()
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
 /// Tells whether a text can be the value of a header, as a filter or an upstream would see it.
@@ -87,21 +84,13 @@ mod tests {
         for text in ["", "a b", "x:", "ä"] {
             assert!(HeaderName::parse(text).is_err(), "{text}");
         }
-        assert!(
-            HeaderName::parse("Transfer-Encoding")
-                .unwrap()
-                .is_hop_by_hop()
-        );
+        assert!(HeaderName::parse("Transfer-Encoding").unwrap().is_hop_by_hop());
         assert!(HeaderName::parse("X-Lockgate-Version").unwrap().is_ours());
     }
 
     #[test]
     fn methods_are_in_capitals() {
         assert!(Method::parse("GET").is_ok() && Method::parse("M-SEARCH").is_ok());
-        assert!(
-            Method::parse("get").is_err()
-                && Method::parse("CONNECT").is_err()
-                && Method::parse("").is_err()
-        );
+        assert!(Method::parse("get").is_err() && Method::parse("CONNECT").is_err() && Method::parse("").is_err());
     }
 }

@@ -37,14 +37,9 @@ impl FromStr for PathPattern {
             return Err(expected().hint("a path begins with `/`"));
         }
         if text.contains(['?', '#']) {
-            return Err(
-                expected().hint("a path ends before `?` and `#`; routes do not look at the query")
-            );
+            return Err(expected().hint("a path ends before `?` and `#`; routes do not look at the query"));
         }
-        if let Some(prefix) = text
-            .strip_suffix("/*")
-            .filter(|prefix| !prefix.contains(['*', '{', '}']))
-        {
+        if let Some(prefix) = text.strip_suffix("/*").filter(|prefix| !prefix.contains(['*', '{', '}'])) {
             let prefix = format!("{prefix}/");
             check_normal(&prefix, "*")?;
             return Ok(Self::Prefix(prefix));
@@ -65,23 +60,16 @@ impl FromStr for PathPattern {
 fn template(text: &str) -> Result<Vec<Segment>, TextError> {
     let mut segments: Vec<Segment> = Vec::new();
     for text in text.split('/') {
-        let segment = match text
-            .strip_prefix('{')
-            .and_then(|text| text.strip_suffix('}'))
-        {
+        let segment = match text.strip_prefix('{').and_then(|text| text.strip_suffix('}')) {
             Some(name) if !is_parameter(name) => {
-                return Err(expected()
-                    .hint("a parameter's name is made of letters, digits and `_`: `{id}`"));
+                return Err(expected().hint("a parameter's name is made of letters, digits and `_`: `{id}`"));
             }
             Some(name) => Segment::Parameter(name.to_owned()),
             None if text.contains(['{', '}']) => {
-                return Err(
-                    expected().hint("a parameter is a whole segment: `/{id}/`, not `/a-{id}/`")
-                );
+                return Err(expected().hint("a parameter is a whole segment: `/{id}/`, not `/a-{id}/`"));
             }
             None if text.is_empty() => {
-                return Err(expected()
-                    .hint("a path with `{…}` has no empty segment, and no `/` at its end"));
+                return Err(expected().hint("a path with `{…}` has no empty segment, and no `/` at its end"));
             }
             None => {
                 check_normal(&format!("/{text}"), "")?;
@@ -97,24 +85,16 @@ fn template(text: &str) -> Result<Vec<Segment>, TextError> {
 }
 
 fn is_parameter(name: &str) -> bool {
-    name.bytes()
-        .next()
-        .is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 /// Checks that a path is in its normal form; `suffix` is what the hint ends with.
 fn check_normal(path: &str, suffix: &str) -> Result<(), TextError> {
     match normalise(path) {
         Some(normal) if normal == path => Ok(()),
-        Some(normal) => {
-            Err(TextError::new("a path in its normal form")
-                .hint(format!("write `{normal}{suffix}`")))
-        }
-        None => Err(TextError::new("two hexadecimal digits after each `%`")
-            .hint("write `%25` for a per cent sign")),
+        Some(normal) => Err(TextError::new("a path in its normal form").hint(format!("write `{normal}{suffix}`"))),
+        None => Err(TextError::new("two hexadecimal digits after each `%`").hint("write `%25` for a per cent sign")),
     }
 }
 
@@ -146,11 +126,7 @@ fn normal_segment(segment: &str) -> Option<String> {
     while index < bytes.len() {
         let (byte, encoded, width) = match bytes[index] {
             b'%' => {
-                let digit = |at: usize| {
-                    bytes
-                        .get(at)
-                        .and_then(|byte| char::from(*byte).to_digit(16))
-                };
+                let digit = |at: usize| bytes.get(at).and_then(|byte| char::from(*byte).to_digit(16));
                 let (high, low) = digit(index + 1).zip(digit(index + 2))?;
                 ((high * 16 + low) as u8, true, 3)
             }
@@ -174,10 +150,7 @@ mod tests {
     use super::*;
 
     fn hint(text: &str) -> String {
-        text.parse::<PathPattern>()
-            .unwrap_err()
-            .hint
-            .unwrap_or_default()
+        text.parse::<PathPattern>().unwrap_err().hint.unwrap_or_default()
     }
 
     #[test]
@@ -189,14 +162,7 @@ mod tests {
             ("/a/", PathPattern::Exact("/a/".into())),
             ("/*", PathPattern::Prefix("/".into())),
             ("/static/*", PathPattern::Prefix("/static/".into())),
-            (
-                "/u/{id}/p",
-                PathPattern::Template(vec![
-                    literal("u"),
-                    Segment::Parameter("id".into()),
-                    literal("p"),
-                ]),
-            ),
+            ("/u/{id}/p", PathPattern::Template(vec![literal("u"), Segment::Parameter("id".into()), literal("p")])),
         ] {
             assert_eq!(text.parse(), Ok(pattern.clone()));
             assert_eq!(pattern.to_string(), text);
@@ -221,19 +187,7 @@ mod tests {
 
     #[test]
     fn wildcards_and_parameters_are_whole_segments() {
-        for text in [
-            "/a*",
-            "/*/b",
-            "/a/{id}/*",
-            "/{id}.json",
-            "/{}",
-            "/{a}/{a}",
-            "/{a}/",
-            "/{a",
-            "/a?b",
-            "a",
-            "",
-        ] {
+        for text in ["/a*", "/*/b", "/a/{id}/*", "/{id}.json", "/{}", "/{a}/{a}", "/{a}/", "/{a", "/a?b", "a", ""] {
             assert!(text.parse::<PathPattern>().is_err(), "{text}");
         }
     }

@@ -42,11 +42,7 @@ impl<'t> Marks<'t> {
     pub(super) fn read(text: &'t str) -> Self {
         let mut reader = Reader::default();
         let root = reader.read(text);
-        Self {
-            lines: text.lines().collect(),
-            marks: reader.marks,
-            root,
-        }
+        Self { lines: text.lines().collect(), marks: reader.marks, root }
     }
 
     pub(super) fn root(&self) -> Option<&Mark> {
@@ -76,9 +72,7 @@ impl<'t> Marks<'t> {
         let line = self.lines.get(mark.line.checked_sub(1)?)?;
         // A block list or map has no character of its own: its first key or item is the better one to underline.
         let first = match &mark.kind {
-            Kind::List(items) | Kind::Map(items) if mark.end == (mark.line, mark.column) => {
-                items.first()
-            }
+            Kind::List(items) | Kind::Map(items) if mark.end == (mark.line, mark.column) => items.first(),
             _ => None,
         };
         if let Some(first) = first {
@@ -87,11 +81,7 @@ impl<'t> Marks<'t> {
         let mut rest: String = line.chars().skip(mark.column - 1).collect();
         rest.truncate(rest.trim_end().len());
         let rest = quoted(&rest).unwrap_or(&rest).chars().count();
-        let length = if mark.end.0 == mark.line {
-            mark.end.1.saturating_sub(mark.column).min(rest)
-        } else {
-            rest
-        };
+        let length = if mark.end.0 == mark.line { mark.end.1.saturating_sub(mark.column).min(rest) } else { rest };
         (length > 0).then(|| Place {
             line: mark.line as u32,
             column: mark.column as u32,
@@ -108,10 +98,7 @@ impl<'t> Marks<'t> {
             match (raw, &mark.kind) {
                 (Raw::List(items), Kind::List(below)) => {
                     items.len() == below.len()
-                        && items
-                            .iter()
-                            .enumerate()
-                            .all(|(index, item)| fit(marks, marks.item(mark, index), item))
+                        && items.iter().enumerate().all(|(index, item)| fit(marks, marks.item(mark, index), item))
                 }
                 (Raw::Map(entries), Kind::Map(below)) => {
                     2 * entries.len() == below.len()
@@ -163,12 +150,9 @@ impl Reader {
         while let Some(event) = parser.next_event() {
             let (event, span) = event.ok()?;
             let added = match event {
-                Event::Scalar(_, _, anchor, tag) => Some(self.add(
-                    span,
-                    Kind::Scalar,
-                    anchor,
-                    tag.is_some_and(|tag| !tag.is_yaml_core_schema()),
-                )),
+                Event::Scalar(_, _, anchor, tag) => {
+                    Some(self.add(span, Kind::Scalar, anchor, tag.is_some_and(|tag| !tag.is_yaml_core_schema())))
+                }
                 Event::SequenceStart(anchor, tag) => {
                     let tagged = tag.is_some_and(|tag| !tag.is_yaml_core_schema());
                     Some(self.begin(span, Kind::List(Vec::new()), anchor, tagged))
@@ -180,9 +164,7 @@ impl Reader {
                 Event::SequenceEnd | Event::MappingEnd => {
                     let begun = self.open.pop().and_then(|begun| self.marks.get_mut(begun));
                     // A flow list ends with its bracket; a block one ends where the next thing begins, which says nothing.
-                    if let Some(begun) =
-                        begun.filter(|begun| begun.end != (begun.line, begun.column))
-                    {
+                    if let Some(begun) = begun.filter(|begun| begun.end != (begun.line, begun.column)) {
                         begun.end = (span.end.line(), span.end.col() + 1);
                     }
                     None
@@ -193,10 +175,7 @@ impl Reader {
                     Some(anchored)
                 }
                 Event::DocumentEnd => return root,
-                Event::Nothing
-                | Event::StreamStart
-                | Event::StreamEnd
-                | Event::DocumentStart(_) => None,
+                Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentStart(_) => None,
             };
             root = root.or(added);
         }
@@ -212,13 +191,7 @@ impl Reader {
     fn add(&mut self, span: Span, kind: Kind, anchor: usize, tagged: bool) -> usize {
         let index = self.marks.len();
         let (line, column) = (span.start.line(), span.start.col() + 1);
-        self.marks.push(Mark {
-            line,
-            column,
-            end: (span.end.line(), span.end.col() + 1),
-            tagged,
-            kind,
-        });
+        self.marks.push(Mark { line, column, end: (span.end.line(), span.end.col() + 1), tagged, kind });
         self.attach(index);
         if anchor > 0 {
             self.anchors.insert(anchor, index);
@@ -227,15 +200,8 @@ impl Reader {
     }
 
     fn attach(&mut self, index: usize) {
-        let around = self
-            .open
-            .last()
-            .and_then(|around| self.marks.get_mut(*around));
-        if let Some(Mark {
-            kind: Kind::List(items) | Kind::Map(items),
-            ..
-        }) = around
-        {
+        let around = self.open.last().and_then(|around| self.marks.get_mut(*around));
+        if let Some(Mark { kind: Kind::List(items) | Kind::Map(items), .. }) = around {
             items.push(index);
         }
     }

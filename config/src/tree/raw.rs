@@ -31,21 +31,14 @@ pub(super) fn read(text: &str) -> Result<Raw, Problem> {
     let raw = match Raw::deserialize(document) {
         Ok(raw) => raw,
         // The loader has no word for a text without a document; one with comments only is the usual case.
-        Err(_)
-            if text
-                .lines()
-                .all(|line| line.trim_start().starts_with('#') || line.trim().is_empty()) =>
-        {
-            Raw::Null
-        }
+        Err(_) if text.lines().all(|line| line.trim_start().starts_with('#') || line.trim().is_empty()) => Raw::Null,
         Err(error) => return Err(syntax(text, &error)),
     };
     match documents.next() {
         None => Ok(raw),
         Some(_) => {
             let problem = Problem::new("there is more than one document", Place::none());
-            Err(problem
-                .hint("a configuration is one document: remove what follows the second `---`"))
+            Err(problem.hint("a configuration is one document: remove what follows the second `---`"))
         }
     }
 }
@@ -62,21 +55,8 @@ fn syntax(text: &str, error: &serde_yaml::Error) -> Problem {
         return Problem::new(message, Place::none());
     };
     let (line, column) = (location.line() as u32, location.column() as u32);
-    let problem = Problem::new(
-        message,
-        Place {
-            line,
-            column,
-            length: 1,
-            path: "".into(),
-        },
-    );
-    match quoting_hint(
-        text.lines()
-            .nth(location.line().saturating_sub(1))
-            .unwrap_or_default(),
-        message,
-    ) {
+    let problem = Problem::new(message, Place { line, column, length: 1, path: "".into() });
+    match quoting_hint(text.lines().nth(location.line().saturating_sub(1)).unwrap_or_default(), message) {
         Some(hint) => problem.hint(hint),
         None => problem,
     }
@@ -86,11 +66,7 @@ fn syntax(text: &str, error: &serde_yaml::Error) -> Problem {
 fn quoting_hint(line: &str, message: &str) -> Option<&'static str> {
     if line.contains("${") && line.contains(['{', '[']) {
         Some("inside `{ }` and `[ ]`, put a text with `${…}` in quotes")
-    } else if line.contains('*')
-        && ["anchor", "alias", "alphabetic"]
-            .iter()
-            .any(|word| message.contains(word))
-    {
+    } else if line.contains('*') && ["anchor", "alias", "alphabetic"].iter().any(|word| message.contains(word)) {
         Some("put a text that begins with `*` in quotes")
     } else if line.starts_with('\t') || line.trim_start_matches(' ').starts_with('\t') {
         Some("indent with spaces, not with tabs")
@@ -133,15 +109,11 @@ impl<'de> Visitor<'de> for RawVisitor {
     }
 
     fn visit_u128<E: de::Error>(self, _: u128) -> Result<Raw, E> {
-        Err(E::custom(
-            "the number is too large for 64 bits: put it in quotes",
-        ))
+        Err(E::custom("the number is too large for 64 bits: put it in quotes"))
     }
 
     fn visit_i128<E: de::Error>(self, _: i128) -> Result<Raw, E> {
-        Err(E::custom(
-            "the number is too large for 64 bits: put it in quotes",
-        ))
+        Err(E::custom("the number is too large for 64 bits: put it in quotes"))
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Raw, E> {

@@ -19,20 +19,12 @@ impl Failure {
         let place = place.clone();
         match self {
             Self::Unset(name) => {
-                let key = if place.path.is_empty() {
-                    "the file".into()
-                } else {
-                    format!("`{}`", place.path)
-                };
+                let key = if place.path.is_empty() { "the file".into() } else { format!("`{}`", place.path) };
                 Problem::new(format!("the variable `{name}` is not set"), place)
                     .label(format!("{key} needs it"))
-                    .hint(format!(
-                        "set it in the environment, or give a default: `${{{name}:-…}}`"
-                    ))
+                    .hint(format!("set it in the environment, or give a default: `${{{name}:-…}}`"))
             }
-            Self::Open => Problem::new("a variable is not closed", place)
-                .label("`${` without `}`")
-                .hint(DOLLAR),
+            Self::Open => Problem::new("a variable is not closed", place).label("`${` without `}`").hint(DOLLAR),
             Self::Name(name) => Problem::new(format!("`{name}` is no name of a variable"), place)
                 .label("expected letters, digits and `_`")
                 .hint(DOLLAR),
@@ -72,11 +64,7 @@ pub(super) fn expand(text: &str, env: &Env<'_>) -> Result<Option<String>, Vec<Fa
         }
     }
     out.push_str(rest);
-    if failures.is_empty() {
-        Ok(Some(out))
-    } else {
-        Err(failures)
-    }
+    if failures.is_empty() { Ok(Some(out)) } else { Err(failures) }
 }
 
 fn variable(inside: &str, env: &Env<'_>) -> Result<String, Failure> {
@@ -84,15 +72,8 @@ fn variable(inside: &str, env: &Env<'_>) -> Result<String, Failure> {
         Some((name, default)) => (name, Some(default)),
         None => (inside, None),
     };
-    let first = name
-        .bytes()
-        .next()
-        .is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
-    if !first
-        || !name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-    {
+    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
+    if !first || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
         return Err(Failure::Name(name.to_owned()));
     }
     match (env(name), default) {
@@ -113,22 +94,14 @@ mod tests {
             "EMPTY" => Some(String::new()),
             _ => None,
         };
-        let expanded =
-            expand(text, &env).map(|expanded| expanded.unwrap_or_else(|| text.to_owned()));
-        assert_eq!(
-            expanded,
-            expected.map(str::to_owned).map_err(|failure| vec![failure]),
-            "{text}"
-        );
+        let expanded = expand(text, &env).map(|expanded| expanded.unwrap_or_else(|| text.to_owned()));
+        assert_eq!(expanded, expected.map(str::to_owned).map_err(|failure| vec![failure]), "{text}");
     }
 
     #[test]
     fn variables_are_expanded_as_in_a_shell() {
         check("plain", Ok("plain"));
-        check(
-            "https://${HOST}:${PORT:-443}/",
-            Ok("https://example.com:443/"),
-        );
+        check("https://${HOST}:${PORT:-443}/", Ok("https://example.com:443/"));
         check("${HOST:-other}", Ok("example.com"));
         check("<${EMPTY}> <${EMPTY:-full}> <${NO:-}>", Ok("<> <full> <>"));
     }
@@ -152,9 +125,6 @@ mod tests {
     #[test]
     fn all_failures_of_a_text_are_found() {
         let failures = expand("${A} ${B:-b} ${C}", &|_| None).unwrap_err();
-        assert_eq!(
-            failures,
-            [Failure::Unset("A".into()), Failure::Unset("C".into())]
-        );
+        assert_eq!(failures, [Failure::Unset("A".into()), Failure::Unset("C".into())]);
     }
 }
