@@ -13,19 +13,14 @@ pub struct Answer {
 impl Answer {
     /// An answer without headers and body. The status is 200 to 599.
     pub fn new(status: u16) -> Self {
-        Self {
-            status,
-            headers: Vec::new(),
-            body: Vec::new(),
-        }
+        Self { status, headers: Vec::new(), body: Vec::new() }
     }
 
     /// With one more header. The rules are those of [`Request::set_header`](crate::Request::set_header); an answer that
     /// breaks them fails the filter.
     #[must_use]
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
-        self.headers
-            .push((name.to_owned(), value.as_ref().to_vec()));
+        self.headers.push((name.to_owned(), value.as_ref().to_vec()));
         self
     }
 
@@ -39,11 +34,7 @@ impl Answer {
 
 impl From<Answer> for types::Response {
     fn from(answer: Answer) -> Self {
-        Self {
-            status: answer.status,
-            headers: answer.headers,
-            body: answer.body,
-        }
+        Self { status: answer.status, headers: answer.headers, body: answer.body }
     }
 }
 

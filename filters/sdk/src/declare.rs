@@ -47,37 +47,23 @@ impl Declare {
 
     /// Declares a counter, exported as `lockgate_filter_custom_<name>_total`.
     pub fn counter(&self, name: &str, help: &str) -> Counter {
-        Counter {
-            id: declare::counter(name, help, None),
-        }
+        Counter { id: declare::counter(name, help, None) }
     }
 
     /// Declares a counter for each value of a label.
     pub fn counter_by(&self, name: &str, help: &str, label: Label<'_>) -> CounterBy {
-        CounterBy {
-            id: declare::counter(name, help, Some(&label.into())),
-        }
+        CounterBy { id: declare::counter(name, help, Some(&label.into())) }
     }
 
     /// Declares a histogram, exported as `lockgate_filter_custom_<name>`. `buckets` are upper bounds in ascending order,
     /// at most 32; put the unit into the name.
     pub fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-        Histogram {
-            id: declare::histogram(name, help, None, buckets),
-        }
+        Histogram { id: declare::histogram(name, help, None, buckets) }
     }
 
     /// Declares a histogram for each value of a label.
-    pub fn histogram_by(
-        &self,
-        name: &str,
-        help: &str,
-        label: Label<'_>,
-        buckets: &[f64],
-    ) -> HistogramBy {
-        HistogramBy {
-            id: declare::histogram(name, help, Some(&label.into()), buckets),
-        }
+    pub fn histogram_by(&self, name: &str, help: &str, label: Label<'_>, buckets: &[f64]) -> HistogramBy {
+        HistogramBy { id: declare::histogram(name, help, Some(&label.into()), buckets) }
     }
 }
 
@@ -92,10 +78,7 @@ pub struct Label<'a> {
 
 impl From<Label<'_>> for declare::Label {
     fn from(label: Label<'_>) -> Self {
-        Self {
-            name: label.name.to_owned(),
-            values: label.values.iter().map(|&value| value.to_owned()).collect(),
-        }
+        Self { name: label.name.to_owned(), values: label.values.iter().map(|&value| value.to_owned()).collect() }
     }
 }
 

@@ -14,9 +14,7 @@ pub struct Failure {
 impl Failure {
     /// A failure with this text: what could not be done, and why.
     pub fn new(reason: impl Into<String>) -> Self {
-        Self {
-            reason: reason.into(),
-        }
+        Self { reason: reason.into() }
     }
 
     pub(crate) fn into_reason(self) -> String {

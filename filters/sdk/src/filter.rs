@@ -38,12 +38,7 @@ pub trait Filter: Sized + 'static {
     /// # Errors
     ///
     /// The filter could not do its work.
-    fn on_request_body(
-        &self,
-        request: &Request,
-        chunk: Vec<u8>,
-        end: bool,
-    ) -> Result<RequestBodyOutcome> {
+    fn on_request_body(&self, request: &Request, chunk: Vec<u8>, end: bool) -> Result<RequestBodyOutcome> {
         let _ = (request, chunk, end);
         Ok(RequestBodyOutcome::Continue)
     }

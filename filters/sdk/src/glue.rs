@@ -4,13 +4,9 @@ use std::cell::OnceCell;
 use std::hint::black_box;
 
 use crate::bindings::imports::lockgate::filter::types;
-pub use crate::bindings::{
-    configuration, on_request, on_request_body, on_response, on_response_body,
-};
+pub use crate::bindings::{configuration, on_request, on_request_body, on_response, on_response_body};
 use crate::per_request::begin_request;
-use crate::{
-    Declare, Filter, Outcome, Request, RequestBodyOutcome, Response, ResponseBodyOutcome, settings,
-};
+use crate::{Declare, Filter, Outcome, Request, RequestBodyOutcome, Response, ResponseBodyOutcome, settings};
 
 /// The one filter of a component, from `configure` on.
 ///
@@ -25,25 +21,16 @@ pub struct Slot<F> {
 const SPARE_HEAP_BYTES: usize = 128 * 1024;
 
 impl<F: Filter> Slot<F> {
-    #[expect(
-        clippy::new_without_default,
-        reason = "it is made in a const context only"
-    )]
+    #[expect(clippy::new_without_default, reason = "it is made in a const context only")]
     pub const fn new() -> Self {
-        Self {
-            filter: OnceCell::new(),
-        }
+        Self { filter: OnceCell::new() }
     }
 
     pub fn configure(&self, settings: &str) -> Result<(), String> {
         let filter = F::configure(settings::read(settings)?, &Declare::now())?;
-        self.filter
-            .set(filter)
-            .map_err(|_| "it has been configured before".to_owned())?;
+        self.filter.set(filter).map_err(|_| "it has been configured before".to_owned())?;
         // The allocator keeps what it was given once. Black boxes, or the compiler sees that nothing comes of it.
-        drop(black_box(Vec::<u8>::with_capacity(black_box(
-            SPARE_HEAP_BYTES,
-        ))));
+        drop(black_box(Vec::<u8>::with_capacity(black_box(SPARE_HEAP_BYTES))));
         Ok(())
     }
 
@@ -57,34 +44,23 @@ impl<F: Filter> Slot<F> {
     }
 
     pub fn on_request_body(&self, chunk: Vec<u8>, end: bool) -> types::RequestBodyOutcome {
-        match self
-            .filter()
-            .on_request_body(&Request::current(), chunk, end)
-        {
+        match self.filter().on_request_body(&Request::current(), chunk, end) {
             Ok(RequestBodyOutcome::Continue) => types::RequestBodyOutcome::Continue,
             Ok(RequestBodyOutcome::Replace(bytes)) => types::RequestBodyOutcome::Replace(bytes),
-            Ok(RequestBodyOutcome::Respond(answer)) => {
-                types::RequestBodyOutcome::Respond(answer.into())
-            }
+            Ok(RequestBodyOutcome::Respond(answer)) => types::RequestBodyOutcome::Respond(answer.into()),
             Err(failure) => types::RequestBodyOutcome::Fail(failure.into_reason()),
         }
     }
 
     pub fn on_response(&self) -> types::ResponseOutcome {
-        match self
-            .filter()
-            .on_response(&Request::current(), &Response::current())
-        {
+        match self.filter().on_response(&Request::current(), &Response::current()) {
             Ok(()) => types::ResponseOutcome::Continue,
             Err(failure) => types::ResponseOutcome::Fail(failure.into_reason()),
         }
     }
 
     pub fn on_response_body(&self, chunk: Vec<u8>, end: bool) -> types::ResponseBodyOutcome {
-        match self
-            .filter()
-            .on_response_body(&Request::current(), &Response::current(), chunk, end)
-        {
+        match self.filter().on_response_body(&Request::current(), &Response::current(), chunk, end) {
             Ok(ResponseBodyOutcome::Continue) => types::ResponseBodyOutcome::Continue,
             Ok(ResponseBodyOutcome::Replace(bytes)) => types::ResponseBodyOutcome::Replace(bytes),
             Err(failure) => types::ResponseBodyOutcome::Fail(failure.into_reason()),
@@ -92,9 +68,7 @@ impl<F: Filter> Slot<F> {
     }
 
     fn filter(&self) -> &F {
-        self.filter
-            .get()
-            .expect("the gateway configures an instance before it calls it")
+        self.filter.get().expect("the gateway configures an instance before it calls it")
     }
 }
 

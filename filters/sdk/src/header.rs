@@ -46,11 +46,7 @@ impl fmt::Display for Refusal {
 impl fmt::Display for HeaderError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, refusal } = self;
-        write!(
-            formatter,
-            "header `{}` cannot be written: {refusal}",
-            name.escape_debug()
-        )
+        write!(formatter, "header `{}` cannot be written: {refusal}", name.escape_debug())
     }
 }
 
@@ -65,10 +61,7 @@ impl HeaderError {
             types::HeaderError::TooLarge => Refusal::TooLarge,
             types::HeaderError::AlreadySent => Refusal::AlreadySent,
         };
-        Self {
-            name: name.to_owned(),
-            refusal,
-        }
+        Self { name: name.to_owned(), refusal }
     }
 }
 
@@ -120,11 +113,7 @@ pub fn is_token(text: &str) -> bool {
 /// [`Refusal::InvalidValue`].
 pub fn check_value(value: &[u8]) -> Result<(), Refusal> {
     let control = |&byte: &u8| byte != b'\t' && byte.is_ascii_control();
-    if value.iter().any(control) {
-        Err(Refusal::InvalidValue)
-    } else {
-        Ok(())
-    }
+    if value.iter().any(control) { Err(Refusal::InvalidValue) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -158,13 +147,7 @@ mod tests {
 
     #[test]
     fn an_error_shows_an_odd_name_on_one_line() {
-        let error = HeaderError {
-            name: "a\r\nb".to_owned(),
-            refusal: Refusal::InvalidName,
-        };
-        assert_eq!(
-            error.to_string(),
-            r"header `a\r\nb` cannot be written: it is not a header name"
-        );
+        let error = HeaderError { name: "a\r\nb".to_owned(), refusal: Refusal::InvalidName };
+        assert_eq!(error.to_string(), r"header `a\r\nb` cannot be written: it is not a header name");
     }
 }

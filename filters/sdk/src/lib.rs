@@ -88,8 +88,8 @@ pub use settings::NoSettings;
 /// What nearly every filter uses, [`serde::Deserialize`] for its settings included.
 pub mod prelude {
     pub use crate::{
-        Answer, Declare, Failure, Filter, NoSettings, Outcome, Request, RequestBodyOutcome,
-        Response, ResponseBodyOutcome, Result, filter,
+        Answer, Declare, Failure, Filter, NoSettings, Outcome, Request, RequestBodyOutcome, Response,
+        ResponseBodyOutcome, Result, filter,
     };
     pub use serde::Deserialize;
 }

@@ -7,8 +7,7 @@ use std::fmt;
 
 use wasip2::http::outgoing_handler;
 use wasip2::http::types::{
-    ErrorCode, Fields, IncomingBody, IncomingResponse, Method, OutgoingBody, OutgoingRequest,
-    RequestOptions, Scheme,
+    ErrorCode, Fields, IncomingBody, IncomingResponse, Method, OutgoingBody, OutgoingRequest, RequestOptions, Scheme,
 };
 use wasip2::io::streams::StreamError;
 
@@ -48,8 +47,7 @@ impl Fetch {
     /// With one more header.
     #[must_use]
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
-        self.headers
-            .push((name.to_owned(), value.as_ref().to_vec()));
+        self.headers.push((name.to_owned(), value.as_ref().to_vec()));
         self
     }
 
@@ -85,13 +83,9 @@ impl Fetch {
             request.set_path_with_query(Some(&url.path_and_query)),
         ];
         if written.iter().any(Result::is_err) {
-            return Err(FetchError::new(
-                &self.url,
-                "its method, host or path is refused",
-            ));
+            return Err(FetchError::new(&self.url, "its method, host or path is refused"));
         }
-        self.exchange(request)
-            .map_err(|reason| FetchError::new(&self.url, reason))
+        self.exchange(request).map_err(|reason| FetchError::new(&self.url, reason))
     }
 
     fn exchange(&self, request: OutgoingRequest) -> Result<Fetched, String> {
@@ -108,11 +102,7 @@ impl Fetch {
                 None => response.subscribe().block(),
             }
         };
-        Ok(Fetched {
-            status: response.status(),
-            headers: response.headers().entries(),
-            body: read(&response)?,
-        })
+        Ok(Fetched { status: response.status(), headers: response.headers().entries(), body: read(&response)? })
     }
 
     fn options(&self) -> Result<Option<RequestOptions>, String> {
@@ -150,20 +140,13 @@ pub struct FetchError {
 
 impl FetchError {
     fn new(url: &str, reason: impl Into<String>) -> Self {
-        Self {
-            url: url.to_owned(),
-            reason: reason.into(),
-        }
+        Self { url: url.to_owned(), reason: reason.into() }
     }
 }
 
 impl fmt::Display for FetchError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            formatter,
-            "`{}` could not be fetched: {}",
-            self.url, self.reason
-        )
+        write!(formatter, "`{}` could not be fetched: {}", self.url, self.reason)
     }
 }
 
@@ -183,30 +166,17 @@ impl<'a> Url<'a> {
             Some(("http", rest)) => (Scheme::Http, rest),
             Some(("https", rest)) => (Scheme::Https, rest),
             _ => {
-                return Err(FetchError::new(
-                    url,
-                    "it begins with neither `http://` nor `https://`",
-                ));
+                return Err(FetchError::new(url, "it begins with neither `http://` nor `https://`"));
             }
         };
         let without_fragment = rest.split('#').next().unwrap_or_default();
-        let end = without_fragment
-            .find(['/', '?'])
-            .unwrap_or(without_fragment.len());
+        let end = without_fragment.find(['/', '?']).unwrap_or(without_fragment.len());
         let (authority, target) = without_fragment.split_at(end);
         if authority.is_empty() {
             return Err(FetchError::new(url, "it has no host"));
         }
-        let path_and_query = if target.starts_with('/') {
-            target.to_owned()
-        } else {
-            format!("/{target}")
-        };
-        Ok(Self {
-            scheme,
-            authority,
-            path_and_query,
-        })
+        let path_and_query = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
+        Ok(Self { scheme, authority, path_and_query })
     }
 }
 
@@ -228,21 +198,15 @@ fn method(name: &str) -> Method {
 fn write(body: &OutgoingBody, bytes: &[u8]) -> Result<(), String> {
     let stream = body.write().map_err(|()| "its body was taken before")?;
     for piece in bytes.chunks(WRITE_BYTES_MAX) {
-        stream
-            .blocking_write_and_flush(piece)
-            .map_err(|error| format!("its body could not be sent: {error}"))?;
+        stream.blocking_write_and_flush(piece).map_err(|error| format!("its body could not be sent: {error}"))?;
     }
     Ok(())
 }
 
 fn read(response: &IncomingResponse) -> Result<Vec<u8>, String> {
     // The stream is a child of the body and has to be dropped first.
-    let body: IncomingBody = response
-        .consume()
-        .map_err(|()| "the response's body was taken before")?;
-    let stream = body
-        .stream()
-        .map_err(|()| "the response's body was taken before")?;
+    let body: IncomingBody = response.consume().map_err(|()| "the response's body was taken before")?;
+    let stream = body.stream().map_err(|()| "the response's body was taken before")?;
     let mut bytes = Vec::new();
     loop {
         match stream.blocking_read(64 * 1024) {
@@ -251,18 +215,14 @@ fn read(response: &IncomingResponse) -> Result<Vec<u8>, String> {
             Err(error) => return Err(format!("the response's body broke off: {error}")),
         }
         if bytes.len() > BODY_BYTES_MAX {
-            return Err(format!(
-                "the response's body is longer than {BODY_BYTES_MAX} bytes"
-            ));
+            return Err(format!("the response's body is longer than {BODY_BYTES_MAX} bytes"));
         }
     }
 }
 
 fn describe(error: ErrorCode) -> String {
     match error {
-        ErrorCode::HttpRequestDenied => {
-            "the gateway does not grant it: see `grants.outbound`".to_owned()
-        }
+        ErrorCode::HttpRequestDenied => "the gateway does not grant it: see `grants.outbound`".to_owned(),
         ErrorCode::InternalError(Some(reason)) => reason,
         other => format!("{other:?}"),
     }
@@ -276,15 +236,9 @@ mod tests {
     fn a_url_is_scheme_host_and_path() {
         let url = Url::parse("https://example.com:8443/a?b=c#d").expect("a URL");
         assert!(matches!(url.scheme, Scheme::Https));
-        assert_eq!(
-            (url.authority, url.path_and_query.as_str()),
-            ("example.com:8443", "/a?b=c")
-        );
+        assert_eq!((url.authority, url.path_and_query.as_str()), ("example.com:8443", "/a?b=c"));
         let bare = Url::parse("http://example.com?b=c").expect("a URL");
-        assert_eq!(
-            (bare.authority, bare.path_and_query.as_str()),
-            ("example.com", "/?b=c")
-        );
+        assert_eq!((bare.authority, bare.path_and_query.as_str()), ("example.com", "/?b=c"));
     }
 
     #[test]
@@ -294,9 +248,6 @@ mod tests {
             error("ftp://example.com"),
             "`ftp://example.com` could not be fetched: it begins with neither `http://` nor `https://`"
         );
-        assert_eq!(
-            error("http:///path"),
-            "`http:///path` could not be fetched: it has no host"
-        );
+        assert_eq!(error("http:///path"), "`http:///path` could not be fetched: it has no host");
     }
 }

@@ -106,10 +106,7 @@ impl Request {
 
     /// The client's address; none where the client has no IP address. An IPv4 address mapped to IPv6 is given as IPv4.
     pub fn client_ip(&self) -> Option<IpAddr> {
-        host::client_address()
-            .parse()
-            .ok()
-            .map(|address: IpAddr| address.to_canonical())
+        host::client_address().parse().ok().map(|address: IpAddr| address.to_canonical())
     }
 
     /// The id of the request, as in the access log and in `x-request-id`.

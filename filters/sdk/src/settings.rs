@@ -26,9 +26,7 @@ impl<'de> Deserialize<'de> for NoSettings {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<NoSettings, A::Error> {
                 match map.next_key::<String>()? {
-                    Some(key) => Err(A::Error::custom(format_args!(
-                        "unknown setting `{key}`: this filter has none"
-                    ))),
+                    Some(key) => Err(A::Error::custom(format_args!("unknown setting `{key}`: this filter has none"))),
                     None => Ok(NoSettings),
                 }
             }
@@ -55,14 +53,8 @@ fn read_json<S: DeserializeOwned>(text: &str) -> Result<S, String> {
         // The place in the JSON is not a place in the operator's file: the path says it.
         let (line, column) = (error.line(), error.column());
         let message = error.to_string();
-        let message = message
-            .strip_suffix(&format!(" at line {line} column {column}"))
-            .unwrap_or(&message);
-        if path == "." {
-            message.to_owned()
-        } else {
-            format!("`{path}`: {message}")
-        }
+        let message = message.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&message);
+        if path == "." { message.to_owned() } else { format!("`{path}`: {message}") }
     })
 }
 
@@ -85,41 +77,24 @@ mod tests {
 
     #[test]
     fn missing_settings_are_an_empty_map() {
-        assert_eq!(
-            read::<Limits>("null"),
-            Ok(Limits {
-                per_client: Client { requests: 0 }
-            })
-        );
-        assert_eq!(
-            read::<Client>("null"),
-            Err("missing field `requests`".to_owned())
-        );
+        assert_eq!(read::<Limits>("null"), Ok(Limits { per_client: Client { requests: 0 } }));
+        assert_eq!(read::<Client>("null"), Err("missing field `requests`".to_owned()));
         assert_eq!(read::<Option<Client>>("null"), Ok(None));
     }
 
     #[test]
     fn an_error_names_the_setting_and_no_place_in_the_json() {
         let wrong_type = read::<Limits>(r#"{"per_client": {"requests": "many"}}"#);
-        assert_eq!(
-            wrong_type,
-            Err(r#"`per_client.requests`: invalid type: string "many", expected u32"#.to_owned())
-        );
+        assert_eq!(wrong_type, Err(r#"`per_client.requests`: invalid type: string "many", expected u32"#.to_owned()));
         let misspelt = read::<Limits>(r#"{"per_client": {"request": 5}}"#);
-        assert_eq!(
-            misspelt,
-            Err("`per_client.request`: unknown field `request`, expected `requests`".to_owned())
-        );
+        assert_eq!(misspelt, Err("`per_client.request`: unknown field `request`, expected `requests`".to_owned()));
     }
 
     #[test]
     fn a_filter_without_settings_accepts_none() {
         assert_eq!(read::<NoSettings>("null"), Ok(NoSettings));
         assert_eq!(read::<NoSettings>("{}"), Ok(NoSettings));
-        assert_eq!(
-            read::<NoSettings>(r#"{"a": 1}"#),
-            Err("unknown setting `a`: this filter has none".to_owned())
-        );
+        assert_eq!(read::<NoSettings>(r#"{"a": 1}"#), Err("unknown setting `a`: this filter has none".to_owned()));
         assert_eq!(
             read::<NoSettings>("[1]"),
             Err("invalid type: sequence, expected no settings, as this filter has none".to_owned())

@@ -56,16 +56,12 @@ fn parse(entry: &str) -> Result<Range, String> {
         Some(prefix) => match prefix.parse() {
             Ok(bits) if bits <= bits_max => bits,
             _ => {
-                return Err(format!(
-                    "`{entry}` has a prefix of more than {bits_max} bits"
-                ));
+                return Err(format!("`{entry}` has a prefix of more than {bits_max} bits"));
             }
         },
     };
     let too_long = |network: IpAddr| {
-        format!(
-            "`{entry}` has bits set past its prefix: write `{network}/{prefix}`, or `{address}` for one address"
-        )
+        format!("`{entry}` has bits set past its prefix: write `{network}/{prefix}`, or `{address}` for one address")
     };
     match address {
         IpAddr::V4(address) => {
@@ -78,10 +74,7 @@ fn parse(entry: &str) -> Result<Range, String> {
         }
         IpAddr::V6(address) => {
             if let (Some(v4), 96..) = (address.to_ipv4_mapped(), prefix) {
-                return Err(format!(
-                    "`{entry}` is an IPv4 address in IPv6 form: write `{v4}/{}`",
-                    prefix - 96
-                ));
+                return Err(format!("`{entry}` is an IPv4 address in IPv6 form: write `{v4}/{}`", prefix - 96));
             }
             let host = u128::MAX.checked_shr(prefix).unwrap_or(0);
             let first = address.to_bits() & !host;
@@ -128,26 +121,14 @@ mod tests {
     fn ranges_hold_their_first_and_last_address_and_no_other() {
         let set = addresses(&["10.0.0.0/8", "192.0.2.7", "2001:db8::/32", "::1"]);
         let contain = |address: &str| set.contain(address.parse().expect("an address"));
-        for inside in [
-            "10.0.0.0",
-            "10.255.255.255",
-            "192.0.2.7",
-            "2001:db8::",
-            "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff",
-            "::1",
-        ] {
+        for inside in
+            ["10.0.0.0", "10.255.255.255", "192.0.2.7", "2001:db8::", "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", "::1"]
+        {
             assert!(contain(inside), "{inside}");
         }
-        for outside in [
-            "9.255.255.255",
-            "11.0.0.0",
-            "192.0.2.6",
-            "192.0.2.8",
-            "2001:db7:ffff::",
-            "2001:db9::",
-            "::2",
-            "::",
-        ] {
+        for outside in
+            ["9.255.255.255", "11.0.0.0", "192.0.2.6", "192.0.2.8", "2001:db7:ffff::", "2001:db9::", "::2", "::"]
+        {
             assert!(!contain(outside), "{outside}");
         }
     }
@@ -155,16 +136,8 @@ mod tests {
     #[test]
     fn everything_is_a_range_too() {
         let set = addresses(&["0.0.0.0/0", "::/0"]);
-        for address in [
-            "0.0.0.0",
-            "255.255.255.255",
-            "::",
-            "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
-        ] {
-            assert!(
-                set.contain(address.parse().expect("an address")),
-                "{address}"
-            );
+        for address in ["0.0.0.0", "255.255.255.255", "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"] {
+            assert!(set.contain(address.parse().expect("an address")), "{address}");
         }
     }
 
@@ -178,10 +151,7 @@ mod tests {
     #[test]
     fn ranges_that_overlap_or_touch_become_one() {
         let set = addresses(&["10.0.1.0/24", "10.0.0.0/24", "10.0.0.5", "10.0.3.0/24"]);
-        assert_eq!(
-            set.v4,
-            [(0x0a00_0000, 0x0a00_01ff), (0x0a00_0300, 0x0a00_03ff)]
-        );
+        assert_eq!(set.v4, [(0x0a00_0000, 0x0a00_01ff), (0x0a00_0300, 0x0a00_03ff)]);
     }
 
     #[test]
@@ -192,22 +162,10 @@ mod tests {
 
     #[test]
     fn what_is_no_cidr_is_refused_with_a_reason() {
-        assert_eq!(
-            problem("localhost"),
-            "`localhost` is neither an address nor a CIDR"
-        );
-        assert_eq!(
-            problem("10.0.0.0/+8"),
-            "`10.0.0.0/+8` is neither an address nor a CIDR"
-        );
-        assert_eq!(
-            problem("10.0.0.0/33"),
-            "`10.0.0.0/33` has a prefix of more than 32 bits"
-        );
-        assert_eq!(
-            problem("::/129"),
-            "`::/129` has a prefix of more than 128 bits"
-        );
+        assert_eq!(problem("localhost"), "`localhost` is neither an address nor a CIDR");
+        assert_eq!(problem("10.0.0.0/+8"), "`10.0.0.0/+8` is neither an address nor a CIDR");
+        assert_eq!(problem("10.0.0.0/33"), "`10.0.0.0/33` has a prefix of more than 32 bits");
+        assert_eq!(problem("::/129"), "`::/129` has a prefix of more than 128 bits");
         assert_eq!(
             problem("2001:db8::1/32"),
             "`2001:db8::1/32` has bits set past its prefix: write `2001:db8::/32`, or `2001:db8::1` for one address"

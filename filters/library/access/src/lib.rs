@@ -39,16 +39,9 @@ impl Filter for Access {
 
     fn configure(settings: Settings, declare: &Declare) -> Result<Self, String> {
         let mut problems = rules::Problems::default();
-        let rules = Rules::read(
-            settings.allow.unwrap_or_default(),
-            settings.deny.unwrap_or_default(),
-            &mut problems,
-        );
+        let rules = Rules::read(settings.allow.unwrap_or_default(), settings.deny.unwrap_or_default(), &mut problems);
         if !(400..=599).contains(&settings.status) {
-            problems.add(format!(
-                "`status`: {} is not the status of a refusal: use 400 to 599",
-                settings.status
-            ));
+            problems.add(format!("`status`: {} is not the status of a refusal: use 400 to 599", settings.status));
         }
         problems.into_result()?;
 
@@ -56,45 +49,25 @@ impl Filter for Access {
         let refusal = if settings.body.is_empty() {
             refusal
         } else {
-            refusal
-                .header("content-type", "text/plain; charset=utf-8")
-                .body(settings.body)
+            refusal.header("content-type", "text/plain; charset=utf-8").body(settings.body)
         };
-        let reason = Label {
-            name: "reason",
-            values: &Reason::ALL.map(Reason::name),
-        };
-        let denied = declare.counter_by(
-            "access_denied",
-            "Requests that the filter turned away.",
-            reason,
-        );
-        Ok(Self {
-            rules,
-            refusal,
-            denied,
-        })
+        let reason = Label { name: "reason", values: &Reason::ALL.map(Reason::name) };
+        let denied = declare.counter_by("access_denied", "Requests that the filter turned away.", reason);
+        Ok(Self { rules, refusal, denied })
     }
 
     fn on_request(&self, request: &Request) -> Result<Outcome> {
         // Only what a rule looks at is asked for: each is a call of the gateway.
-        let seen = Seen {
-            address: self
-                .rules
-                .need_address()
-                .then(|| request.client_ip())
-                .flatten(),
-            user_agent: self
-                .rules
-                .need_user_agent()
-                .then(|| request.header("user-agent"))
-                .flatten(),
-            path: self
-                .rules
-                .need_path()
-                .then(|| request.path())
-                .unwrap_or_default(),
-        };
+        let mut seen = Seen::default();
+        if self.rules.need_address() {
+            seen.address = request.client_ip();
+        }
+        if self.rules.need_user_agent() {
+            seen.user_agent = request.header("user-agent");
+        }
+        if self.rules.need_path() {
+            seen.path = request.path();
+        }
         match self.rules.judge(&seen) {
             None => Ok(Outcome::Continue),
             Some(reason) => {

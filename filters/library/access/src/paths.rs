@@ -21,17 +21,9 @@ impl Paths {
             if !entry.starts_with('/') {
                 problem(index, format!("`{entry}` does not start with `/`"));
             } else if path.contains('*') {
-                problem(
-                    index,
-                    format!("`{entry}`: a `*` can stand at the end only, after a `/`"),
-                );
+                problem(index, format!("`{entry}`: a `*` can stand at the end only, after a `/`"));
             } else if path.contains(['?', '#']) {
-                problem(
-                    index,
-                    format!(
-                        "`{entry}`: the path that is compared has no query: leave out `?` and `#`"
-                    ),
-                );
+                problem(index, format!("`{entry}`: the path that is compared has no query: leave out `?` and `#`"));
             } else {
                 if with_all_below {
                     below.push(format!("{path}/").into_bytes());
@@ -41,19 +33,12 @@ impl Paths {
         }
         exact.sort_unstable();
         exact.dedup();
-        Self {
-            exact,
-            below: below.into_iter().collect(),
-        }
+        Self { exact, below: below.into_iter().collect() }
     }
 
     /// Tells whether the path, normalised and without its query, is in the set.
     pub(crate) fn contain(&self, path: &str) -> bool {
-        self.below.begin(path.as_bytes())
-            || self
-                .exact
-                .binary_search_by(|exact| (**exact).cmp(path))
-                .is_ok()
+        self.below.begin(path.as_bytes()) || self.exact.binary_search_by(|exact| (**exact).cmp(path)).is_ok()
     }
 }
 
@@ -72,26 +57,14 @@ mod tests {
     fn an_exact_path_is_that_path() {
         let (paths, _) = read(&["/a", "/b/", "/"]);
         assert!(["/a", "/b/", "/"].iter().all(|path| paths.contain(path)));
-        assert!(
-            !["/a/", "/b", "/ab", "/A", ""]
-                .iter()
-                .any(|path| paths.contain(path))
-        );
+        assert!(!["/a/", "/b", "/ab", "/A", ""].iter().any(|path| paths.contain(path)));
     }
 
     #[test]
     fn a_star_is_the_path_and_all_below_it() {
         let (paths, _) = read(&["/a/*", "/b/c/*"]);
-        assert!(
-            ["/a", "/a/", "/a/x", "/a/x/y", "/b/c"]
-                .iter()
-                .all(|path| paths.contain(path))
-        );
-        assert!(
-            !["/ab", "/b", "/b/cd", "/"]
-                .iter()
-                .any(|path| paths.contain(path))
-        );
+        assert!(["/a", "/a/", "/a/x", "/a/x/y", "/b/c"].iter().all(|path| paths.contain(path)));
+        assert!(!["/ab", "/b", "/b/cd", "/"].iter().any(|path| paths.contain(path)));
         assert!(read(&["/*"]).0.contain("/anything"));
     }
 

@@ -54,10 +54,7 @@ mod tests {
 
     #[test]
     fn what_another_begins_is_dropped() {
-        assert_eq!(
-            prefixes(&["a", "ab", "abc", "b", "a-", "b"]),
-            prefixes(&["a", "b"])
-        );
+        assert_eq!(prefixes(&["a", "ab", "abc", "b", "a-", "b"]), prefixes(&["a", "b"]));
     }
 
     #[test]
@@ -65,22 +62,14 @@ mod tests {
         // All texts of up to four letters out of two, against every seventh of them as prefixes.
         let texts: Vec<Vec<u8>> = (0..=4_u32)
             .flat_map(|length| {
-                (0..1_u32 << length).map(move |bits| {
-                    (0..length)
-                        .map(|bit| b'a' + (bits >> bit & 1) as u8)
-                        .collect()
-                })
+                (0..1_u32 << length).map(move |bits| (0..length).map(|bit| b'a' + (bits >> bit & 1) as u8).collect())
             })
             .collect();
         for offset in 0..7 {
             let chosen: Vec<Vec<u8>> = texts.iter().skip(offset + 1).step_by(7).cloned().collect();
             let set: Prefixes = chosen.iter().cloned().collect();
             for text in &texts {
-                assert_eq!(
-                    set.begin(text),
-                    chosen.iter().any(|prefix| text.starts_with(prefix)),
-                    "{text:?}"
-                );
+                assert_eq!(set.begin(text), chosen.iter().any(|prefix| text.starts_with(prefix)), "{text:?}");
             }
         }
     }

@@ -37,11 +37,7 @@ impl Problems {
         if more > 0 {
             self.texts.push(format!("… and {more} more"));
         }
-        if self.texts.is_empty() {
-            Ok(())
-        } else {
-            Err(self.texts.join("\n"))
-        }
+        if self.texts.is_empty() { Ok(()) } else { Err(self.texts.join("\n")) }
     }
 }
 
@@ -90,14 +86,11 @@ pub(crate) struct Seen {
 
 impl Seen {
     fn address_in(&self, addresses: &Addresses) -> bool {
-        self.address
-            .is_some_and(|address| addresses.contain(address))
+        self.address.is_some_and(|address| addresses.contain(address))
     }
 
     fn user_agent_in(&self, user_agents: &UserAgents) -> bool {
-        self.user_agent
-            .as_ref()
-            .is_some_and(|user_agent| user_agents.match_one(user_agent))
+        self.user_agent.as_ref().is_some_and(|user_agent| user_agents.match_one(user_agent))
     }
 }
 
@@ -119,31 +112,21 @@ impl Lists {
         ) -> Option<T> {
             let entries = entries?;
             if entries.is_empty() && place.starts_with("allow") {
-                problems.add(format!("`{place}` is empty, which would let nobody in: leave it out to let everybody in"));
+                problems
+                    .add(format!("`{place}` is empty, which would let nobody in: leave it out to let everybody in"));
             }
-            Some(read(&entries, &mut |index, problem| {
-                problems.add(format!("`{place}[{index}]`: {problem}"))
-            }))
+            Some(read(&entries, &mut |index, problem| problems.add(format!("`{place}[{index}]`: {problem}"))))
         }
         Self {
-            addresses: list(
-                format!("{side}.cidrs"),
-                written.cidrs,
-                problems,
-                |entries, problem| Addresses::read(entries, problem),
-            ),
-            user_agents: list(
-                format!("{side}.user_agents"),
-                written.user_agents,
-                problems,
-                |entries, problem| UserAgents::read(entries, problem),
-            ),
-            paths: list(
-                format!("{side}.paths"),
-                written.paths,
-                problems,
-                |entries, problem| Paths::read(entries, problem),
-            ),
+            addresses: list(format!("{side}.cidrs"), written.cidrs, problems, |entries, problem| {
+                Addresses::read(entries, problem)
+            }),
+            user_agents: list(format!("{side}.user_agents"), written.user_agents, problems, |entries, problem| {
+                UserAgents::read(entries, problem)
+            }),
+            paths: list(format!("{side}.paths"), written.paths, problems, |entries, problem| {
+                Paths::read(entries, problem)
+            }),
         }
     }
 }
@@ -159,10 +142,7 @@ pub(crate) struct Rules {
 impl Rules {
     /// Reads both sides. Problems name the list and the index in it.
     pub(crate) fn read(allow: Written, deny: Written, problems: &mut Problems) -> Self {
-        Self {
-            allow: Lists::read("allow", allow, problems),
-            deny: Lists::read("deny", deny, problems),
-        }
+        Self { allow: Lists::read("allow", allow, problems), deny: Lists::read("deny", deny, problems) }
     }
 
     pub(crate) fn need_address(&self) -> bool {
@@ -180,46 +160,22 @@ impl Rules {
     /// Why the request is turned away; none where it is let in.
     pub(crate) fn judge(&self, seen: &Seen) -> Option<Reason> {
         let Self { allow, deny } = self;
-        if deny
-            .addresses
-            .as_ref()
-            .is_some_and(|list| seen.address_in(list))
-        {
+        if deny.addresses.as_ref().is_some_and(|list| seen.address_in(list)) {
             return Some(Reason::CidrDenied);
         }
-        if deny
-            .user_agents
-            .as_ref()
-            .is_some_and(|list| seen.user_agent_in(list))
-        {
+        if deny.user_agents.as_ref().is_some_and(|list| seen.user_agent_in(list)) {
             return Some(Reason::UserAgentDenied);
         }
-        if deny
-            .paths
-            .as_ref()
-            .is_some_and(|list| list.contain(&seen.path))
-        {
+        if deny.paths.as_ref().is_some_and(|list| list.contain(&seen.path)) {
             return Some(Reason::PathDenied);
         }
-        if allow
-            .addresses
-            .as_ref()
-            .is_some_and(|list| !seen.address_in(list))
-        {
+        if allow.addresses.as_ref().is_some_and(|list| !seen.address_in(list)) {
             return Some(Reason::CidrNotAllowed);
         }
-        if allow
-            .user_agents
-            .as_ref()
-            .is_some_and(|list| !seen.user_agent_in(list))
-        {
+        if allow.user_agents.as_ref().is_some_and(|list| !seen.user_agent_in(list)) {
             return Some(Reason::UserAgentNotAllowed);
         }
-        if allow
-            .paths
-            .as_ref()
-            .is_some_and(|list| !list.contain(&seen.path))
-        {
+        if allow.paths.as_ref().is_some_and(|list| !list.contain(&seen.path)) {
             return Some(Reason::PathNotAllowed);
         }
         None
@@ -237,51 +193,24 @@ mod tests {
         problems.into_result().map(|()| rules)
     }
 
-    fn judge(
-        allow: &str,
-        deny: &str,
-        address: &str,
-        user_agent: Option<&str>,
-        path: &str,
-    ) -> Option<Reason> {
-        let seen = Seen {
-            address: address.parse().ok(),
-            user_agent: user_agent.map(Into::into),
-            path: path.to_owned(),
-        };
+    fn judge(allow: &str, deny: &str, address: &str, user_agent: Option<&str>, path: &str) -> Option<Reason> {
+        let seen =
+            Seen { address: address.parse().ok(), user_agent: user_agent.map(Into::into), path: path.to_owned() };
         rules(allow, deny).expect("rules").judge(&seen)
     }
 
     #[test]
     fn without_rules_everybody_is_let_in() {
         assert_eq!(judge("{}", "{}", "192.0.2.1", None, "/"), None);
-        assert_eq!(
-            judge(
-                "{}",
-                r#"{"cidrs": [], "paths": []}"#,
-                "192.0.2.1",
-                None,
-                "/"
-            ),
-            None
-        );
+        assert_eq!(judge("{}", r#"{"cidrs": [], "paths": []}"#, "192.0.2.1", None, "/"), None);
     }
 
     #[test]
     fn deny_wins_over_allow() {
-        let (allow, deny) = (
-            r#"{"cidrs": ["10.0.0.0/8"]}"#,
-            r#"{"cidrs": ["10.1.0.0/16"]}"#,
-        );
+        let (allow, deny) = (r#"{"cidrs": ["10.0.0.0/8"]}"#, r#"{"cidrs": ["10.1.0.0/16"]}"#);
         assert_eq!(judge(allow, deny, "10.0.0.1", None, "/"), None);
-        assert_eq!(
-            judge(allow, deny, "10.1.0.1", None, "/"),
-            Some(Reason::CidrDenied)
-        );
-        assert_eq!(
-            judge(allow, deny, "192.0.2.1", None, "/"),
-            Some(Reason::CidrNotAllowed)
-        );
+        assert_eq!(judge(allow, deny, "10.1.0.1", None, "/"), Some(Reason::CidrDenied));
+        assert_eq!(judge(allow, deny, "192.0.2.1", None, "/"), Some(Reason::CidrNotAllowed));
     }
 
     #[test]
@@ -289,32 +218,17 @@ mod tests {
         let allow = r#"{"cidrs": ["10.0.0.0/8"], "user_agents": ["curl/*"], "paths": ["/api/*"]}"#;
         let judge = |address, user_agent, path| judge(allow, "{}", address, user_agent, path);
         assert_eq!(judge("10.0.0.1", Some("curl/8"), "/api/a"), None);
-        assert_eq!(
-            judge("10.0.0.1", Some("curl/8"), "/"),
-            Some(Reason::PathNotAllowed)
-        );
-        assert_eq!(
-            judge("10.0.0.1", Some("wget"), "/api/a"),
-            Some(Reason::UserAgentNotAllowed)
-        );
-        assert_eq!(
-            judge("192.0.2.1", Some("curl/8"), "/api/a"),
-            Some(Reason::CidrNotAllowed)
-        );
+        assert_eq!(judge("10.0.0.1", Some("curl/8"), "/"), Some(Reason::PathNotAllowed));
+        assert_eq!(judge("10.0.0.1", Some("wget"), "/api/a"), Some(Reason::UserAgentNotAllowed));
+        assert_eq!(judge("192.0.2.1", Some("curl/8"), "/api/a"), Some(Reason::CidrNotAllowed));
     }
 
     #[test]
     fn what_is_absent_matches_nothing() {
         let lists = r#"{"cidrs": ["0.0.0.0/0"], "user_agents": ["a"]}"#;
         assert_eq!(judge("{}", lists, "unix", None, "/"), None);
-        assert_eq!(
-            judge(r#"{"user_agents": ["a"]}"#, "{}", "unix", None, "/"),
-            Some(Reason::UserAgentNotAllowed)
-        );
-        assert_eq!(
-            judge(r#"{"cidrs": ["0.0.0.0/0"]}"#, "{}", "unix", None, "/"),
-            Some(Reason::CidrNotAllowed)
-        );
+        assert_eq!(judge(r#"{"user_agents": ["a"]}"#, "{}", "unix", None, "/"), Some(Reason::UserAgentNotAllowed));
+        assert_eq!(judge(r#"{"cidrs": ["0.0.0.0/0"]}"#, "{}", "unix", None, "/"), Some(Reason::CidrNotAllowed));
     }
 
     #[test]

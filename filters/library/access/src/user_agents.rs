@@ -31,20 +31,13 @@ impl UserAgents {
                 contained.push(text.to_ascii_lowercase());
             }
         }
-        Self {
-            contained: automaton(contained, problem),
-            beginnings: beginnings.into_iter().collect(),
-        }
+        Self { contained: automaton(contained, problem), beginnings: beginnings.into_iter().collect() }
     }
 
     /// Tells whether one of them matches the header's value.
     pub(crate) fn match_one(&self, user_agent: &[u8]) -> bool {
         let user_agent = user_agent.to_ascii_lowercase();
-        self.beginnings.begin(&user_agent)
-            || self
-                .contained
-                .as_ref()
-                .is_some_and(|texts| texts.is_match(&user_agent))
+        self.beginnings.begin(&user_agent) || self.contained.as_ref().is_some_and(|texts| texts.is_match(&user_agent))
     }
 }
 

@@ -53,18 +53,16 @@ impl Edits {
         for name in written.remove {
             match check_name(&name) {
                 Ok(()) => edits.remove.push(name.to_ascii_lowercase()),
-                Err(refusal) => problems.push(format!(
-                    "`{place}.remove`: header `{name}` cannot be removed: {refusal}"
-                )),
+                Err(refusal) => {
+                    problems.push(format!("`{place}.remove`: header `{name}` cannot be removed: {refusal}"))
+                }
             }
         }
         for (name, template) in &written.set {
             let place = format!("{place}.set.{name}");
             if let Some(edit) = read_one(name, template, side, &place, problems) {
                 if edits.set.iter().any(|(other, _)| *other == edit.0) {
-                    problems.push(format!(
-                        "`{place}`: the header is set twice, in different case"
-                    ));
+                    problems.push(format!("`{place}`: the header is set twice, in different case"));
                 } else {
                     edits.set.push(edit);
                 }
@@ -73,9 +71,7 @@ impl Edits {
         for (name, templates) in &written.append {
             let place = format!("{place}.append.{name}");
             for template in templates.as_slice() {
-                edits
-                    .append
-                    .extend(read_one(name, template, side, &place, problems));
+                edits.append.extend(read_one(name, template, side, &place, problems));
             }
         }
         edits
@@ -90,9 +86,7 @@ fn read_one(
     problems: &mut Vec<String>,
 ) -> Option<(String, Template)> {
     if let Err(refusal) = check_name(name) {
-        problems.push(format!(
-            "`{place}`: header `{name}` cannot be written: {refusal}"
-        ));
+        problems.push(format!("`{place}`: header `{name}` cannot be written: {refusal}"));
         return None;
     }
     match Template::parse(template, side) {
@@ -123,18 +117,10 @@ mod tests {
         );
         assert_eq!(problems, [""; 0]);
         assert_eq!(edits.remove, ["server"]);
-        let names = |edits: &[(String, Template)]| {
-            edits
-                .iter()
-                .map(|(name, _)| name.clone())
-                .collect::<Vec<_>>()
-        };
+        let names = |edits: &[(String, Template)]| edits.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
         assert_eq!(names(&edits.set), ["x-a"]);
         assert_eq!(names(&edits.append), ["x-b", "x-b", "x-c"]);
-        let appended = edits
-            .append
-            .iter()
-            .map(|(_, template)| template.fill(|_| Vec::new()));
+        let appended = edits.append.iter().map(|(_, template)| template.fill(|_| Vec::new()));
         assert!(appended.eq([b"2", b"3", b"4"]));
     }
 

@@ -31,11 +31,7 @@ impl Filter for Headers {
         let mut problems = Vec::new();
         let request = Edits::read(settings.request, Side::Request, &mut problems);
         let response = Edits::read(settings.response, Side::Response, &mut problems);
-        if problems.is_empty() {
-            Ok(Self { request, response })
-        } else {
-            Err(problems.join("\n"))
-        }
+        if problems.is_empty() { Ok(Self { request, response }) } else { Err(problems.join("\n")) }
     }
 
     fn on_request(&self, request: &Request) -> Result<Outcome> {
@@ -56,16 +52,10 @@ impl Filter for Headers {
             response.remove_header(name)?;
         }
         for (name, template) in &self.response.set {
-            response.set_header(
-                name,
-                template.fill(|source| value(source, request, Some(response))),
-            )?;
+            response.set_header(name, template.fill(|source| value(source, request, Some(response))))?;
         }
         for (name, template) in &self.response.append {
-            response.append_header(
-                name,
-                template.fill(|source| value(source, request, Some(response))),
-            )?;
+            response.append_header(name, template.fill(|source| value(source, request, Some(response))))?;
         }
         Ok(())
     }
@@ -83,8 +73,6 @@ fn value(source: &Source, request: &Request, response: Option<&Response>) -> Vec
         Source::ClientAddress => request.client_address().into_bytes(),
         Source::Route => request.route().into_bytes(),
         // A template for requests cannot have it: `configure` refuses it there.
-        Source::Status => response
-            .map(|response| response.status().to_string().into_bytes())
-            .unwrap_or_default(),
+        Source::Status => response.map(|response| response.status().to_string().into_bytes()).unwrap_or_default(),
     }
 }

@@ -66,9 +66,7 @@ impl Template {
             }
             text.push_str(before);
             let Some((name, after)) = from[2..].split_once('}') else {
-                return Err(format!(
-                    "placeholder `{from}` has no `}}`; `$${{` stands for a `${{` that begins none"
-                ));
+                return Err(format!("placeholder `{from}` has no `}}`; `$${{` stands for a `${{` that begins none"));
             };
             if !text.is_empty() {
                 pieces.push(Piece::Text(std::mem::take(&mut text).into_bytes()));
@@ -114,16 +112,10 @@ fn source(name: &str, side: Side) -> Result<Source, String> {
         _ => match name.strip_prefix("request.header.") {
             Some(header) if is_token(header) => Source::Header(header.to_ascii_lowercase()),
             Some(header) => {
-                return Err(format!(
-                    "placeholder `${{{name}}}`: `{header}` is not a header name"
-                ));
+                return Err(format!("placeholder `${{{name}}}`: `{header}` is not a header name"));
             }
             None => {
-                let also = if side == Side::Response {
-                    ", `response.status`"
-                } else {
-                    ""
-                };
+                let also = if side == Side::Response { ", `response.status`" } else { "" };
                 return Err(format!(
                     "unknown placeholder `${{{name}}}`: expected one of `request.method`, `request.scheme`, \
                      `request.host`, `request.path`, `request.header.NAME`, `request.id`, `client.address`, \
@@ -141,8 +133,7 @@ mod tests {
     /// Fills placeholders with their own names.
     fn fill(template: &str) -> String {
         let template = Template::parse(template, Side::Response).expect("a template");
-        String::from_utf8(template.fill(|source| format!("<{source:?}>").into_bytes()))
-            .expect("text")
+        String::from_utf8(template.fill(|source| format!("<{source:?}>").into_bytes())).expect("text")
     }
 
     fn problem(template: &str) -> String {
@@ -154,14 +145,8 @@ mod tests {
         assert_eq!(fill("plain"), "plain");
         assert_eq!(fill(""), "");
         assert_eq!(fill("${route}"), "<Route>");
-        assert_eq!(
-            fill("a ${request.method} b ${response.status}${request.id} c"),
-            "a <Method> b <Status><Id> c"
-        );
-        assert_eq!(
-            fill("${request.header.User-Agent}"),
-            r#"<Header("user-agent")>"#
-        );
+        assert_eq!(fill("a ${request.method} b ${response.status}${request.id} c"), "a <Method> b <Status><Id> c");
+        assert_eq!(fill("${request.header.User-Agent}"), r#"<Header("user-agent")>"#);
         assert_eq!(fill("${request.header.host}"), r#"<Header("host")>"#);
     }
 
@@ -174,18 +159,9 @@ mod tests {
 
     #[test]
     fn what_is_no_template_is_refused_with_a_reason() {
-        assert_eq!(
-            problem("a ${route"),
-            "placeholder `${route` has no `}`; `$${` stands for a `${` that begins none"
-        );
-        assert_eq!(
-            problem("${request.header.}"),
-            "placeholder `${request.header.}`: `` is not a header name"
-        );
+        assert_eq!(problem("a ${route"), "placeholder `${route` has no `}`; `$${` stands for a `${` that begins none");
+        assert_eq!(problem("${request.header.}"), "placeholder `${request.header.}`: `` is not a header name");
         assert_eq!(problem("a\r\nb: c"), "the value has a control character");
-        assert!(
-            problem("${request.query}")
-                .starts_with("unknown placeholder `${request.query}`: expected one of")
-        );
+        assert!(problem("${request.query}").starts_with("unknown placeholder `${request.query}`: expected one of"));
     }
 }

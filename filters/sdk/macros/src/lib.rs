@@ -7,21 +7,13 @@
 use proc_macro::{Delimiter, Group, Ident, Literal, Punct, Spacing, Span, TokenStream, TokenTree};
 
 /// The phases, each an interface of the contract by the same name.
-const PHASES: [&str; 4] = [
-    "on_request",
-    "on_request_body",
-    "on_response",
-    "on_response_body",
-];
+const PHASES: [&str; 4] = ["on_request", "on_request_body", "on_response", "on_response_body"];
 
 /// Makes a component of an `impl Filter for …`: see the documentation of `lockgate-filter`.
 #[proc_macro_attribute]
 pub fn filter(arguments: TokenStream, item: TokenStream) -> TokenStream {
     let expanded = match arguments.into_iter().next() {
-        Some(argument) => Err(Problem::new(
-            argument.span(),
-            "`#[filter]` takes no arguments",
-        )),
+        Some(argument) => Err(Problem::new(argument.span(), "`#[filter]` takes no arguments")),
         None => expand(item.clone()),
     };
     expanded.unwrap_or_else(|problem| {
@@ -46,10 +38,7 @@ fn expand(item: TokenStream) -> Result<TokenStream, Problem> {
         (Some(_), Some(_)) => {}
         (None, Some(_)) => stream.extend(parse("type Settings = ::lockgate_filter::NoSettings;")),
         (Some(span), None) => {
-            return Err(Problem::new(
-                span,
-                "`Settings` without a `configure` that reads them",
-            ));
+            return Err(Problem::new(span, "`Settings` without a `configure` that reads them"));
         }
         (None, None) => stream.extend(parse(
             "type Settings = ::lockgate_filter::NoSettings;
@@ -84,8 +73,7 @@ const EXPECTED: &str = "`#[filter]` goes before `impl Filter for` a type without
 /// The tokens of the type in `impl Filter for TYPE`.
 fn filter_type(head: &[TokenTree]) -> Result<Vec<TokenTree>, Problem> {
     let place = |word: &str| {
-        head.iter()
-            .position(|token| matches!(token, TokenTree::Ident(ident) if ident.to_string() == word))
+        head.iter().position(|token| matches!(token, TokenTree::Ident(ident) if ident.to_string() == word))
     };
     let (Some(start), Some(end)) = (place("impl"), place("for")) else {
         return Err(Problem::new(Span::call_site(), EXPECTED));
@@ -141,10 +129,7 @@ struct Problem {
 
 impl Problem {
     fn new(span: Span, message: &str) -> Self {
-        Self {
-            span,
-            message: message.to_owned(),
-        }
+        Self { span, message: message.to_owned() }
     }
 
     fn into_compile_error(self) -> TokenStream {
