@@ -249,16 +249,17 @@ impl Instance {
                 self.failed = true;
                 let mut store = self.filter.store(self.track);
                 let deadline = self.start_deadline();
+                // The future must be one that can be sent, and a reference to the instance cannot be.
+                let (filter, unconfigured) = (Arc::clone(&self.filter), self.unconfigured());
                 let started = tokio::time::timeout(deadline, async {
                     store.set_epoch_deadline(1);
-                    let instance = self.filter.pre.instantiate_async(&mut store).await?;
-                    if let Some(index) = self.unconfigured() {
+                    let instance = filter.pre.instantiate_async(&mut store).await?;
+                    if let Some(index) = unconfigured {
                         let function =
                             instance.get_typed_func::<(&str,), Accepted>(&mut store, index)?;
                         begin_configure(&mut store);
-                        let settings = self.filter.shared.settings.clone();
-                        let accepted = function.call_async(&mut store, (&settings,)).await?;
-                        self.end_configure(&mut store, accepted)?;
+                        let accepted = function.call_async(&mut store, (&filter.shared.settings,)).await?;
+                        Self::end_configure(&filter, &mut store, accepted)?;
                     }
                     Ok(instance)
                 });
@@ -281,6 +282,7 @@ impl Instance {
         }
         let mut store = self.filter.store(self.track);
         store.set_epoch_deadline(epochs(self.start_deadline()));
+        store.data_mut().set_deadline(self.start_deadline());
         let started = self
             .filter
             .pre
@@ -292,7 +294,7 @@ impl Instance {
                     begin_configure(&mut store);
                     let settings = self.filter.shared.settings.clone();
                     let accepted = function.call(&mut store, (&settings,))?;
-                    self.end_configure(&mut store, accepted)?;
+                    Self::end_configure(&self.filter, &mut store, accepted)?;
                 }
                 Ok(instance)
             });
@@ -322,7 +324,7 @@ impl Instance {
         }
     }
 
-    fn end_configure(&self, store: &mut Store<State>, (accepted,): Accepted) -> Result<()> {
+    fn end_configure(filter: &Filter, store: &mut Store<State>, (accepted,): Accepted) -> Result<()> {
         let state = store.data_mut();
         state.flush_stdio();
         state.phase = Phase::Start;
@@ -330,7 +332,7 @@ impl Instance {
         if let Err(complaint) = accepted {
             bail!("`configure` refused in an instance what it accepted at load: {complaint}");
         }
-        if declarations != self.filter.declarations {
+        if declarations != filter.declarations {
             bail!("`configure` declared something else in an instance than at load");
         }
         Ok(())
@@ -404,6 +406,7 @@ impl Instance {
             return self.look_up(|_| bail!("the instance was not started"));
         };
         warm.store.set_epoch_deadline(epochs(deadline));
+        warm.store.data_mut().set_deadline(deadline);
         let loan = Loan::new(&mut warm.store, exchange, phase);
         let called = function.call(&mut *loan.store, parameters);
         loan.end();

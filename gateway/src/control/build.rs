@@ -1,0 +1,137 @@
+//! Puts a snapshot together from a configuration and what was chosen for it. Everything slow or fallible has happened
+//! before: the filters are loaded, the rollouts' states are known. Nothing here fails.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use lockgate_config::model::{self, AccessLog, Config};
+use lockgate_config::units::Weight;
+
+use crate::control::snapshot::{Link, Pair, Rollout, Route, Snapshot, Target};
+use crate::control::upstream::Upstream;
+use crate::control::version::Version;
+use crate::metrics::Metrics;
+use crate::proxy::route::Router;
+use crate::proxy::split::Split;
+use crate::track::{Track, Tracks};
+
+/// What was chosen for a configuration.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    /// One for each of the configuration's filters, in its order.
+    pub filters: Vec<Chose<Version>>,
+    /// One for each of the configuration's upstreams, in its order.
+    pub upstreams: Vec<Chose<Upstream>>,
+    /// The canary's share for each of the configuration's rollouts, in its order; used while it is under way.
+    pub weights: Vec<Weight>,
+}
+
+/// The versions that serve.
+#[derive(Debug)]
+pub struct Chose<T> {
+    /// For the stable track.
+    pub stable: Arc<T>,
+    /// For the canary track, while the rollout (an index into the configuration's) is under way.
+    pub canary: Option<(usize, Arc<T>)>,
+}
+
+impl<T> Clone for Chose<T> {
+    fn clone(&self) -> Self {
+        Self {
+            stable: Arc::clone(&self.stable),
+            canary: self.canary.clone(),
+        }
+    }
+}
+
+/// Name under which requests without a route are counted. No route can have it: the configuration refuses parentheses.
+const UNROUTED: &str = "(none)";
+
+/// Returns a snapshot.
+pub fn build(generation: u64, config: &Config, chosen: &Chosen, metrics: &Metrics) -> Snapshot {
+    let rollouts = config
+        .rollouts
+        .iter()
+        .zip(&chosen.weights)
+        .map(|(rollout, weight)| Rollout {
+            name: Arc::clone(&rollout.name),
+            split: Split::new(&rollout.salt, &rollout.key, *weight, rollout.overriding.as_ref()),
+            requests: metrics.rollout(&rollout.name),
+        })
+        .collect();
+    for chose in &chosen.filters {
+        chose.stable.resolve(Track::Stable, metrics);
+        if let Some((_, canary)) = &chose.canary {
+            canary.resolve(Track::Canary, metrics);
+        }
+    }
+    Snapshot {
+        generation,
+        router: Router::new(config.routes.iter().map(|route| &route.matcher)),
+        routes: config.routes.iter().map(|route| build_route(config, chosen, metrics, route)).collect(),
+        rollouts,
+        limits: config.server.limits,
+        trusted_proxies: Arc::clone(&config.server.trusted_proxies),
+        access_log: config.server.access_log == AccessLog::Stdout,
+        unrouted: metrics.route(UNROUTED),
+        requests: AtomicUsize::new(0),
+    }
+}
+
+fn build_route(config: &Config, chosen: &Chosen, metrics: &Metrics, route: &model::Route) -> Route {
+    let mut slots = Slots::default();
+    let chain = route
+        .filters
+        .iter()
+        .filter_map(|&index| {
+            let filter = config.filters.get(index)?;
+            Some(Link {
+                filter: Arc::clone(&filter.name),
+                on_failure: filter.policy.on_failure,
+                versions: slots.pair(chosen.filters.get(index)?),
+            })
+        })
+        .collect();
+    let model::Target::Upstream { upstream, alternatives } = &route.target;
+    let upstreams: Box<[_]> = std::iter::once(upstream)
+        .chain(alternatives)
+        .filter_map(|&index| chosen.upstreams.get(index))
+        .map(|chose| slots.pair(chose))
+        .collect();
+    let names = std::iter::once(upstream)
+        .chain(alternatives)
+        .filter_map(|&index| Some(Arc::clone(&config.upstreams.get(index)?.name)))
+        .collect();
+    Route {
+        name: Arc::clone(&route.name),
+        chain,
+        rollouts: slots.0.into_boxed_slice(),
+        target: Target::Upstream { upstreams, names },
+        series: metrics.route(&route.name),
+    }
+}
+
+/// The rollouts of one route, each with its slot.
+#[derive(Default)]
+struct Slots(Vec<usize>);
+
+impl Slots {
+    fn pair<T>(&mut self, chose: &Chose<T>) -> Pair<T> {
+        Pair {
+            stable: Arc::clone(&chose.stable),
+            canary: chose
+                .canary
+                .as_ref()
+                .and_then(|(rollout, canary)| Some((self.slot(*rollout)?, Arc::clone(canary)))),
+        }
+    }
+
+    /// None past the last slot, which the configuration rules out.
+    fn slot(&mut self, rollout: usize) -> Option<u8> {
+        let slot = self.0.iter().position(|known| *known == rollout).unwrap_or_else(|| {
+            self.0.push(rollout);
+            self.0.len() - 1
+        });
+        u8::try_from(slot).ok().filter(|slot| usize::from(*slot) < Tracks::SLOTS)
+    }
+}

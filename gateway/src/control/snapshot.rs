@@ -1,0 +1,143 @@
+//! What the data plane reads. A *snapshot* is the immutable, fully built state of one generation: routes, chains,
+//! versions, splits and metric handles, with nothing left to look up. It is replaced whole, by one pointer
+//! ([`SnapshotCell`]), and every request reads exactly one, from its first phase to its log line.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+use lockgate_config::model::{FailureMode, RequestLimits};
+use prometheus::IntCounter;
+
+use crate::control::upstream::Upstream;
+use crate::control::version::Version;
+use crate::metrics::{RouteSeries, TrackSeries};
+use crate::proxy::route::Router;
+use crate::proxy::split::Split;
+use crate::track::{Track, Tracks};
+
+/// The state of one generation.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Counts the swaps of this process, from 1.
+    pub generation: u64,
+    /// Finds a request's route: an index into [`Self::routes`].
+    pub router: Router,
+    /// In the order of the configuration.
+    pub routes: Box<[Route]>,
+    /// The rollouts that are under way.
+    pub rollouts: Box<[Rollout]>,
+    /// Limits of a request, before any filter's.
+    pub limits: RequestLimits,
+    /// Peers whose forwarding headers are believed.
+    pub trusted_proxies: Arc<[IpNet]>,
+    /// Whether requests are logged.
+    pub access_log: bool,
+    /// Counts requests that no route took.
+    pub unrouted: Arc<RouteSeries>,
+    /// Requests that are reading this snapshot.
+    pub requests: AtomicUsize,
+}
+
+/// A rollout that is under way.
+#[derive(Debug)]
+pub struct Rollout {
+    /// As in the configuration.
+    pub name: Arc<str>,
+    /// Decides a request's track.
+    pub split: Split,
+    /// Requests by track, in the order of [`Track`].
+    pub requests: Arc<TrackSeries>,
+}
+
+/// A route, with everything that its requests need.
+#[derive(Debug)]
+pub struct Route {
+    /// As in the configuration.
+    pub name: Arc<str>,
+    /// Filters in the order of the request.
+    pub chain: Box<[Link]>,
+    /// The rollouts that requests on this route can meet, as indices into [`Snapshot::rollouts`]. The position here is
+    /// the rollout's slot in [`Tracks`].
+    pub rollouts: Box<[usize]>,
+    /// What answers.
+    pub target: Target,
+    /// Metric handles.
+    pub series: Arc<RouteSeries>,
+}
+
+/// A filter in a chain.
+#[derive(Debug)]
+pub struct Link {
+    /// The filter's name.
+    pub filter: Arc<str>,
+    /// What becomes of a request when the filter fails.
+    pub on_failure: FailureMode,
+    /// Its versions.
+    pub versions: Pair<Version>,
+}
+
+/// What answers a route.
+#[derive(Debug)]
+pub enum Target {
+    /// One of the upstreams that the route declares.
+    Upstream {
+        /// The default first, then the alternatives.
+        upstreams: Box<[Pair<Upstream>]>,
+        /// Their names, in the same order.
+        names: Arc<[Arc<str>]>,
+    },
+}
+
+/// A stable version, and a canary while a rollout is under way.
+#[derive(Debug)]
+pub struct Pair<T> {
+    /// What requests on the stable track get.
+    pub stable: Arc<T>,
+    /// What requests on the canary track get, with the rollout's slot in the route.
+    pub canary: Option<(u8, Arc<T>)>,
+}
+
+impl<T> Pair<T> {
+    /// Returns the version for a request's tracks, and which track that is.
+    pub fn on(&self, tracks: Tracks) -> (&Arc<T>, Track) {
+        match &self.canary {
+            Some((slot, canary)) if tracks.is_canary(*slot) => (canary, Track::Canary),
+            _ => (&self.stable, Track::Stable),
+        }
+    }
+}
+
+impl Snapshot {
+    /// Returns the requests that are reading this snapshot.
+    pub fn in_flight(&self) -> usize {
+        self.requests.load(Ordering::Relaxed)
+    }
+}
+
+/// Holds the current snapshot: the only shared state between control plane and data plane.
+#[derive(Debug)]
+pub struct SnapshotCell(ArcSwap<Snapshot>);
+
+impl SnapshotCell {
+    /// Returns a cell that holds a first snapshot.
+    pub fn new(first: Arc<Snapshot>) -> Self {
+        Self(ArcSwap::new(first))
+    }
+
+    /// Returns the current snapshot. Called once per request, when its header has been read.
+    #[expect(clippy::disallowed_methods, reason = "the one place where a request may read the cell")]
+    pub fn current(&self) -> Arc<Snapshot> {
+        self.0.load_full()
+    }
+
+    /// Puts a snapshot in the place of the current one, which is returned. One pointer is exchanged; requests under way
+    /// go on with the snapshot that they began with.
+    pub fn swap(&self, next: Arc<Snapshot>) -> Arc<Snapshot> {
+        self.0.swap(next)
+    }
+}
+
+/// A counter per track.
+pub type PerTrack = [IntCounter; 2];

@@ -1,0 +1,557 @@
+//! Every metric: name, unit, labels, help. The registry belongs to the gateway, not to the process, so that tests do not
+//! share counters.
+//!
+//! Handles are resolved when a snapshot is built ([`RouteSeries`], [`VersionSeries`] …): a request looks nothing up by
+//! label. Label values come from the configuration or from a closed set, never from a request. A series is leased by
+//! what uses it; ten minutes after its last user is gone it disappears, so that a last scrape has seen it.
+
+mod lease;
+mod series;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use lockgate_host::{Filter, Host};
+use parking_lot::Mutex;
+use prometheus::core::Collector;
+use prometheus::proto::MetricFamily;
+use prometheus::{
+    Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::proxy::fault::Fault;
+use crate::track::Track;
+use lease::{Lease, Leases};
+use series::register;
+pub use series::{
+    CustomSeries, exports, FAILED_BY_ITSELF, OUTCOMES, PHASES, PhaseSeries, RouteSeries, STATUS_CLASSES, TrackSeries, UpstreamSeries,
+    VersionSeries,
+};
+
+/// How long a series outlives its last user: longer than any sane scrape interval.
+const LINGER: Duration = Duration::from_secs(600);
+
+/// Upper bounds in seconds, for whole requests.
+const REQUEST_BUCKETS: &[f64] = &[
+    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
+
+/// Upper bounds in seconds, for one call of a filter.
+const CALL_BUCKETS: &[f64] = &[
+    0.000_001, 0.000_002_5, 0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5,
+    0.005, 0.01, 0.05, 0.25, 1.0, 5.0,
+];
+
+/// All metrics of a gateway.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    leases: Leases,
+    filters: Mutex<Vec<LoadedFilter>>,
+    custom: Mutex<HashMap<(String, String), Arc<CustomSeries>>>,
+    requests: IntCounterVec,
+    request_duration: HistogramVec,
+    errors: Vec<IntCounter>,
+    filter_calls: IntCounterVec,
+    filter_duration: HistogramVec,
+    filter_failures: IntCounterVec,
+    filter_events: IntCounterVec,
+    filter_lines_dropped: IntCounterVec,
+    filter_instances: IntGaugeVec,
+    filter_memory: IntGaugeVec,
+    rollout_requests: IntCounterVec,
+    rollout_weight: GaugeVec,
+    upstream_requests: IntCounterVec,
+    upstream_duration: HistogramVec,
+    quarantined: IntGaugeVec,
+    reloads: IntCounterVec,
+    cache: CacheFamilies,
+    pool_used: IntGaugeVec,
+    pool_size: IntGaugeVec,
+    /// Swaps of the snapshot since the start.
+    pub generation: IntGauge,
+    /// When the configuration was last loaded, in seconds since 1970.
+    pub reload_success_timestamp: Gauge,
+    /// One while the configuration on disk is refused.
+    pub reload_failing: IntGauge,
+    /// How long the exchange of the pointer took.
+    pub swap_duration: Histogram,
+    /// Old snapshots that requests still read.
+    pub draining_snapshots: IntGauge,
+    /// Requests that read old snapshots.
+    pub draining_requests: IntGauge,
+    /// Requests that were still reading an old snapshot when its drain deadline passed.
+    pub drain_left: IntCounter,
+    /// One for each state file that was found corrupted.
+    pub state_corruptions: IntCounter,
+    /// Open client connections.
+    pub connections: IntGauge,
+    /// Client connections accepted.
+    pub connections_accepted: IntCounter,
+    /// Access log lines that were dropped because nobody read them.
+    pub access_log_dropped: IntCounter,
+    /// Failed accepts, for want of file descriptors most of the time.
+    pub accept_errors: IntCounter,
+}
+
+#[derive(Debug)]
+struct CacheFamilies {
+    hits: IntCounter,
+    misses: IntCounter,
+    rejects: IntCounterVec,
+    compile_seconds: prometheus::Counter,
+    bytes: IntGauge,
+}
+
+#[derive(Debug)]
+struct LoadedFilter {
+    filter: Weak<Filter>,
+    instances: IntGauge,
+    memory: IntGauge,
+    lines_dropped: IntCounter,
+    lease: Option<Lease>,
+}
+
+/// How a reload ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReloadOutcome {
+    /// A new snapshot serves.
+    Swapped,
+    /// There was nothing new.
+    Unchanged,
+    /// It was refused; nothing changed.
+    Refused,
+}
+
+impl ReloadOutcome {
+    const ALL: [Self; 3] = [Self::Swapped, Self::Unchanged, Self::Refused];
+
+    /// Returns the label's value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Swapped => "swapped",
+            Self::Unchanged => "unchanged",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+impl Metrics {
+    /// Registers every family.
+    ///
+    /// # Errors
+    /// Two families of one name, which a test rules out.
+    pub fn new() -> prometheus::Result<Arc<Self>> {
+        let registry = Registry::new();
+        let r = Families(&registry);
+        let metrics = Self {
+            requests: r.counters("lockgate_requests_total", "Requests finished.", &["route", "class"])?,
+            request_duration: r.histograms(
+                "lockgate_request_duration_seconds",
+                "Time from the request's header to the end of its response.",
+                &["route"],
+                REQUEST_BUCKETS,
+            )?,
+            errors: {
+                let help = "Requests that did not get their target's answer, by who caused it and what it was.";
+                let errors = r.counters("lockgate_errors_total", help, &["source", "kind"])?;
+                let series = |fault: &Fault| errors.with_label_values(&[fault.source().as_str(), fault.kind()]);
+                Fault::ALL.iter().map(series).collect()
+            },
+            filter_calls: r.counters(
+                "lockgate_filter_calls_total",
+                "Calls of filters, by what they decided.",
+                &["filter", "version", "track", "phase", "outcome"],
+            )?,
+            filter_duration: r.histograms(
+                "lockgate_filter_duration_seconds",
+                "Time of one call of a filter; in the first phase of a request its instance's start included.",
+                &["filter", "version", "track", "phase"],
+                CALL_BUCKETS,
+            )?,
+            filter_failures: r.counters(
+                "lockgate_filter_failures_total",
+                "Calls of filters that failed, by kind.",
+                &["filter", "version", "track", "kind"],
+            )?,
+            filter_events: r.counters(
+                "lockgate_filter_events_total",
+                "Events that filters emitted.",
+                &["filter", "version"],
+            )?,
+            filter_lines_dropped: r.counters(
+                "lockgate_filter_lines_dropped_total",
+                "Log lines and events of filters beyond what a request may write.",
+                &["filter", "version"],
+            )?,
+            filter_instances: r.gauges(
+                "lockgate_filter_instances",
+                "Instances alive, idle ones that wait for reuse included.",
+                &["filter", "version"],
+            )?,
+            filter_memory: r.gauges(
+                "lockgate_filter_memory_bytes",
+                "Linear memory of the instances alive.",
+                &["filter", "version"],
+            )?,
+            rollout_requests: r.counters(
+                "lockgate_rollout_requests_total",
+                "Requests that a rollout put on a track.",
+                &["rollout", "track"],
+            )?,
+            rollout_weight: {
+                let opts = Opts::new(
+                    "lockgate_rollout_weight_ratio",
+                    "Share of the canary, 0 to 1, in force: 1 once promoted, 0 once rolled back.",
+                );
+                r.register(GaugeVec::new(opts, &["rollout"])?)?
+            },
+            upstream_requests: r.counters(
+                "lockgate_upstream_requests_total",
+                "Requests sent to upstreams, by the class of the answer.",
+                &["upstream", "class"],
+            )?,
+            upstream_duration: r.histograms(
+                "lockgate_upstream_duration_seconds",
+                "Time from choosing an endpoint to the header of its response.",
+                &["upstream"],
+                REQUEST_BUCKETS,
+            )?,
+            quarantined: r.gauges(
+                "lockgate_filter_quarantined",
+                "Versions in quarantine.",
+                &["filter", "version"],
+            )?,
+            reloads: r.counters("lockgate_reloads_total", "Reloads, by how they ended.", &["outcome"])?,
+            cache: CacheFamilies {
+                hits: r.counter("lockgate_cache_hits_total", "Artifacts found in the cache.")?,
+                misses: r.counter("lockgate_cache_misses_total", "Artifacts that had to be compiled.")?,
+                rejects: r.counters(
+                    "lockgate_cache_rejects_total",
+                    "Artifacts that were found but not trusted, by why.",
+                    &["reason"],
+                )?,
+                compile_seconds: r.register(prometheus::Counter::new(
+                    "lockgate_compile_seconds_total",
+                    "Time spent compiling components.",
+                )?)?,
+                bytes: r.gauge("lockgate_cache_bytes", "Size of the artifacts in the cache.")?,
+            },
+            pool_used: r.gauges("lockgate_pool_used", "Slots of the instance pool in use.", &["resource"])?,
+            pool_size: r.gauges("lockgate_pool_size", "Slots of the instance pool.", &["resource"])?,
+            generation: r.gauge("lockgate_generation", "Snapshots built since the start.")?,
+            reload_success_timestamp: r.register(Gauge::new(
+                "lockgate_reload_success_timestamp_seconds",
+                "When the configuration was last accepted, in seconds since 1970.",
+            )?)?,
+            reload_failing: r.gauge(
+                "lockgate_reload_failing",
+                "1 while the last reload was refused: what is on disk is not what serves.",
+            )?,
+            swap_duration: r.register(Histogram::with_opts(
+                HistogramOpts::new("lockgate_swap_duration_seconds", "Time to exchange the snapshot.")
+                    .buckets(CALL_BUCKETS.to_vec()),
+            )?)?,
+            draining_snapshots: r.gauge("lockgate_draining_snapshots", "Old snapshots that requests still read.")?,
+            draining_requests: r.gauge("lockgate_draining_requests", "Requests that read old snapshots.")?,
+            drain_left: r.counter(
+                "lockgate_drain_left_total",
+                "Requests that still read an old snapshot when its drain deadline passed.",
+            )?,
+            state_corruptions: r.counter(
+                "lockgate_state_corruptions_total",
+                "State files that were found corrupted, and set aside.",
+            )?,
+            connections: r.gauge("lockgate_connections", "Open client connections.")?,
+            connections_accepted: r.counter("lockgate_connections_total", "Client connections accepted.")?,
+            access_log_dropped: r.counter(
+                "lockgate_access_log_dropped_total",
+                "Access log lines that were dropped because nobody read them fast enough.",
+            )?,
+            accept_errors: r.counter("lockgate_accept_errors_total", "Client connections that could not be accepted.")?,
+            leases: Leases::default(),
+            filters: Mutex::default(),
+            custom: Mutex::default(),
+            registry: registry.clone(),
+        };
+        for outcome in ReloadOutcome::ALL {
+            metrics.reloads.with_label_values(&[outcome.as_str()]);
+        }
+        Ok(Arc::new(metrics))
+    }
+
+    /// Returns the handles of a route.
+    pub fn route(&self, name: &str) -> Arc<RouteSeries> {
+        Arc::new(RouteSeries {
+            requests: STATUS_CLASSES.map(|class| self.requests.with_label_values(&[name, class])),
+            duration: self.request_duration.with_label_values(&[name]),
+            _lease: self.leases.take({
+                let mut series: Vec<_> =
+                    STATUS_CLASSES.map(|class| remove(&self.requests, &[name, class])).into();
+                series.push(remove(&self.request_duration, &[name]));
+                lease::Series::new(&["route", name], series)
+            }),
+        })
+    }
+
+    /// Counts a request that did not get its target's answer.
+    pub fn fault(&self, fault: Fault) {
+        if let Some(counter) = self.errors.get(fault as usize) {
+            counter.inc();
+        }
+    }
+
+    /// Returns the handles of one version on one track, for the phases that it exports.
+    pub fn version(&self, filter: &Filter, label: &str, track: Track) -> Arc<VersionSeries> {
+        let (name, track) = (&**filter.name(), track.as_str());
+        let mut series = Vec::new();
+        let phases = PHASES.map(|phase| {
+            let of_phase = [name, label, track, phase.as_str()];
+            exports(filter, phase).then(|| PhaseSeries {
+                calls: OUTCOMES.map(|outcome| {
+                    let labels = [name, label, track, phase.as_str(), outcome];
+                    series.push(remove(&self.filter_calls, &labels));
+                    self.filter_calls.with_label_values(&labels)
+                }),
+                duration: {
+                    series.push(remove(&self.filter_duration, &of_phase));
+                    self.filter_duration.with_label_values(&of_phase)
+                },
+            })
+        });
+        let failures = lockgate_host::CallErrorKind::ALL
+            .iter()
+            .map(|kind| kind.as_str())
+            .chain([FAILED_BY_ITSELF])
+            .map(|kind| {
+                let labels = [name, label, track, kind];
+                series.push(remove(&self.filter_failures, &labels));
+                (kind, self.filter_failures.with_label_values(&labels))
+            })
+            .collect();
+        Arc::new(VersionSeries {
+            phases,
+            failures,
+            _lease: self.leases.take(lease::Series::new(&["version", name, label, track], series)),
+        })
+    }
+
+    /// Follows a filter's instances and memory until it is gone, and returns the handles of the metrics that it
+    /// declared.
+    pub fn watch(&self, filter: &Arc<Filter>, label: &str) -> Arc<CustomSeries> {
+        let name: &str = filter.name();
+        let labels = [name, label];
+        self.filters.lock().push(LoadedFilter {
+            filter: Arc::downgrade(filter),
+            instances: self.filter_instances.with_label_values(&labels),
+            memory: self.filter_memory.with_label_values(&labels),
+            lines_dropped: self.filter_lines_dropped.with_label_values(&labels),
+            lease: Some(self.leases.take(lease::Series::new(
+                &["filter", name, label],
+                vec![
+                    remove(&self.filter_instances, &labels),
+                    remove(&self.filter_memory, &labels),
+                    remove(&self.filter_events, &labels),
+                    remove(&self.filter_lines_dropped, &labels),
+                ],
+            ))),
+        });
+        let events = self.filter_events.with_label_values(&labels);
+        let mut custom = self.custom.lock();
+        let series = custom
+            .entry((name.to_owned(), label.to_owned()))
+            .or_insert_with(|| Arc::new(CustomSeries::new(name, label, filter.declarations(), events)));
+        Arc::clone(series)
+    }
+
+    /// Returns the handles of a rollout.
+    pub fn rollout(&self, name: &str) -> Arc<TrackSeries> {
+        Arc::new(TrackSeries {
+            requests: Track::ALL.map(|track| self.rollout_requests.with_label_values(&[name, track.as_str()])),
+            _lease: self.leases.take(lease::Series::new(
+                &["rollout", name],
+                Track::ALL.map(|track| remove(&self.rollout_requests, &[name, track.as_str()])).into(),
+            )),
+        })
+    }
+
+    /// Sets the share of a rollout's canary that is in force, 0 to 1; none removes the series.
+    pub fn set_rollout_weight(&self, name: &str, ratio: Option<f64>) {
+        match ratio {
+            Some(ratio) => self.rollout_weight.with_label_values(&[name]).set(ratio),
+            // An error means that it was not there.
+            None => drop(self.rollout_weight.remove_label_values(&[name])),
+        }
+    }
+
+    /// Returns the handles of an upstream.
+    pub fn upstream(&self, name: &str) -> Arc<UpstreamSeries> {
+        Arc::new(UpstreamSeries {
+            requests: STATUS_CLASSES.map(|class| self.upstream_requests.with_label_values(&[name, class])),
+            duration: self.upstream_duration.with_label_values(&[name]),
+            _lease: self.leases.take({
+                let mut series: Vec<_> =
+                    STATUS_CLASSES.map(|class| remove(&self.upstream_requests, &[name, class])).into();
+                series.push(remove(&self.upstream_duration, &[name]));
+                lease::Series::new(&["upstream", name], series)
+            }),
+        })
+    }
+
+    /// Says whether a version is in quarantine.
+    pub fn set_quarantined(&self, filter: &str, label: &str, quarantined: bool) {
+        if quarantined {
+            self.quarantined.with_label_values(&[filter, label]).set(1);
+        } else {
+            // An error means that it was not there.
+            drop(self.quarantined.remove_label_values(&[filter, label]));
+        }
+    }
+
+    /// Counts a reload.
+    pub fn reloaded(&self, outcome: ReloadOutcome) {
+        self.reloads.with_label_values(&[outcome.as_str()]).inc();
+        self.reload_failing.set(i64::from(outcome == ReloadOutcome::Refused));
+        if outcome != ReloadOutcome::Refused {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            self.reload_success_timestamp.set(now.map_or(0.0, |since| since.as_secs_f64()));
+        }
+    }
+
+    /// Removes what nothing has used for ten minutes. The control plane calls it now and then.
+    pub fn sweep(&self, now: Instant) {
+        self.filters.lock().retain(|loaded| loaded.filter.strong_count() > 0);
+        for key in self.leases.sweep(now, LINGER) {
+            if let [kind, name, label] = &key[..]
+                && kind == "filter"
+            {
+                self.custom.lock().remove(&(name.clone(), label.clone()));
+            }
+        }
+    }
+
+    /// Returns everything in Prometheus' text format. `host` gives the figures that it keeps itself.
+    pub fn render(&self, host: &Host) -> String {
+        self.refresh(host);
+        let mut families = self.registry.gather();
+        for custom in self.custom.lock().values() {
+            families.extend(custom.registry.gather());
+        }
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&merge(families), &mut text) {
+            tracing::error!(%error, "metrics could not be rendered");
+        }
+        String::from_utf8(text).unwrap_or_default()
+    }
+
+    fn refresh(&self, host: &Host) {
+        for loaded in self.filters.lock().iter_mut() {
+            let live = loaded.filter.upgrade().map(|filter| filter.live());
+            let gone = live.is_none();
+            let live = live.unwrap_or_default();
+            loaded.instances.set(i64::from(live.instances));
+            loaded.memory.set(i64::try_from(live.memory_bytes).unwrap_or(i64::MAX));
+            raise(&loaded.lines_dropped, live.lines_dropped);
+            if gone {
+                loaded.lease = None;
+            }
+        }
+        let stats = host.cache().stats();
+        raise(&self.cache.hits, stats.hits);
+        raise(&self.cache.misses, stats.misses);
+        for (reason, count) in stats.rejects {
+            raise(&self.cache.rejects.with_label_values(&[reason.as_str()]), count);
+        }
+        let more = stats.compile_seconds - self.cache.compile_seconds.get();
+        if more > 0.0 {
+            self.cache.compile_seconds.inc_by(more);
+        }
+        let bytes: u64 = host.cache().entries().unwrap_or_default().iter().map(|entry| entry.bytes).sum();
+        self.cache.bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        let pool = host.pool();
+        let slots = [
+            ("component_instances", pool.used.component_instances, pool.total.component_instances),
+            ("core_instances", pool.used.core_instances, pool.total.core_instances),
+            ("memories", pool.used.memories, pool.total.memories),
+            ("tables", pool.used.tables, pool.total.tables),
+            ("stacks", pool.used.stacks, pool.total.stacks),
+        ];
+        for (resource, used, size) in slots {
+            self.pool_used.with_label_values(&[resource]).set(i64::from(used));
+            self.pool_size.with_label_values(&[resource]).set(i64::from(size));
+        }
+    }
+}
+
+/// Registers families under their names.
+struct Families<'a>(&'a Registry);
+
+impl Families<'_> {
+    fn register<C: Collector + Clone + 'static>(&self, family: C) -> prometheus::Result<C> {
+        register(self.0, family)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        self.register(IntCounter::new(name, help)?)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        self.register(IntGauge::new(name, help)?)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        self.register(IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> prometheus::Result<HistogramVec> {
+        self.register(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?)
+    }
+}
+
+/// Returns what removes one series from a family.
+fn remove<B>(family: &prometheus::core::MetricVec<B>, labels: &[&str]) -> lease::Remove
+where
+    B: prometheus::core::MetricVecBuilder + 'static,
+{
+    let family = family.clone();
+    let labels: Vec<String> = labels.iter().map(|&label| label.to_owned()).collect();
+    // An error means that it was not there.
+    Box::new(move || drop(family.remove_label_values(&labels)))
+}
+
+/// Raises a counter to a total that is kept elsewhere.
+fn raise(counter: &IntCounter, total: u64) {
+    counter.inc_by(total.saturating_sub(counter.get()));
+}
+
+/// Puts families of one name together, as the text format asks: two filters may declare the same metric.
+fn merge(families: Vec<MetricFamily>) -> Vec<MetricFamily> {
+    let mut merged: Vec<MetricFamily> = Vec::with_capacity(families.len());
+    for family in families {
+        match merged.iter_mut().find(|known| known.name() == family.name()) {
+            None => merged.push(family),
+            Some(known) if known.get_field_type() == family.get_field_type() => {
+                let mut metrics = known.take_metric();
+                metrics.extend(family.get_metric().iter().cloned());
+                known.set_metric(metrics);
+            }
+            Some(_) => tracing::warn!(
+                metric = family.name(),
+                "two filters declare one metric with different types; the second is not exported"
+            ),
+        }
+    }
+    merged
+}

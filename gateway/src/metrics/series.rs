@@ -1,0 +1,210 @@
+//! Handles of metrics: what a request counts with. Each is resolved when a snapshot is built, and holds the lease of its
+//! series.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use lockgate_host::{Filter, MetricDeclaration, MetricKind, Phase};
+use prometheus::core::Collector;
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
+
+use super::lease::Lease;
+use crate::track::Track;
+
+/// Classes of a response's status, and `none` for a client that was gone before one was sent.
+pub const STATUS_CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// What filters decide.
+pub const OUTCOMES: [&str; 3] = ["continue", "respond", "fail"];
+
+/// Phases of a request, in the order in which a filter meets them.
+pub const PHASES: [Phase; 4] = [Phase::OnRequest, Phase::OnRequestBody, Phase::OnResponse, Phase::OnResponseBody];
+
+/// Returns whether a filter exports a phase.
+pub fn exports(filter: &Filter, phase: Phase) -> bool {
+    let exported = filter.phases();
+    match phase {
+        Phase::OnRequest => exported.on_request,
+        Phase::OnRequestBody => exported.on_request_body,
+        Phase::OnResponse => exported.on_response,
+        Phase::OnResponseBody => exported.on_response_body,
+        Phase::Start | Phase::Configure => false,
+    }
+}
+
+/// The kind of a failure that the filter itself reported.
+pub const FAILED_BY_ITSELF: &str = "outcome";
+
+/// Handles of a route.
+#[derive(Debug)]
+pub struct RouteSeries {
+    /// In the order of [`STATUS_CLASSES`].
+    pub(super) requests: [IntCounter; 6],
+    pub(super) duration: Histogram,
+    pub(super) _lease: Lease,
+}
+
+impl RouteSeries {
+    /// Counts a finished request. A status of 0 means that none was sent.
+    pub fn record(&self, status: u16, duration: Duration) {
+        self.requests[usize::from(status / 100).min(5)].inc();
+        self.duration.observe(duration.as_secs_f64());
+    }
+}
+
+/// Handles of one version of a filter on one track.
+#[derive(Debug)]
+pub struct VersionSeries {
+    pub(super) phases: [Option<PhaseSeries>; 4],
+    pub(super) failures: Box<[(&'static str, IntCounter)]>,
+    pub(super) _lease: Lease,
+}
+
+/// Handles of one phase.
+#[derive(Debug)]
+pub struct PhaseSeries {
+    /// In the order of [`OUTCOMES`].
+    pub(super) calls: [IntCounter; 3],
+    pub(super) duration: Histogram,
+}
+
+impl VersionSeries {
+    /// Counts a call.
+    pub fn call(&self, phase: Phase, outcome: usize, duration: Duration) {
+        let of_phase = PHASES.iter().position(|known| *known == phase).and_then(|index| self.phases[index].as_ref());
+        if let Some(series) = of_phase {
+            if let Some(calls) = series.calls.get(outcome) {
+                calls.inc();
+            }
+            series.duration.observe(duration.as_secs_f64());
+        }
+    }
+
+    /// Counts a failure. `kind` is one of the host's, or `outcome` where the filter itself said that it failed.
+    pub fn failure(&self, kind: &str) {
+        if let Some((_, counter)) = self.failures.iter().find(|(known, _)| *known == kind) {
+            counter.inc();
+        }
+    }
+}
+
+/// Handles of a rollout, by track.
+#[derive(Debug)]
+pub struct TrackSeries {
+    pub(super) requests: [IntCounter; 2],
+    pub(super) _lease: Lease,
+}
+
+impl TrackSeries {
+    /// Counts a request.
+    pub fn record(&self, track: Track) {
+        self.requests[track as usize].inc();
+    }
+
+    /// Returns the requests counted.
+    pub fn count(&self, track: Track) -> u64 {
+        self.requests[track as usize].get()
+    }
+}
+
+/// Handles of an upstream.
+#[derive(Debug)]
+pub struct UpstreamSeries {
+    pub(super) requests: [IntCounter; 6],
+    pub(super) duration: Histogram,
+    pub(super) _lease: Lease,
+}
+
+impl UpstreamSeries {
+    /// Counts a request. A status of 0 means that the upstream gave none.
+    pub fn record(&self, status: u16, duration: Duration) {
+        self.requests[usize::from(status / 100).min(5)].inc();
+        self.duration.observe(duration.as_secs_f64());
+    }
+}
+
+/// Metrics that a filter declared for itself, and a count of its events.
+#[derive(Debug)]
+pub struct CustomSeries {
+    pub(super) registry: Registry,
+    metrics: Vec<CustomMetric>,
+    /// Events emitted.
+    pub events: IntCounter,
+}
+
+#[derive(Debug)]
+enum CustomMetric {
+    Counter(Vec<IntCounter>),
+    Histogram(Vec<Histogram>),
+}
+
+impl CustomSeries {
+    /// Adds to a counter; the host has checked id and label against the declaration.
+    pub fn add(&self, id: u32, label: u32, by: u64) {
+        if let Some(CustomMetric::Counter(by_label)) = self.metrics.get(id as usize)
+            && let Some(counter) = by_label.get(label as usize)
+        {
+            counter.inc_by(by);
+        }
+    }
+
+    /// Records in a histogram; the host has checked id and label against the declaration.
+    pub fn observe(&self, id: u32, label: u32, value: f64) {
+        if let Some(CustomMetric::Histogram(by_label)) = self.metrics.get(id as usize)
+            && let Some(histogram) = by_label.get(label as usize)
+        {
+            histogram.observe(value);
+        }
+    }
+}
+
+impl CustomSeries {
+    pub(super) fn new(filter: &str, version: &str, declared: &[MetricDeclaration], events: IntCounter) -> Self {
+        let labels = HashMap::from([
+            ("filter".to_owned(), filter.to_owned()),
+            ("version".to_owned(), version.to_owned()),
+        ]);
+        let registry = Registry::new_custom(None, Some(labels)).unwrap_or_default();
+        let metrics = declared.iter().map(|metric| CustomMetric::new(&registry, metric)).collect();
+        Self {
+            registry,
+            metrics,
+            events,
+        }
+    }
+}
+
+impl CustomMetric {
+    /// Registers a metric. A declaration that Prometheus refuses (the host has validated it before) leaves a metric that
+    /// is not exported.
+    fn new(registry: &Registry, declared: &MetricDeclaration) -> Self {
+        let (names, values): (Vec<&str>, Vec<&str>) = match &declared.label {
+            Some(label) => (vec![&label.name], label.values.iter().map(String::as_str).collect()),
+            None => (Vec::new(), vec![""]),
+        };
+        let of = |value: &&str| -> Vec<String> { names.iter().map(|_| (*value).to_owned()).collect() };
+        match &declared.kind {
+            MetricKind::Counter => {
+                let opts = Opts::new(format!("lockgate_filter_custom_{}_total", declared.name), &declared.help);
+                let family = IntCounterVec::new(opts, &names).and_then(|family| register(registry, family));
+                Self::Counter(
+                    family.map_or_else(|_| Vec::new(), |f| values.iter().map(|v| f.with_label_values(&of(v))).collect()),
+                )
+            }
+            MetricKind::Histogram { buckets } => {
+                let opts = HistogramOpts::new(format!("lockgate_filter_custom_{}", declared.name), &declared.help)
+                    .buckets(buckets.clone());
+                let family = HistogramVec::new(opts, &names).and_then(|family| register(registry, family));
+                Self::Histogram(
+                    family.map_or_else(|_| Vec::new(), |f| values.iter().map(|v| f.with_label_values(&of(v))).collect()),
+                )
+            }
+        }
+    }
+}
+
+pub(super) fn register<C: Collector + Clone + 'static>(registry: &Registry, family: C) -> prometheus::Result<C> {
+    registry.register(Box::new(family.clone()))?;
+    Ok(family)
+}
+

@@ -1,0 +1,440 @@
+//! The data plane: the life of a request, in the order in which it happens. Each phase is a short method that calls one
+//! module. A request reads one snapshot, compiles nothing, opens nothing, and waits for no lock that the control plane
+//! holds.
+
+pub mod body;
+pub mod chain;
+pub mod context;
+pub mod fault;
+pub mod forward;
+pub mod lend;
+pub mod log;
+pub mod path;
+pub mod respond;
+pub mod route;
+pub mod sink;
+pub mod split;
+
+mod admit;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use lockgate_host::{BodyMode, Response};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
+use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, Session};
+use pingora::server::configuration::ServerConf;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType};
+
+use crate::control::snapshot::SnapshotCell;
+use crate::metrics::Metrics;
+use chain::Verdict;
+use context::{Attempt, Context, Ids};
+use fault::Fault;
+use log::AccessLog;
+
+/// What answers every request.
+#[derive(Debug)]
+pub struct Gateway {
+    cell: Arc<SnapshotCell>,
+    metrics: Arc<Metrics>,
+    access_log: AccessLog,
+    ids: Ids,
+}
+
+/// Returns the proxy that serves connections. `conf` sets the pool of upstream connections.
+pub fn proxy(
+    cell: Arc<SnapshotCell>,
+    metrics: Arc<Metrics>,
+    access_log: AccessLog,
+    conf: &Arc<ServerConf>,
+    h2c: bool,
+) -> HttpProxy<Gateway> {
+    let gateway = Gateway {
+        cell,
+        metrics,
+        access_log,
+        ids: Ids::new(),
+    };
+    let mut proxy = pingora::proxy::http_proxy(conf, gateway);
+    let mut options = pingora::apps::HttpServerOptions::default();
+    options.h2c = h2c;
+    // Refused by us, so that it is logged and counted like everything else.
+    options.allow_connect_method_proxying = true;
+    proxy.server_options = Some(options);
+    proxy
+}
+
+#[async_trait]
+impl ProxyHttp for Gateway {
+    type CTX = Context;
+
+    fn new_ctx(&self) -> Context {
+        Context::new(&self.cell)
+    }
+
+    fn init_downstream_modules(&self, _modules: &mut pingora::modules::http::HttpModules) {}
+
+    /// Who asks, and for what: refuses what cannot be routed.
+    async fn early_request_filter(&self, session: &mut Session, context: &mut Context) -> pingora::Result<()> {
+        admit::identify(session, context, &self.ids);
+        if session.req_header().method == Method::CONNECT {
+            return Err(self.fault(context, Fault::ConnectRefused));
+        }
+        admit::normalise(session).map_err(|fault| self.fault(context, fault))
+    }
+
+    /// Route, split, request filters.
+    async fn request_filter(&self, session: &mut Session, context: &mut Context) -> pingora::Result<bool> {
+        admit::set_timeouts(session, &context.snapshot.limits);
+        if let Err(refused) = admit::route_and_split(session, context) {
+            respond::refuse_with(session, context, refused.fault, refused.headers).await?;
+            return Ok(true);
+        }
+        let Some((chain, links, exchange)) = context.filters() else { return Ok(false) };
+        lend::request(session, exchange);
+        let verdict = chain.on_request(links, exchange).await;
+        lend::take_back(session, exchange);
+        if let Some(response) = self.settle(context, verdict) {
+            respond::answer(session, context, response).await?;
+            return Ok(true);
+        }
+        self.filter_whole_body(session, context).await
+    }
+
+    /// The endpoint, anew for each attempt. Tracks stay as they were decided.
+    async fn upstream_peer(&self, _session: &mut Session, context: &mut Context) -> pingora::Result<Box<HttpPeer>> {
+        let number = context.attempt.as_ref().map_or(1, |attempt| attempt.number + 1);
+        let Some((upstream, track)) = context.upstream().map(|(upstream, track)| (Arc::clone(upstream), track)) else {
+            return Err(self.fault(context, Fault::Internal));
+        };
+        let peer = upstream.next_peer();
+        context.attempt = Some(Attempt {
+            upstream,
+            track,
+            address: peer.as_ref().and_then(|peer| peer._address.as_inet().copied()),
+            number,
+            started: Instant::now(),
+            header_after: None,
+        });
+        peer.map(Box::new).ok_or_else(|| self.fault(context, Fault::NoEndpoint))
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        context: &mut Context,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        let again = context.attempt.as_ref().is_some_and(|attempt| attempt.number <= attempt.upstream.config().retries);
+        error.set_retry(again);
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        context: &mut Context,
+        client_reused: bool,
+    ) -> Box<Error> {
+        // A connection from the pool that the upstream had closed meanwhile. What a filter has seen of a body, it must
+        // not see again; a body that was read ahead is whole at every attempt.
+        let whole = context.body.whole.is_some() || !session.as_ref().retry_buffer_truncated();
+        if session.req_header().method.is_idempotent() && whole && !context.body.filtered {
+            error.retry.decide_reuse(client_reused);
+        } else {
+            error.set_retry(false);
+        }
+        error
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        peer: &HttpPeer,
+        _fd: std::os::unix::io::RawFd,
+        _digest: Option<&Digest>,
+        context: &mut Context,
+    ) -> pingora::Result<()> {
+        if let Some(attempt) = &mut context.attempt {
+            attempt.address = peer._address.as_inet().copied();
+        }
+        Ok(())
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        request: &mut RequestHeader,
+        context: &mut Context,
+    ) -> pingora::Result<()> {
+        if let Some((chain, links, _)) = context.filters() {
+            context.response_body = chain.acts_on_response_body(links);
+        }
+        forward::to_upstream(request, context)
+    }
+
+    /// A piece of the request's body, on its way.
+    async fn request_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        context: &mut Context,
+    ) -> pingora::Result<()> {
+        if let Some(whole) = &context.body.whole {
+            *body = Some(whole.clone());
+            return Ok(());
+        }
+        context.body.received += body.as_ref().map_or(0, |piece| piece.len() as u64);
+        if context.snapshot.limits.body.is_some_and(|max| context.body.received > max.0) {
+            return Err(self.fault(context, Fault::BodyTooLarge));
+        }
+        if context.body.mode == BodyMode::None || session.was_upgraded() {
+            return Ok(());
+        }
+        context.body.filtered = true;
+        let Some((chain, links, exchange)) = context.filters() else { return Ok(()) };
+        // An empty piece that is not the last means "hold back": none would mean the end.
+        let mut piece = body.take().unwrap_or_default();
+        lend::request(session, exchange);
+        exchange.request_sent = true;
+        let verdict = chain.on_request_body(links, exchange, &mut piece, end).await;
+        lend::take_back(session, exchange);
+        *body = Some(piece);
+        match self.settle(context, verdict) {
+            None => Ok(()),
+            Some(response) => {
+                let status = response.status.as_u16();
+                context.answer = Some(response);
+                Error::e_explain(ErrorType::HTTPStatus(status), "a filter answered")
+            }
+        }
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        context: &mut Context,
+    ) -> pingora::Result<()> {
+        if let Some(attempt) = &mut context.attempt
+            && attempt.header_after.is_none()
+            && !response.status.is_informational()
+        {
+            let after = attempt.started.elapsed();
+            attempt.header_after = Some(after);
+            attempt.upstream.series.record(response.status.as_u16(), after);
+        }
+        forward::strip_hop_by_hop(response);
+        if context.response_body && !response.status.is_informational() {
+            // Here, not with the response filters: Pingora decides on the framing in between.
+            forward::open_length(response, session.req_header().method == Method::HEAD)?;
+        }
+        Ok(())
+    }
+
+    /// Response filters, in reverse.
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        context: &mut Context,
+    ) -> pingora::Result<()> {
+        if response.status.is_informational() && response.status != http::StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(());
+        }
+        let Some((chain, links, exchange)) = context.filters() else { return Ok(()) };
+        lend::request(session, exchange);
+        lend::response(response, exchange);
+        exchange.request_sent = true;
+        exchange.response_sent = false;
+        let passed = chain.on_response(links, exchange).await;
+        exchange.response_sent = true;
+        lend::take_back_response(response, exchange);
+        lend::take_back(session, exchange);
+        passed.map_err(|fault| self.fault(context, fault))
+    }
+
+    /// A piece of the response's body. Synchronous, as Pingora asks; filters that may wait have no such phase.
+    fn response_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        context: &mut Context,
+    ) -> pingora::Result<Option<Duration>> {
+        if !context.response_body || session.was_upgraded() {
+            return Ok(None);
+        }
+        let mut piece = body.take().unwrap_or_default();
+        self.filter_response_body(session, context, &mut piece, end)?;
+        *body = Some(piece);
+        Ok(None)
+    }
+
+    /// With trailers the last piece of a body does not know that it is the last.
+    async fn response_trailer_filter(
+        &self,
+        session: &mut Session,
+        _trailers: &mut HeaderMap,
+        context: &mut Context,
+    ) -> pingora::Result<Option<Bytes>> {
+        if !context.response_body {
+            return Ok(None);
+        }
+        let mut piece = Bytes::new();
+        self.filter_response_body(session, context, &mut piece, true)?;
+        // What a filter held back goes out in the trailers' place: Pingora forwards one or the other.
+        Ok(Some(piece).filter(|piece| !piece.is_empty()))
+    }
+
+    /// The gateway's own answers go back along the chain as well.
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Context) -> FailToProxy {
+        let fault = match context.answer {
+            Some(_) => None,
+            None => Some(context.blame(fault_of(error))),
+        };
+        let sent = session.response_written().map(|header| header.status.as_u16());
+        let nobody = fault == Some(Fault::ClientGone);
+        let error_code = match sent {
+            Some(status) => status,
+            None if nobody => 0,
+            None => {
+                let response = context.answer.take();
+                let response = response.unwrap_or_else(|| respond::refusal(fault.unwrap_or(Fault::Internal), context));
+                let status = response.status.as_u16();
+                // An error means that the client is gone, which the log tells by what was sent.
+                let _ = respond::answer(session, context, response).await;
+                status
+            }
+        };
+        if let Some(fault) = fault.filter(|fault| fault.source() != fault::Source::Downstream) {
+            tracing::debug!(request_id = %context.id, source = fault.source().as_str(), kind = fault.kind(), %error, "request failed");
+        }
+        FailToProxy {
+            error_code,
+            can_reuse_downstream: false,
+        }
+    }
+
+    /// One line and one count for every request whose header was parsed.
+    async fn logging(&self, session: &mut Session, _error: Option<&Error>, context: &mut Context) {
+        let status = session.response_written().map_or(0, |header| header.status.as_u16());
+        let duration = context.started.elapsed();
+        context.chain.leave();
+        match context.route() {
+            Some(route) => route.series.record(status, duration),
+            None => context.snapshot.unrouted.record(status, duration),
+        }
+        if let Some(attempt) = context.attempt.as_ref().filter(|attempt| attempt.header_after.is_none()) {
+            attempt.upstream.series.record(0, attempt.started.elapsed());
+        }
+        if let Some(fault) = context.fault {
+            self.metrics.fault(fault);
+        }
+        if context.snapshot.access_log {
+            self.access_log.write(session, context, status, duration);
+        }
+    }
+
+    /// Our own log says it better, and once.
+    fn suppress_error_log(&self, _session: &Session, _context: &Context, _error: &Error) -> bool {
+        true
+    }
+}
+
+impl Gateway {
+    /// Reads the whole body where a filter wants it before the target is asked. Returns whether the request has been
+    /// answered.
+    async fn filter_whole_body(&self, session: &mut Session, context: &mut Context) -> pingora::Result<bool> {
+        let limits = context.snapshot.limits;
+        let Some((chain, links, _)) = context.filters() else { return Ok(false) };
+        let mode = chain.request_body(links);
+        let max = limits.body.map_or(u64::MAX, |max| max.0).min(chain.request_body_max(links));
+        context.body.mode = mode;
+        if mode != BodyMode::Buffer {
+            return Ok(false);
+        }
+        let mut whole = match body::read_whole(session.as_downstream_mut(), max, limits.read_timeout).await {
+            Ok(whole) => whole,
+            Err(fault) => {
+                respond::refuse(session, context, fault).await?;
+                return Ok(true);
+            }
+        };
+        context.body.received = whole.len() as u64;
+        let Some((chain, links, exchange)) = context.filters() else { return Ok(false) };
+        lend::request(session, exchange);
+        let verdict = chain.on_request_body(links, exchange, &mut whole, true).await;
+        lend::take_back(session, exchange);
+        context.body.whole = Some(whole);
+        match self.settle(context, verdict) {
+            Some(response) => respond::answer(session, context, response).await.map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    fn filter_response_body(
+        &self,
+        session: &mut Session,
+        context: &mut Context,
+        piece: &mut Bytes,
+        end: bool,
+    ) -> pingora::Result<()> {
+        let Some((chain, links, exchange)) = context.filters() else { return Ok(()) };
+        lend::request(session, exchange);
+        let passed = chain.on_response_body(links, exchange, piece, end);
+        lend::take_back(session, exchange);
+        passed.map_err(|fault| self.fault(context, fault))
+    }
+
+    /// Returns the answer that a chain's verdict asks for; none to go on.
+    fn settle(&self, context: &mut Context, verdict: Verdict) -> Option<Response> {
+        match verdict {
+            Verdict::Continue => None,
+            Verdict::Respond(response) => Some(response),
+            Verdict::Fail(fault) => {
+                context.blame(fault);
+                Some(respond::refusal(fault, context))
+            }
+        }
+    }
+
+    /// Returns the error that makes Pingora call [`ProxyHttp::fail_to_proxy`], where the fault is answered.
+    fn fault(&self, context: &mut Context, fault: Fault) -> Box<Error> {
+        let fault = context.blame(fault);
+        Error::explain(ErrorType::HTTPStatus(fault.code()), fault.kind())
+    }
+}
+
+/// Returns the fault that an error of Pingora's is.
+fn fault_of(error: &Error) -> Fault {
+    use ErrorType as E;
+    match (error.esource(), error.etype()) {
+        (ErrorSource::Upstream, E::ConnectTimedout | E::ReadTimedout | E::WriteTimedout | E::TLSHandshakeTimedout) => {
+            Fault::UpstreamTimeout
+        }
+        (
+            ErrorSource::Upstream,
+            E::ConnectRefused | E::ConnectNoRoute | E::ConnectError | E::BindError | E::SocketError | E::ConnectProxyFailure,
+        ) => Fault::ConnectFailed,
+        (ErrorSource::Upstream, E::ReadError | E::WriteError | E::ConnectionClosed) => Fault::UpstreamClosed,
+        (ErrorSource::Upstream, _) => Fault::UpstreamInvalid,
+        (ErrorSource::Downstream, E::ReadTimedout) => Fault::BodyTimeout,
+        (ErrorSource::Downstream, E::ReadError | E::WriteError | E::ConnectionClosed | E::WriteTimedout) => {
+            Fault::ClientGone
+        }
+        (ErrorSource::Downstream, _) => Fault::BadRequest,
+        (ErrorSource::Internal | ErrorSource::Unset, _) => Fault::Internal,
+    }
+}

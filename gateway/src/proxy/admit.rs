@@ -1,0 +1,208 @@
+//! What happens to a request before its first filter: who asks, for what, which route, which tracks.
+
+use std::net::IpAddr;
+
+use http::header::{ALLOW, HOST};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Uri};
+use lockgate_config::model::RequestLimits;
+use lockgate_host::Exchange;
+use pingora::http::RequestHeader;
+use pingora::proxy::Session;
+
+use crate::control::snapshot::Target;
+use crate::proxy::body::declared_length;
+use crate::proxy::chain::Chain;
+use crate::proxy::context::{Context, Ids};
+use crate::proxy::fault::Fault;
+use crate::proxy::forward;
+use crate::proxy::lend;
+use crate::proxy::path;
+use crate::proxy::route::Found;
+use crate::proxy::split::Attributes;
+
+/// Why a request goes no further, and what the client should know beside it.
+#[derive(Debug)]
+pub struct Refused {
+    /// The fault.
+    pub fault: Fault,
+    /// Further headers of the answer.
+    pub headers: HeaderMap,
+}
+
+impl From<Fault> for Refused {
+    fn from(fault: Fault) -> Self {
+        Self {
+            fault,
+            headers: HeaderMap::new(),
+        }
+    }
+}
+
+/// Finds out who asks, and names the request.
+pub fn identify(session: &Session, context: &mut Context, ids: &Ids) {
+    let headers = &session.req_header().headers;
+    let trusted = &context.snapshot.trusted_proxies;
+    let peer = session.client_addr().and_then(|address| address.as_inet()).copied();
+    // A Unix socket is only there for a proxy in front of us, but it says nothing about who.
+    let peer_address = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.ip().to_canonical());
+    let peer_trusted = peer.is_some() && forward::is_trusted(peer_address, trusted);
+    let client = forward::client_address(peer_address, headers, trusted);
+    let passed_on = peer_trusted.then(|| forward::request_id(headers)).flatten();
+    context.id = passed_on.map_or_else(|| ids.next(), Into::into);
+    context.client = client;
+    context.peer = peer;
+    context.peer_trusted = peer_trusted;
+}
+
+/// Gives the request's target its normal form, which is what is routed, filtered and forwarded.
+///
+/// # Errors
+/// A target or a host that is none, or that could be read in two ways.
+pub fn normalise(session: &mut Session) -> Result<(), Fault> {
+    let request = session.req_header_mut();
+    let mut hosts = request.headers.get_all(HOST).iter();
+    let (host, more) = (hosts.next(), hosts.next());
+    if more.is_some() {
+        return Err(Fault::BadHost);
+    }
+    let host = host.map(|host| host.to_str().map_err(|_| Fault::BadHost)).transpose()?;
+    match host {
+        Some(host) if is_authority(host) => {}
+        Some(_) => return Err(Fault::BadHost),
+        // HTTP/1.0 knows requests without.
+        None if request.version == http::Version::HTTP_11 => return Err(Fault::BadHost),
+        None => {}
+    }
+    let raw = request.raw_path();
+    let target = if raw.first() == Some(&b'/') {
+        raw
+    } else {
+        // The absolute form names the host a second time.
+        let authority = request.uri.authority().map(http::uri::Authority::as_str).ok_or(Fault::BadTarget)?;
+        if host.is_some_and(|host| !host.eq_ignore_ascii_case(authority)) {
+            return Err(Fault::BadHost);
+        }
+        request.uri.path_and_query().map_or(&b"/"[..], |target| target.as_str().as_bytes())
+    };
+    let normal = path::normalise(target).map_err(|_| Fault::BadTarget)?;
+    if request.raw_path() == normal.as_bytes() {
+        return Ok(());
+    }
+    let target = PathAndQuery::try_from(normal.into_owned()).map_err(|_| Fault::BadTarget)?;
+    request.set_uri(Uri::from(target));
+    Ok(())
+}
+
+/// Returns whether a text is a host, with or without a port: RFC 3986, section 3.2.2, without user information.
+fn is_authority(text: &str) -> bool {
+    !text.is_empty() && !text.contains('@') && text.parse::<http::uri::Authority>().is_ok()
+}
+
+/// Sets how long the client may take.
+pub fn set_timeouts(session: &mut Session, limits: &RequestLimits) {
+    let downstream = session.as_downstream_mut();
+    downstream.set_read_timeout(Some(limits.read_timeout));
+    downstream.set_write_timeout(Some(limits.write_timeout));
+    downstream.set_total_drain_timeout(Some(limits.read_timeout));
+    // None: the client asked to close.
+    if downstream.get_keepalive().is_some() {
+        downstream.set_keepalive(Some(limits.idle_timeout.as_secs().max(1)));
+    }
+}
+
+/// Finds the request's route, decides all its tracks, and puts together what its filters will see.
+///
+/// # Errors
+/// No route, or a body that is longer than the gateway takes.
+pub fn route_and_split(session: &mut Session, context: &mut Context) -> Result<(), Refused> {
+    let request = session.req_header();
+    let snapshot = &context.snapshot;
+    let found = snapshot.router.find(&request.method, host_of(request), request.uri.path(), &request.headers);
+    let index = match found {
+        Found::Route(index) => index,
+        Found::Nothing => return Err(Fault::NoRoute.into()),
+        Found::MethodNotAllowed(methods) => {
+            let allow = methods.iter().map(http::Method::as_str).collect::<Vec<_>>().join(", ");
+            let mut refused = Refused::from(Fault::MethodNotAllowed);
+            if let Ok(allow) = HeaderValue::try_from(allow) {
+                refused.headers.insert(ALLOW, allow);
+            }
+            return Err(refused);
+        }
+    };
+    let Some(route) = snapshot.routes.get(index) else { return Err(Fault::Internal.into()) };
+    context.route = Some(index);
+    let attributes = Attributes {
+        headers: &request.headers,
+        client: context.client,
+        peer: context.peer.map(|peer| peer.ip()),
+        path: request.uri.path(),
+        query: request.uri.query(),
+    };
+    // Every rollout that the request can meet is decided here, once, so that neither a filter nor a retry changes it.
+    for (slot, rollout) in (0..).zip(&*route.rollouts) {
+        if let Some(rollout) = snapshot.rollouts.get(*rollout) {
+            let track = rollout.split.decide(&attributes).track;
+            rollout.requests.record(track);
+            context.tracks.set(slot, track);
+        }
+    }
+    let too_long = match (snapshot.limits.body, declared_length(request)) {
+        (Some(max), Some(length)) => length > max.0,
+        _ => false,
+    };
+    if !route.chain.is_empty() {
+        let Target::Upstream { names, .. } = &route.target;
+        context.chain = Chain::enter(&route.chain, context.tracks);
+        context.exchange = Some(Box::new(Exchange::new(
+            lend::blank_request(),
+            "http",
+            context.client,
+            context.id.clone(),
+            route.name.clone(),
+            names.clone(),
+        )));
+    }
+    if too_long { Err(Fault::BodyTooLarge.into()) } else { Ok(()) }
+}
+
+/// Returns the request's host without a port.
+fn host_of(request: &RequestHeader) -> &str {
+    let authority = match request.headers.get(HOST) {
+        Some(host) => host.to_str().unwrap_or_default(),
+        None => request.uri.authority().map_or("", http::uri::Authority::as_str),
+    };
+    match authority.rfind(':') {
+        // The last colon of a bracketed IPv6 address may be its own.
+        Some(colon) if !authority[colon..].contains(']') => &authority[..colon],
+        _ => authority,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(value: &'static str) -> String {
+        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+        request.insert_header(HOST, value).unwrap();
+        host_of(&request).to_owned()
+    }
+
+    #[test]
+    fn a_port_is_no_part_of_the_host() {
+        assert_eq!(host("example.com"), "example.com");
+        assert_eq!(host("example.com:8080"), "example.com");
+        assert_eq!(host("[::1]"), "[::1]");
+        assert_eq!(host("[::1]:8080"), "[::1]");
+    }
+
+    #[test]
+    fn user_information_is_no_host() {
+        assert!(is_authority("example.com:80"));
+        assert!(!is_authority("user@example.com"));
+        assert!(!is_authority("a b"));
+        assert!(!is_authority(""));
+    }
+}

@@ -1,0 +1,360 @@
+//! Runs a chain. The request passes its filters in order, the response in reverse, and here alone it is decided what
+//! becomes of a request when a filter continues, responds or fails. Free of Pingora.
+//!
+//! A chain keeps an instance of each filter that the request has met, from its first phase to its last. A call that
+//! does its work allocates nothing here; the one vector is made when the request enters the chain.
+
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use lockgate_config::model::FailureMode;
+use lockgate_host::{
+    BodyMode, BodyOutcome, CallError, CallErrorKind, Exchange, Instance, Outcome, Phase, Response,
+    ResponseBodyOutcome, ResponseOutcome,
+};
+
+use sync_wrapper::SyncWrapper;
+
+use crate::control::snapshot::Link;
+use crate::metrics::{FAILED_BY_ITSELF, exports};
+use crate::proxy::fault::Fault;
+use crate::track::Tracks;
+
+/// The state of a request in its route's chain.
+#[derive(Debug, Default)]
+pub struct Chain {
+    steps: Vec<Step>,
+    /// Filters whose response phases are due: those that the request passed, and on the way back those still ahead.
+    passed: usize,
+    tracks: Tracks,
+}
+
+/// The state of a request in one filter.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// Pingora asks that a request's context can be shared between threads. It never is: all access is exclusive.
+    instance: Option<SyncWrapper<Instance>>,
+    /// Failed open: the filter is as good as not there.
+    skipped: bool,
+    /// What a filter that wants the whole response body has been given so far.
+    held: BytesMut,
+    /// The last thing that it decided.
+    pub outcome: Option<&'static str>,
+    /// Time spent in its calls.
+    pub spent: Duration,
+}
+
+/// What a chain decided about a request.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Go on.
+    Continue,
+    /// Answer with this.
+    Respond(Response),
+    /// A filter failed, and is not `open`.
+    Fail(Fault),
+}
+
+/// Why a call gave no decision.
+enum Failure {
+    /// It was ended.
+    Call(CallError),
+    /// The filter said so itself.
+    Itself(String),
+}
+
+const CONTINUE: usize = 0;
+const RESPOND: usize = 1;
+const FAIL: usize = 2;
+
+impl Chain {
+    /// Returns the state of a request that enters a chain.
+    pub fn enter(links: &[Link], tracks: Tracks) -> Self {
+        Self {
+            steps: std::iter::repeat_with(Step::default).take(links.len()).collect(),
+            passed: 0,
+            tracks,
+        }
+    }
+
+    /// Returns the state in each filter, in the order of the chain; empty where the request never entered it.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// Returns how the chain wants the request's body.
+    pub fn request_body(&self, links: &[Link]) -> BodyMode {
+        let modes = self.active(links).map(|link| link.versions.on(self.tracks).0.filter().request_body());
+        modes.max_by_key(|mode| *mode as u8).unwrap_or(BodyMode::None)
+    }
+
+    /// Returns the longest request body that every filter that wants it whole takes, in bytes.
+    pub fn request_body_max(&self, links: &[Link]) -> u64 {
+        self.active(links)
+            .map(|link| link.versions.on(self.tracks).0.filter())
+            .filter(|filter| filter.request_body() == BodyMode::Buffer)
+            .map(|filter| filter.limits().body_bytes)
+            .min()
+            .unwrap_or(u64::MAX)
+    }
+
+    /// Returns whether a filter that the response has yet to pass acts on its body.
+    pub fn acts_on_response_body(&self, links: &[Link]) -> bool {
+        self.active(links.get(..self.passed).unwrap_or(links))
+            .any(|link| exports(link.versions.on(self.tracks).0.filter(), Phase::OnResponseBody))
+    }
+
+    /// Filters that have not failed open.
+    fn active<'a>(&self, links: &'a [Link]) -> impl Iterator<Item = &'a Link> {
+        links.iter().zip(&self.steps).filter(|(_, step)| !step.skipped).map(|(link, _)| link)
+    }
+
+    /// Passes the request's headers along the chain.
+    pub async fn on_request(&mut self, links: &[Link], exchange: &mut Box<Exchange>) -> Verdict {
+        for (index, link) in links.iter().enumerate() {
+            if !self.has(index, link, Phase::OnRequest) {
+                self.passed = index + 1;
+                continue;
+            }
+            let started = Instant::now();
+            let outcome = match self.instance(index, link) {
+                Ok(instance) => instance.on_request(exchange).await,
+                Err(error) => Err(error),
+            };
+            let failure = match outcome {
+                Ok(Outcome::Continue) => {
+                    self.record(index, link, Phase::OnRequest, CONTINUE, started);
+                    self.passed = index + 1;
+                    continue;
+                }
+                Ok(Outcome::Respond(response)) => {
+                    self.record(index, link, Phase::OnRequest, RESPOND, started);
+                    return Verdict::Respond(response);
+                }
+                Ok(Outcome::Fail(text)) => Failure::Itself(text),
+                Err(error) => Failure::Call(error),
+            };
+            if let Some(fault) = self.failed(index, link, Phase::OnRequest, started, failure, exchange) {
+                return Verdict::Fail(fault);
+            }
+            self.passed = index + 1;
+        }
+        Verdict::Continue
+    }
+
+    /// Passes a piece of the request's body along the chain, or all of it at once.
+    pub async fn on_request_body(
+        &mut self,
+        links: &[Link],
+        exchange: &mut Box<Exchange>,
+        body: &mut Bytes,
+        end: bool,
+    ) -> Verdict {
+        for (index, link) in links.iter().enumerate() {
+            if !self.has(index, link, Phase::OnRequestBody) {
+                continue;
+            }
+            let started = Instant::now();
+            let outcome = match self.instance(index, link) {
+                Ok(instance) => instance.on_request_body(exchange, body.clone(), end).await,
+                Err(error) => Err(error),
+            };
+            let failure = match outcome {
+                Ok(outcome @ (BodyOutcome::Continue | BodyOutcome::Replace(_))) => {
+                    if let BodyOutcome::Replace(other) = outcome {
+                        *body = other;
+                    }
+                    self.record(index, link, Phase::OnRequestBody, CONTINUE, started);
+                    continue;
+                }
+                Ok(BodyOutcome::Respond(response)) => {
+                    self.record(index, link, Phase::OnRequestBody, RESPOND, started);
+                    self.passed = index;
+                    return Verdict::Respond(response);
+                }
+                Ok(BodyOutcome::Fail(text)) => Failure::Itself(text),
+                Err(error) => Failure::Call(error),
+            };
+            if let Some(fault) = self.failed(index, link, Phase::OnRequestBody, started, failure, exchange) {
+                self.passed = index;
+                return Verdict::Fail(fault);
+            }
+        }
+        Verdict::Continue
+    }
+
+    /// Passes the response's headers back along the chain. After a fault, call it again with the answer to that: the
+    /// filters that the fault left ahead see it.
+    pub async fn on_response(&mut self, links: &[Link], exchange: &mut Box<Exchange>) -> Result<(), Fault> {
+        // What a filter does on the way back must not change what the ones ahead will be given of the body: `passed` only
+        // falls where a filter failed closed.
+        for (index, link) in links.iter().enumerate().take(self.passed).rev() {
+            if !self.has(index, link, Phase::OnResponse) {
+                continue;
+            }
+            let started = Instant::now();
+            let outcome = match self.instance(index, link) {
+                Ok(instance) => instance.on_response(exchange).await,
+                Err(error) => Err(error),
+            };
+            let failure = match outcome {
+                Ok(ResponseOutcome::Continue) => {
+                    self.record(index, link, Phase::OnResponse, CONTINUE, started);
+                    continue;
+                }
+                Ok(ResponseOutcome::Fail(text)) => Failure::Itself(text),
+                Err(error) => Failure::Call(error),
+            };
+            if let Some(fault) = self.failed(index, link, Phase::OnResponse, started, failure, exchange) {
+                self.passed = index;
+                return Err(fault);
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes a piece of the response's body back along the chain. The headers have been sent: after a fault there is
+    /// nothing left but to cut the response off.
+    pub fn on_response_body(
+        &mut self,
+        links: &[Link],
+        exchange: &mut Box<Exchange>,
+        body: &mut Bytes,
+        end: bool,
+    ) -> Result<(), Fault> {
+        for (index, link) in links.iter().enumerate().take(self.passed).rev() {
+            if !self.has(index, link, Phase::OnResponseBody) {
+                continue;
+            }
+            let filter = link.versions.on(self.tracks).0.filter();
+            let started = Instant::now();
+            if filter.response_body() == BodyMode::Buffer {
+                let held = &mut self.steps[index].held;
+                held.extend_from_slice(body);
+                if held.len() as u64 > filter.limits().body_bytes {
+                    let whole = std::mem::take(held).freeze();
+                    let failure = Failure::Itself("the response's body is longer than `limits.body`".to_owned());
+                    if let Some(fault) = self.failed(index, link, Phase::OnResponseBody, started, failure, exchange) {
+                        self.passed = index;
+                        return Err(fault);
+                    }
+                    *body = whole;
+                    continue;
+                }
+                if !end {
+                    *body = Bytes::new();
+                    continue;
+                }
+                *body = std::mem::take(held).freeze();
+            }
+            let outcome = match self.instance(index, link) {
+                Ok(instance) => instance.on_response_body(exchange, body.clone(), end),
+                Err(error) => Err(error),
+            };
+            let failure = match outcome {
+                Ok(outcome @ (ResponseBodyOutcome::Continue | ResponseBodyOutcome::Replace(_))) => {
+                    if let ResponseBodyOutcome::Replace(other) = outcome {
+                        *body = other;
+                    }
+                    self.record(index, link, Phase::OnResponseBody, CONTINUE, started);
+                    continue;
+                }
+                Ok(ResponseBodyOutcome::Fail(text)) => Failure::Itself(text),
+                Err(error) => Failure::Call(error),
+            };
+            if let Some(fault) = self.failed(index, link, Phase::OnResponseBody, started, failure, exchange) {
+                self.passed = index;
+                return Err(fault);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the instances back: to their pools, or to be dropped.
+    pub fn leave(&mut self) {
+        for step in &mut self.steps {
+            step.instance = None;
+        }
+    }
+
+    fn has(&self, index: usize, link: &Link, phase: Phase) -> bool {
+        self.steps.get(index).is_some_and(|step| !step.skipped)
+            && exports(link.versions.on(self.tracks).0.filter(), phase)
+    }
+
+    /// Returns the filter's instance for this request, made at its first call.
+    fn instance(&mut self, index: usize, link: &Link) -> Result<&mut Instance, CallError> {
+        let slot = &mut self.steps[index].instance;
+        match slot {
+            Some(instance) => Ok(instance.get_mut()),
+            None => {
+                let (version, track) = link.versions.on(self.tracks);
+                let instance = version.filter().acquire(track.as_str())?;
+                Ok(slot.insert(SyncWrapper::new(instance)).get_mut())
+            }
+        }
+    }
+
+    fn record(&mut self, index: usize, link: &Link, phase: Phase, outcome: usize, started: Instant) {
+        let spent = started.elapsed();
+        let (version, track) = link.versions.on(self.tracks);
+        if let Some(series) = version.series(track) {
+            series.call(phase, outcome, spent);
+        }
+        let step = &mut self.steps[index];
+        step.spent += spent;
+        // An earlier answer is the more telling one.
+        if step.outcome.is_none() || outcome != CONTINUE {
+            step.outcome = crate::metrics::OUTCOMES.get(outcome).copied();
+        }
+    }
+
+    /// Accounts for a failure, and decides: a fault, or none where the filter is `open`.
+    fn failed(
+        &mut self,
+        index: usize,
+        link: &Link,
+        phase: Phase,
+        started: Instant,
+        failure: Failure,
+        exchange: &Exchange,
+    ) -> Option<Fault> {
+        self.record(index, link, phase, FAIL, started);
+        let step = &mut self.steps[index];
+        step.instance = None;
+        let (version, track) = link.versions.on(self.tracks);
+        let (kind, message) = match &failure {
+            Failure::Call(error) => (error.kind.as_str(), error.message.as_str()),
+            Failure::Itself(text) => (FAILED_BY_ITSELF, text.as_str()),
+        };
+        if let Some(series) = version.series(track) {
+            series.failure(kind);
+        }
+        if let Some(unlogged) = version.may_log() {
+            tracing::warn!(
+                target: "lockgate::filter",
+                filter = %link.filter,
+                version = %version.label(),
+                component = %version.id().component,
+                track = track.as_str(),
+                phase = phase.as_str(),
+                kind,
+                request_id = %exchange.id,
+                after_ms = started.elapsed().as_secs_f64() * 1e3,
+                unlogged,
+                "filter failed: {message}"
+            );
+        }
+        version.failed();
+        match link.on_failure {
+            FailureMode::Open => {
+                step.skipped = true;
+                None
+            }
+            FailureMode::Closed | FailureMode::FallBack { .. } => Some(match failure {
+                Failure::Call(CallError { kind: CallErrorKind::Exhausted, .. }) => Fault::FilterExhausted,
+                _ => Fault::FilterFailed,
+            }),
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! What a request carries from its first phase to its log line: above all its snapshot, which is read once, here, and
+//! never again.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lockgate_host::{BodyMode, Exchange, Response};
+
+use crate::control::snapshot::{Link, Pair, Route, Snapshot, SnapshotCell, Target};
+use crate::control::upstream::Upstream;
+use crate::proxy::chain::Chain;
+use crate::proxy::fault::Fault;
+use crate::track::{Track, Tracks};
+
+/// A request.
+#[derive(Debug)]
+pub struct Context {
+    /// The snapshot that decides everything about this request.
+    pub snapshot: Reading,
+    /// When its header had been read.
+    pub started: Instant,
+    /// Its id: the client's, where a trusted proxy passed one on, or ours.
+    pub id: Arc<str>,
+    /// The client's address, behind trusted proxies.
+    pub client: IpAddr,
+    /// The address at the other end of the connection; none on a Unix socket.
+    pub peer: Option<SocketAddr>,
+    /// Whether the peer's forwarding headers are believed.
+    pub peer_trusted: bool,
+    /// An index into the snapshot's routes, once it is known.
+    pub route: Option<usize>,
+    /// The tracks in the route's rollouts, decided once.
+    pub tracks: Tracks,
+    /// Where it is in the route's chain.
+    pub chain: Chain,
+    /// What filters see; none on a route without filters. Boxed, since it moves into a filter's store and back.
+    pub exchange: Option<Box<Exchange>>,
+    /// The request's body.
+    pub body: RequestBody,
+    /// The last attempt at the target.
+    pub attempt: Option<Attempt>,
+    /// What kept the request from its target's answer. The first fault stays: what follows is its consequence.
+    pub fault: Option<Fault>,
+    /// What a filter answered while the request was on its way already.
+    pub answer: Option<Response>,
+    /// Whether filters act on the response's body.
+    pub response_body: bool,
+}
+
+/// The request's body.
+#[derive(Debug)]
+pub struct RequestBody {
+    /// How the filters want it.
+    pub mode: BodyMode,
+    /// The whole of it, once it has been read ahead of the target.
+    pub whole: Option<Bytes>,
+    /// Bytes that the client has sent so far.
+    pub received: u64,
+    /// Whether a filter has been given a part of it: then the request cannot be sent again.
+    pub filtered: bool,
+}
+
+impl Default for RequestBody {
+    fn default() -> Self {
+        Self {
+            mode: BodyMode::None,
+            whole: None,
+            received: 0,
+            filtered: false,
+        }
+    }
+}
+
+/// An attempt at the target.
+#[derive(Debug)]
+pub struct Attempt {
+    /// The upstream, in the version of the request's track.
+    pub upstream: Arc<Upstream>,
+    /// Which track that is.
+    pub track: Track,
+    /// The endpoint.
+    pub address: Option<SocketAddr>,
+    /// Counted from 1.
+    pub number: u32,
+    /// When it began.
+    pub started: Instant,
+    /// Time to the header of the response.
+    pub header_after: Option<Duration>,
+}
+
+/// A snapshot that is being read. Counts the requests that read it, so that a drain knows when it is over.
+#[derive(Debug)]
+pub struct Reading(Arc<Snapshot>);
+
+impl Reading {
+    fn begin(cell: &SnapshotCell) -> Self {
+        let snapshot = cell.current();
+        snapshot.requests.fetch_add(1, Ordering::Relaxed);
+        Self(snapshot)
+    }
+}
+
+impl std::ops::Deref for Reading {
+    type Target = Snapshot;
+
+    fn deref(&self) -> &Snapshot {
+        &self.0
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.requests.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl Context {
+    /// Begins a request. One pointer is cloned and one counter raised.
+    pub fn new(cell: &SnapshotCell) -> Self {
+        Self {
+            snapshot: Reading::begin(cell),
+            started: Instant::now(),
+            id: Arc::from(""),
+            client: IpAddr::from([0, 0, 0, 0]),
+            peer: None,
+            peer_trusted: false,
+            route: None,
+            tracks: Tracks::default(),
+            chain: Chain::default(),
+            exchange: None,
+            body: RequestBody::default(),
+            attempt: None,
+            fault: None,
+            answer: None,
+            response_body: false,
+        }
+    }
+
+    /// Returns the route, once it is known.
+    pub fn route(&self) -> Option<&Route> {
+        self.snapshot.routes.get(self.route?)
+    }
+
+    /// Returns the chain with its links and what filters see; none on a route without filters.
+    pub fn filters(&mut self) -> Option<(&mut Chain, &[Link], &mut Box<Exchange>)> {
+        let route = self.snapshot.routes.get(self.route?)?;
+        Some((&mut self.chain, &route.chain, self.exchange.as_mut()?))
+    }
+
+    /// Returns the upstream that the request goes to: the route's, or the one that a filter chose, on its track.
+    pub fn upstream(&self) -> Option<(&Arc<Upstream>, Track)> {
+        let Target::Upstream { upstreams, .. } = &self.route()?.target;
+        let chosen = self.exchange.as_ref().map_or(0, |exchange| exchange.upstream);
+        upstreams.get(chosen).map(|pair: &Pair<Upstream>| pair.on(self.tracks))
+    }
+
+    /// Notes why the request will not get its target's answer, unless that is known already.
+    pub fn blame(&mut self, fault: Fault) -> Fault {
+        *self.fault.get_or_insert(fault)
+    }
+}
+
+/// Makes ids: 64 bits of this process, and a count. Unique, and not secret.
+#[derive(Debug)]
+pub struct Ids {
+    process: u64,
+    count: AtomicU64,
+}
+
+impl Ids {
+    /// Returns a source of ids that no other process has.
+    pub fn new() -> Self {
+        let mut seed = [0_u8; 8];
+        let drawn = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty());
+        let process = match drawn {
+            Ok(8) => u64::from_le_bytes(seed),
+            // A kernel without random bytes: the clock and the process tell us apart from most others.
+            _ => {
+                let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+                since.as_nanos() as u64 ^ u64::from(std::process::id()).rotate_left(32)
+            }
+        };
+        Self {
+            process,
+            count: AtomicU64::new(0),
+        }
+    }
+
+    /// Returns the next id: 32 hex digits. One allocation.
+    pub fn next(&self) -> Arc<str> {
+        use std::io::Write as _;
+
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        let mut digits = [b'0'; 32];
+        // Never too short: 16 digits each.
+        if write!(&mut digits[..], "{:016x}{count:016x}", self.process).is_err() {
+            return Arc::from("");
+        }
+        std::str::from_utf8(&digits).unwrap_or_default().into()
+    }
+}
+
+impl Default for Ids {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_thirty_two_hex_digits_and_differ() {
+        let ids = Ids::new();
+        let (first, second) = (ids.next(), ids.next());
+        assert_ne!(first, second);
+        assert!(first.len() == 32 && first.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        assert_ne!(Ids::new().next()[..16], first[..16]);
+    }
+}

@@ -1,0 +1,221 @@
+//! What changes in a header when it is passed on: hop-by-hop fields go, forwarding fields come. Free of decisions: each
+//! function is a list of edits.
+
+use std::net::IpAddr;
+
+use http::header::{
+    ACCEPT_ENCODING, ACCEPT_RANGES, CONNECTION, CONTENT_LENGTH, ETAG, EXPECT, IF_RANGE, RANGE, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
+use ipnet::IpNet;
+use pingora::http::{RequestHeader, ResponseHeader};
+
+use crate::proxy::context::Context;
+
+/// RFC 7239 is the standard; these are what everybody reads.
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// Names the request in our log, and in those of everybody behind us.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const CONTENT_MD5: HeaderName = HeaderName::from_static("content-md5");
+const DIGEST: HeaderName = HeaderName::from_static("digest");
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
+const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
+
+/// Prefix of names that are between the gateway and its operators.
+pub const OWN_PREFIX: &str = "x-lockgate-";
+
+/// Returns the client's address: the last one in `x-forwarded-for` that no trusted proxy has, if the peer is one.
+pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let peer = peer.to_canonical();
+    if !is_trusted(peer, trusted) {
+        return peer;
+    }
+    let mut client = peer;
+    let mut lines: Vec<&HeaderValue> = headers.get_all(X_FORWARDED_FOR).iter().collect();
+    while let Some(line) = lines.pop() {
+        for hop in line.as_bytes().rsplit(|byte| *byte == b',') {
+            let hop = std::str::from_utf8(hop.trim_ascii()).ok().and_then(|text| text.parse::<IpAddr>().ok());
+            let Some(hop) = hop else { return client };
+            client = hop.to_canonical();
+            if !is_trusted(client, trusted) {
+                return client;
+            }
+        }
+    }
+    client
+}
+
+/// Returns whether an address is a trusted proxy's.
+pub fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
+    trusted.iter().any(|net| net.contains(&address))
+}
+
+/// Returns an id that a trusted proxy passed on, if it is one that can stand in a log line.
+pub fn request_id(headers: &HeaderMap) -> Option<&str> {
+    let id = headers.get(X_REQUEST_ID)?.to_str().ok()?;
+    (!id.is_empty() && id.len() <= 128 && id.bytes().all(|byte| byte.is_ascii_graphic())).then_some(id)
+}
+
+/// Edits a request on its way to an upstream. Pingora has removed what RFC 9110 calls hop-by-hop.
+///
+/// # Errors
+/// A value that is none; the ones here are.
+pub fn to_upstream(request: &mut RequestHeader, context: &Context) -> pingora::Result<()> {
+    let own: Vec<HeaderName> =
+        request.headers.keys().filter(|name| name.as_str().starts_with(OWN_PREFIX)).cloned().collect();
+    for name in &own {
+        request.remove_header(name);
+    }
+    let address = context.peer.map(|peer| peer.ip().to_canonical().to_string()).unwrap_or_default();
+    if context.peer_trusted && request.headers.contains_key(X_FORWARDED_FOR) {
+        request.append_header(X_FORWARDED_FOR, address)?;
+    } else {
+        request.insert_header(X_FORWARDED_FOR, address)?;
+    }
+    if !(context.peer_trusted && request.headers.contains_key(X_FORWARDED_PROTO)) {
+        request.insert_header(X_FORWARDED_PROTO, "http")?;
+    }
+    if !(context.peer_trusted && request.headers.contains_key(X_FORWARDED_HOST))
+        && let Some(host) = request.headers.get(http::header::HOST).cloned()
+    {
+        request.insert_header(X_FORWARDED_HOST, host)?;
+    }
+    request.insert_header(X_REQUEST_ID, &*context.id)?;
+    if let Some(whole) = &context.body.whole {
+        request.remove_header(&TRANSFER_ENCODING);
+        // Answered by us before the body was read.
+        request.remove_header(&EXPECT);
+        request.insert_header(CONTENT_LENGTH, whole.len())?;
+    } else if context.body.mode != lockgate_host::BodyMode::None {
+        // A filter may change the length; without one, Pingora frames by chunks.
+        request.remove_header(&CONTENT_LENGTH);
+    }
+    if context.response_body {
+        // Filters act on what the resource is, not on a part or a compressed form of it.
+        request.insert_header(ACCEPT_ENCODING, "identity")?;
+        request.remove_header(&RANGE);
+        request.remove_header(&IF_RANGE);
+    }
+    Ok(())
+}
+
+/// Removes what belongs to the connection to the upstream: RFC 9110, section 7.6.1. Pingora does so for requests only.
+pub fn strip_hop_by_hop(response: &mut ResponseHeader) {
+    let upgrade = response.status == StatusCode::SWITCHING_PROTOCOLS;
+    if response.headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = response
+            .headers
+            .get_all(CONNECTION)
+            .iter()
+            .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            .filter(|name| !FRAMING.contains(name))
+            .collect();
+        for name in &named {
+            if !(upgrade && name == UPGRADE) {
+                response.remove_header(name);
+            }
+        }
+        if !upgrade {
+            response.remove_header(&CONNECTION);
+        }
+    }
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, TE, TRAILER] {
+        response.remove_header(&name);
+    }
+    if !upgrade {
+        response.remove_header(&UPGRADE);
+    }
+}
+
+/// Named in `connection` or not, Pingora needs these to read the body.
+const FRAMING: [HeaderName; 2] = [TRANSFER_ENCODING, CONTENT_LENGTH];
+
+/// Edits the header of a response whose body filters may change: its length is open, and what described the old bytes
+/// describes nothing.
+///
+/// # Errors
+/// A value that is none; the ones here are.
+pub fn open_length(response: &mut ResponseHeader, head: bool) -> pingora::Result<()> {
+    for name in [CONTENT_LENGTH, ACCEPT_RANGES, CONTENT_MD5, DIGEST, CONTENT_DIGEST, REPR_DIGEST] {
+        response.remove_header(&name);
+    }
+    let strong = response.headers.get(ETAG).filter(|tag| !tag.as_bytes().starts_with(b"W/"));
+    if let Some(tag) = strong {
+        let weak = [b"W/", tag.as_bytes()].concat();
+        response.insert_header(ETAG, weak)?;
+    }
+    let bodiless = head || matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if response.version == Version::HTTP_11 && !bodiless {
+        response.insert_header(TRANSFER_ENCODING, "chunked")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trusted() -> Vec<IpNet> {
+        vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()]
+    }
+
+    fn client(peer: &str, forwarded: &[&'static str]) -> String {
+        let mut headers = HeaderMap::new();
+        for line in forwarded {
+            headers.append(X_FORWARDED_FOR, HeaderValue::from_static(line));
+        }
+        client_address(peer.parse().unwrap(), &headers, &trusted()).to_string()
+    }
+
+    #[test]
+    fn a_stranger_cannot_choose_its_address() {
+        assert_eq!(client("192.0.2.1", &["198.51.100.1"]), "192.0.2.1");
+        assert_eq!(client("10.0.0.1", &["198.51.100.1, 192.0.2.1"]), "192.0.2.1");
+        assert_eq!(client("10.0.0.1", &["198.51.100.1", "192.0.2.1, 10.9.9.9"]), "192.0.2.1");
+    }
+
+    #[test]
+    fn trusted_hops_are_walked_back_to_the_first_stranger() {
+        assert_eq!(client("10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(client("::ffff:10.0.0.1", &["192.0.2.1"]), "192.0.2.1");
+        assert_eq!(client("10.0.0.1", &["10.0.0.3, 10.0.0.2"]), "10.0.0.3");
+        assert_eq!(client("10.0.0.1", &["192.0.2.1, garbage"]), "10.0.0.1");
+        assert_eq!(client("2001:db8::1", &["2001:db8::2, 2001:470::9"]), "2001:470::9");
+    }
+
+    #[test]
+    fn hop_by_hop_fields_of_a_response_go_and_the_rest_stays() {
+        let mut response = ResponseHeader::build(200, None).unwrap();
+        for (name, value) in [
+            ("connection", "keep-alive, x-hop"),
+            ("keep-alive", "timeout=5"),
+            ("x-hop", "1"),
+            ("x-stays", "1"),
+            ("content-length", "3"),
+            ("upgrade", "h2c"),
+        ] {
+            response.append_header(name, value).unwrap();
+        }
+        strip_hop_by_hop(&mut response);
+        let mut names: Vec<_> = response.headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["content-length", "x-stays"]);
+    }
+
+    #[test]
+    fn an_id_that_cannot_stand_in_a_log_line_is_not_taken_over() {
+        let id = |value: &'static str| {
+            let headers: HeaderMap = [(X_REQUEST_ID, HeaderValue::from_static(value))].into_iter().collect();
+            request_id(&headers).map(str::to_owned)
+        };
+        assert_eq!(id("abc-1").as_deref(), Some("abc-1"));
+        assert_eq!(id("a b"), None);
+        assert_eq!(id(""), None);
+    }
+}

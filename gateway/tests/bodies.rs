@@ -1,0 +1,200 @@
+//! Bodies: streamed, read ahead of the target, limited, changed.
+
+mod harness;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use harness::{Gateway, Reply, Upstream};
+use http_body_util::StreamBody;
+use reqwest::{Body, StatusCode};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use xxhash_rust::xxh3::xxh3_64;
+
+const BUFFERING: &str = r#"
+upstreams: { app: ["${UPSTREAM}"], other: ["${UPSTREAM}"], h2: { endpoints: ["${UPSTREAM}"], protocol: h2c } }
+filters:
+  whole: { component: filters/body-buffer.wasm, limits: { body: 2MiB, memory: 32MiB, copy: 8MiB } }
+routes:
+  - { name: h2, match: { path: /h2/* }, filters: [whole], upstream: h2 }
+  - { name: h1, filters: [whole], upstream: app, alternatives: [other] }
+"#;
+
+fn body(length: usize) -> Vec<u8> {
+    (0..length).map(|index| (index * 7 % 251) as u8).collect()
+}
+
+/// A body without a length: in chunks on HTTP/1.1, open-ended on HTTP/2.
+fn open(bytes: &[u8]) -> Body {
+    let pieces: Vec<Result<_, std::io::Error>> =
+        bytes.chunks(10_000).map(|piece| Ok(hyper::body::Frame::data(Bytes::copy_from_slice(piece)))).collect();
+    Body::wrap(StreamBody::new(futures_util::stream::iter(pieces)))
+}
+
+async fn post(gateway: &Gateway, client: &reqwest::Client, path: &str, body: impl Into<Body>) -> Reply {
+    gateway.send(client.post(gateway.url(path)).body(body)).await
+}
+
+#[tokio::test]
+async fn a_whole_body_is_seen_before_the_target_and_forwarded_as_it_was() {
+    let up = Upstream::start().await;
+    let gateway = Gateway::start(BUFFERING, &up).await;
+    let http1 = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http2 = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
+    for length in [0, 1, 63 << 10, 64 << 10, 65 << 10, 1 << 20] {
+        let bytes = body(length);
+        for (client, version) in [(&http1, "HTTP/1.1"), (&http2, "HTTP/2")] {
+            for (path, to) in [("/echo", "HTTP/1.1"), ("/h2/echo", "HTTP/2")] {
+                for with_length in [true, false] {
+                    let what = format!("{length} bytes, {version} to {to}, with length: {with_length}");
+                    let sent = if with_length { Body::from(bytes.clone()) } else { open(&bytes) };
+                    let reply = tokio::time::timeout(Duration::from_secs(20), post(&gateway, client, path, sent))
+                        .await
+                        .unwrap_or_else(|_| panic!("{what}: no answer"));
+                    assert_eq!(reply.status, StatusCode::OK, "{what}: {}", reply.text());
+                    let seen = reply.seen();
+                    assert_eq!((seen.body_length, seen.body_hash), (length, xxh3_64(&bytes)), "{what}");
+                    assert_eq!(seen.header("x-body-length"), length.to_string(), "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_was_read_ahead_survives_a_retry() {
+    let up = Upstream::start().await;
+    let config = r#"
+upstreams: { app: { endpoints: ["127.0.0.1:1", "${UPSTREAM}"], retries: 1 } }
+filters:
+  whole: { component: filters/body-buffer.wasm, limits: { body: 2MiB, memory: 32MiB, copy: 8MiB } }
+routes: [{ filters: [whole], upstream: app }]
+"#;
+    let gateway = Gateway::start(config, &up).await;
+    for length in [63 << 10, 65 << 10, 1 << 20] {
+        let bytes = body(length);
+        for sent in [Body::from(bytes.clone()), open(&bytes), Body::from(bytes.clone()), open(&bytes)] {
+            let reply = post(&gateway, gateway.client(), "/echo", sent).await;
+            assert_eq!(reply.status, StatusCode::OK, "{length}: {}", reply.text());
+            assert_eq!(reply.seen().body_hash, xxh3_64(&bytes), "{length}");
+        }
+    }
+    gateway.logged(|line| line["upstream"]["attempts"] == 2).await;
+}
+
+#[tokio::test]
+async fn a_client_that_expects_to_be_told_is_told_to_go_on() {
+    let up = Upstream::start().await;
+    let gateway = Gateway::start(BUFFERING, &up).await;
+    let mut stream = TcpStream::connect(gateway.http()).await.unwrap();
+    let head = b"POST /echo HTTP/1.1\r\nhost: a\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
+    stream.write_all(head).await.unwrap();
+    let mut interim = [0; 25];
+    stream.read_exact(&mut interim).await.unwrap();
+    assert!(interim.starts_with(b"HTTP/1.1 100 Continue"), "{}", String::from_utf8_lossy(&interim));
+    stream.write_all(b"hello").await.unwrap();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).await.unwrap();
+    assert!(rest.contains("HTTP/1.1 200") && rest.contains("\"body_length\":5"), "{rest}");
+    assert!(!rest.contains("expect"), "{rest}");
+}
+
+#[tokio::test]
+async fn a_body_beyond_the_filters_limit_is_refused() {
+    let up = Upstream::start().await;
+    let gateway = Gateway::start(BUFFERING, &up).await;
+    let bytes = body((2 << 20) + 1);
+    let reply = post(&gateway, gateway.client(), "/", bytes).await;
+    assert_eq!(reply.status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(up.requests(), 0);
+}
+
+#[tokio::test]
+async fn a_filter_refuses_and_routes_on_the_body() {
+    let up = Upstream::start().await;
+    let gateway = Gateway::start(BUFFERING, &up).await;
+    let reply = post(&gateway, gateway.client(), "/", "this is forbidden").await;
+    assert_eq!(reply.status, StatusCode::FORBIDDEN);
+    let reply = post(&gateway, gateway.client(), "/echo", "upstream:other and more").await;
+    assert_eq!(reply.status, StatusCode::OK);
+    let line = gateway.logged(|line| line["upstream"]["name"] == "other").await;
+    assert_eq!(line["status"], 200);
+}
+
+#[tokio::test]
+async fn the_gateways_own_limit_holds_with_and_without_a_length() {
+    let up = Upstream::start().await;
+    let config = r#"
+server: { limits: { body: 100KiB } }
+upstreams: { app: ["${UPSTREAM}"] }
+routes: [{ upstream: app }]
+"#;
+    let gateway = Gateway::start(config, &up).await;
+    let at_the_limit = body(100 << 10);
+    assert_eq!(post(&gateway, gateway.client(), "/echo", open(&at_the_limit)).await.status, StatusCode::OK);
+    let beyond = body((100 << 10) + 1);
+    assert_eq!(post(&gateway, gateway.client(), "/echo", beyond.clone()).await.status, StatusCode::PAYLOAD_TOO_LARGE);
+    let reply = gateway.client().post(gateway.url("/echo")).body(open(&beyond)).send().await;
+    // The client may still be writing when it is refused, and notice only that.
+    if let Ok(reply) = reply {
+        assert_eq!(reply.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    }
+    gateway.logged(|line| line["error"]["kind"] == "body_too_large").await;
+}
+
+#[tokio::test]
+async fn bodies_are_changed_as_they_pass() {
+    let up = Upstream::start().await;
+    let config = r#"
+upstreams: { app: ["${UPSTREAM}"] }
+filters: { upper: { component: filters/body-upper.wasm } }
+routes: [{ filters: [upper], upstream: app }]
+"#;
+    let gateway = Gateway::start(config, &up).await;
+
+    let reply = gateway.get("/text/hello").await;
+    assert_eq!(reply.text(), "HELLO");
+    assert_eq!((reply.header("content-length"), reply.header("etag")), ("", "W/\"t-1\""));
+
+    let reply = post(&gateway, gateway.client(), "/echo", "abc".repeat(100_000)).await;
+    let seen: serde_json::Value = serde_json::from_str(&reply.text().to_lowercase()).unwrap();
+    assert_eq!(seen["body_length"], 300_000);
+    assert_eq!(seen["body_hash"], xxh3_64("ABC".repeat(100_000).as_bytes()));
+}
+
+#[tokio::test]
+async fn a_gigabyte_passes_both_ways_with_flat_memory() {
+    const GIGABYTE: usize = 1 << 30;
+    let up = Upstream::start().await;
+    let config = r#"
+upstreams: { app: ["${UPSTREAM}"] }
+filters: { tag: { component: filters/tag.wasm, settings: { value: v1 } } }
+routes: [{ filters: [tag], upstream: app }]
+"#;
+    let gateway = Gateway::start(config, &up).await;
+    gateway.get("/").await;
+    let before = resident(&gateway);
+
+    let mut reply = gateway.client().get(gateway.url(&format!("/bytes/{GIGABYTE}"))).send().await.unwrap();
+    let (mut received, mut most) = (0, 0);
+    while let Some(piece) = reply.chunk().await.unwrap() {
+        received += piece.len();
+        most = most.max(resident(&gateway));
+    }
+    assert_eq!(received, GIGABYTE);
+
+    let piece = Bytes::from(vec![0_u8; 1 << 20]);
+    let pieces = futures_util::stream::iter((0..1024).map(move |_| Ok::<_, std::io::Error>(hyper::body::Frame::data(piece.clone()))));
+    let reply = post(&gateway, gateway.client(), "/echo", Body::wrap(StreamBody::new(pieces))).await;
+    assert_eq!(reply.seen().body_length, GIGABYTE);
+    most = most.max(resident(&gateway));
+    assert!(most < before + (64 << 20), "{before} bytes before, {most} at most");
+}
+
+/// The gateway's resident memory in bytes.
+fn resident(gateway: &Gateway) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}

@@ -1,0 +1,17 @@
+//! What every test through the real binary needs: an upstream, a gateway in front of it, and what the two of them say.
+//!
+//! ```ignore
+//! let up = Upstream::start().await;
+//! let gateway = Gateway::start(CONFIG, &up).await;
+//! assert_eq!(gateway.get("/").await.header("x-tag"), "v1");
+//! ```
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+mod gateway;
+mod reply;
+mod upstream;
+
+pub use gateway::{Builder, Gateway};
+pub use reply::Reply;
+pub use upstream::Upstream;

@@ -1,0 +1,184 @@
+//! A real HTTP server on loopback, HTTP/1.1 and HTTP/2 by prior knowledge. Paths choose what it does; what it does not
+//! know, it echoes.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use super::reply::Seen;
+
+/// A server that tells what it saw.
+#[derive(Debug)]
+pub struct Upstream {
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+    accepting: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    name: String,
+    requests: AtomicUsize,
+    connections: AtomicUsize,
+    /// Requests to `/hold` wait for a permit.
+    gate: Semaphore,
+    /// Requests that wait there.
+    held: tokio::sync::watch::Sender<usize>,
+}
+
+type Body = BoxBody<Bytes, Infallible>;
+
+impl Upstream {
+    pub async fn start() -> Self {
+        Self::named("upstream").await
+    }
+
+    /// As [`Self::start`]; the name is in the response header `x-upstream`.
+    pub async fn named(name: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let shared = Arc::new(Shared {
+            name: name.to_owned(),
+            requests: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+            gate: Semaphore::new(0),
+            held: tokio::sync::watch::channel(0).0,
+        });
+        let serving = Arc::clone(&shared);
+        let accepting = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let _ = stream.set_nodelay(true);
+                serving.connections.fetch_add(1, Ordering::Relaxed);
+                let shared = Arc::clone(&serving);
+                tokio::spawn(async move {
+                    let service = hyper::service::service_fn(move |request| answer(Arc::clone(&shared), request));
+                    // A client that goes away is not this server's concern.
+                    let _ = auto::Builder::new(TokioExecutor::new())
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        });
+        Self { address, shared, accepting }
+    }
+
+    /// Requests that it was sent.
+    pub fn requests(&self) -> usize {
+        self.shared.requests.load(Ordering::Relaxed)
+    }
+
+    /// Connections that it accepted.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many requests wait at `/hold`.
+    pub async fn holding(&self, count: usize) {
+        let mut held = self.shared.held.subscribe();
+        held.wait_for(|held| *held >= count).await.expect("the upstream lives");
+    }
+
+    /// Lets so many requests at `/hold` go on.
+    pub fn release(&self, count: usize) {
+        self.shared.gate.add_permits(count);
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    shared.requests.fetch_add(1, Ordering::Relaxed);
+    let path = request.uri().path().to_owned();
+    let mut segments = path.split('/').skip(1);
+    let response = Response::builder().header("x-upstream", &shared.name);
+    let (command, argument) = (segments.next().unwrap_or_default(), segments.next());
+    let response = match (command, argument.and_then(|argument| argument.parse::<u64>().ok())) {
+        ("status", Some(status)) => {
+            response.status(u16::try_from(status).unwrap_or(200)).body(full(format!("status {status}\n")))
+        }
+        ("bytes", Some(count)) => response.header("content-type", "application/octet-stream").body(zeros(count)),
+        ("text", _) => response.header("etag", "\"t-1\"").body(full(argument.unwrap_or_default().to_owned())),
+        ("hop", _) => response
+            .header("connection", "x-hop")
+            .header("x-hop", "1")
+            .header("keep-alive", "timeout=9")
+            .body(full(String::new())),
+        ("hold", _) => {
+            shared.held.send_modify(|held| *held += 1);
+            if let Ok(permit) = shared.gate.acquire().await {
+                permit.forget();
+            }
+            shared.held.send_modify(|held| *held -= 1);
+            response.body(full("held\n".to_owned()))
+        }
+        _ => {
+            let seen = see(request).await;
+            response
+                .header("content-type", "application/json")
+                .body(full(serde_json::to_string(&seen).unwrap_or_default()))
+        }
+    };
+    Ok(response.expect("a response of ours is well-formed"))
+}
+
+async fn see(request: Request<Incoming>) -> Seen {
+    let (parts, mut body) = request.into_parts();
+    let mut headers = BTreeMap::<String, String>::new();
+    for (name, value) in &parts.headers {
+        let value = String::from_utf8_lossy(value.as_bytes());
+        headers
+            .entry(name.to_string())
+            .and_modify(|all| {
+                all.push_str(", ");
+                all.push_str(&value);
+            })
+            .or_insert_with(|| value.into_owned());
+    }
+    let (mut hash, mut body_length) = (xxhash_rust::xxh3::Xxh3::new(), 0);
+    while let Some(Ok(frame)) = body.frame().await {
+        if let Some(data) = frame.data_ref() {
+            hash.update(data);
+            body_length += data.len();
+        }
+    }
+    Seen {
+        method: parts.method.to_string(),
+        target: parts.uri.path_and_query().map_or_else(String::new, ToString::to_string),
+        headers,
+        body_length,
+        body_hash: hash.digest(),
+    }
+}
+
+fn full(text: String) -> Body {
+    Full::new(Bytes::from(text)).boxed()
+}
+
+/// So many bytes, made as they are asked for.
+fn zeros(count: u64) -> Body {
+    static PIECE: [u8; 64 << 10] = [0; 64 << 10];
+    let pieces = count / PIECE.len() as u64;
+    let rest = usize::try_from(count % PIECE.len() as u64).unwrap_or_default();
+    let stream = (0..pieces)
+        .map(|_| &PIECE[..])
+        .chain((rest > 0).then(|| &PIECE[..rest]))
+        .map(|piece| Ok(Frame::data(Bytes::from_static(piece))));
+    BoxBody::new(StreamBody::new(futures_util::stream::iter(stream)))
+}
