@@ -19,9 +19,7 @@ pub struct BuildError {
 
 impl BuildError {
     fn new(reason: impl Into<String>) -> Self {
-        Self {
-            reason: reason.into(),
-        }
+        Self { reason: reason.into() }
     }
 
     fn io(doing: &str, path: &Path, error: &io::Error) -> Self {
@@ -40,11 +38,7 @@ impl std::error::Error for BuildError {}
 /// The folder with the built guests.
 pub(crate) fn once() -> Result<&'static Path, BuildError> {
     static BUILT: OnceLock<Result<PathBuf, BuildError>> = OnceLock::new();
-    BUILT
-        .get_or_init(run)
-        .as_ref()
-        .map(PathBuf::as_path)
-        .map_err(Clone::clone)
+    BUILT.get_or_init(run).as_ref().map(PathBuf::as_path).map_err(Clone::clone)
 }
 
 /// One cargo, which takes a fraction of a second where all is fresh. Several processes may do this at once: cargo locks
@@ -55,15 +49,7 @@ fn run() -> Result<PathBuf, BuildError> {
     let target = filters.join("../target/guests");
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
-        .args([
-            "build",
-            "--quiet",
-            "--release",
-            "--workspace",
-            "--locked",
-            "--target",
-            TARGET,
-        ])
+        .args(["build", "--quiet", "--release", "--workspace", "--locked", "--target", TARGET])
         .arg("--manifest-path")
         .arg(filters.join("Cargo.toml"))
         .arg("--target-dir")
@@ -71,21 +57,16 @@ fn run() -> Result<PathBuf, BuildError> {
     for variable in inherited_settings() {
         cargo.env_remove(variable);
     }
-    let output = cargo
-        .output()
-        .map_err(|error| BuildError::io("run", Path::new(cargo.get_program()), &error))?;
+    let output = cargo.output().map_err(|error| BuildError::io("run", Path::new(cargo.get_program()), &error))?;
     if !output.status.success() {
         let complaint = String::from_utf8_lossy(&output.stderr);
-        let hint = if complaint.contains("can't find crate for `core`")
-            || complaint.contains("target may not be installed")
-        {
-            format!("\nhint: `rustup target add {TARGET}`")
-        } else {
-            String::new()
-        };
-        return Err(BuildError::new(format!(
-            "the guests do not build:\n{complaint}{hint}"
-        )));
+        let hint =
+            if complaint.contains("can't find crate for `core`") || complaint.contains("target may not be installed") {
+                format!("\nhint: `rustup target add {TARGET}`")
+            } else {
+                String::new()
+            };
+        return Err(BuildError::new(format!("the guests do not build:\n{complaint}{hint}")));
     }
 
     let built = target.join(TARGET).join("release");
@@ -96,19 +77,17 @@ fn run() -> Result<PathBuf, BuildError> {
 /// What the cargo that runs us set for the gateway's build: flags and wrappers (coverage, clippy) that are not meant for
 /// another target, and would have the guests rebuilt by turns.
 fn inherited_settings() -> impl Iterator<Item = String> {
-    env::vars_os()
-        .filter_map(|(name, _)| name.into_string().ok())
-        .filter(|name| {
-            matches!(
-                name.as_str(),
-                "CARGO_BUILD_TARGET"
-                    | "CARGO_ENCODED_RUSTFLAGS"
-                    | "CARGO_TARGET_DIR"
-                    | "RUSTC_WORKSPACE_WRAPPER"
-                    | "RUSTC_WRAPPER"
-                    | "RUSTFLAGS"
-            ) || name.starts_with("CARGO_PROFILE_")
-        })
+    env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(|name| {
+        matches!(
+            name.as_str(),
+            "CARGO_BUILD_TARGET"
+                | "CARGO_ENCODED_RUSTFLAGS"
+                | "CARGO_TARGET_DIR"
+                | "RUSTC_WORKSPACE_WRAPPER"
+                | "RUSTC_WRAPPER"
+                | "RUSTFLAGS"
+        ) || name.starts_with("CARGO_PROFILE_")
+    })
 }
 
 /// Another process may be reading it.

@@ -123,8 +123,7 @@ mod tests {
 
     /// The names of a component's imports and exports.
     fn interfaces(guest: Guest) -> (Vec<String>, Vec<String>) {
-        let bytes =
-            fs::read(guest.path()).unwrap_or_else(|error| panic!("{}: {error}", guest.name()));
+        let bytes = fs::read(guest.path()).unwrap_or_else(|error| panic!("{}: {error}", guest.name()));
         let (mut imports, mut exports) = (Vec::new(), Vec::new());
         let mut depth = 0;
         for payload in Parser::new(0).parse_all(&bytes) {
@@ -133,18 +132,10 @@ mod tests {
                 Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
                 Payload::End(_) if depth > 0 => depth -= 1,
                 Payload::ComponentImportSection(section) if depth == 0 => {
-                    imports.extend(
-                        section
-                            .into_iter()
-                            .map(|import| import.expect("an import").name.name.to_owned()),
-                    );
+                    imports.extend(section.into_iter().map(|import| import.expect("an import").name.name.to_owned()));
                 }
                 Payload::ComponentExportSection(section) if depth == 0 => {
-                    exports.extend(
-                        section
-                            .into_iter()
-                            .map(|export| export.expect("an export").name.name.to_owned()),
-                    );
+                    exports.extend(section.into_iter().map(|export| export.expect("an export").name.name.to_owned()));
                 }
                 _ => {}
             }
@@ -160,20 +151,9 @@ mod tests {
     #[test]
     fn every_guest_is_built_and_only_the_core_module_is_no_component() {
         for &guest in Guest::ALL {
-            let bytes =
-                fs::read(guest.path()).unwrap_or_else(|error| panic!("{}: {error}", guest.name()));
-            assert_eq!(
-                Parser::is_component(&bytes),
-                guest != Guest::CoreModule,
-                "{}",
-                guest.name()
-            );
-            assert_eq!(
-                Parser::is_core_wasm(&bytes),
-                guest == Guest::CoreModule,
-                "{}",
-                guest.name()
-            );
+            let bytes = fs::read(guest.path()).unwrap_or_else(|error| panic!("{}: {error}", guest.name()));
+            assert_eq!(Parser::is_component(&bytes), guest != Guest::CoreModule, "{}", guest.name());
+            assert_eq!(Parser::is_core_wasm(&bytes), guest == Guest::CoreModule, "{}", guest.name());
         }
     }
 
@@ -183,11 +163,7 @@ mod tests {
             let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(folder);
             for entry in fs::read_dir(folder).expect("a folder of guests") {
                 let name = entry.expect("an entry").file_name();
-                assert!(
-                    Guest::ALL.iter().any(|guest| name == guest.name()),
-                    "{} has no name here",
-                    name.display()
-                );
+                assert!(Guest::ALL.iter().any(|guest| name == guest.name()), "{} has no name here", name.display());
             }
         }
     }
@@ -195,23 +171,11 @@ mod tests {
     #[test]
     fn a_filter_exports_the_phases_that_it_has_and_no_others() {
         let phase = |name| format!("lockgate:filter/{name}@0.1.0");
-        assert_eq!(
-            exports(Guest::Tag),
-            ["configuration", "on-request", "on-response"].map(phase)
-        );
+        assert_eq!(exports(Guest::Tag), ["configuration", "on-request", "on-response"].map(phase));
         assert_eq!(exports(Guest::Bare), ["on-request"].map(phase));
-        assert_eq!(
-            exports(Guest::BodyBuffer),
-            ["configuration", "on-request-body", "on-response-body"].map(phase)
-        );
-        assert_eq!(
-            exports(Guest::Access),
-            ["configuration", "on-request"].map(phase)
-        );
-        assert_eq!(
-            exports(Guest::WrongWorld),
-            ["example:elsewhere/arithmetic@1.0.0"]
-        );
+        assert_eq!(exports(Guest::BodyBuffer), ["configuration", "on-request-body", "on-response-body"].map(phase));
+        assert_eq!(exports(Guest::Access), ["configuration", "on-request"].map(phase));
+        assert_eq!(exports(Guest::WrongWorld), ["example:elsewhere/arithmetic@1.0.0"]);
     }
 
     #[test]
@@ -223,13 +187,7 @@ mod tests {
             imports
         };
         let interface = |name| format!("lockgate:filter/{name}@0.1.0");
-        assert_eq!(
-            imports(Guest::ReadSet),
-            ["request", "response", "types"].map(interface)
-        );
-        assert_eq!(
-            imports(Guest::UnknownImport),
-            ["example:nowhere/thing@1.0.0", "lockgate:filter/types@0.1.0"]
-        );
+        assert_eq!(imports(Guest::ReadSet), ["request", "response", "types"].map(interface));
+        assert_eq!(imports(Guest::UnknownImport), ["example:nowhere/thing@1.0.0", "lockgate:filter/types@0.1.0"]);
     }
 }

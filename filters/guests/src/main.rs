@@ -13,11 +13,7 @@ Builds the guests and copies them to FOLDER, each as NAME.wasm.
   --library  only the first-party filters, not the tests' fixtures
 ";
 
-#[expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command line tool"
-)]
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool")]
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let (guests, folder) = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
@@ -46,10 +42,7 @@ fn copy(guests: &[Guest], folder: &Path) -> Result<(), String> {
     let failed = |path: &Path, error| format!("could not write `{}`: {error}", path.display());
     fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
     for guest in guests {
-        let (path, partial) = (
-            folder.join(guest.name()).with_extension("wasm"),
-            folder.join(guest.name()),
-        );
+        let (path, partial) = (folder.join(guest.name()).with_extension("wasm"), folder.join(guest.name()));
         // By renaming: a gateway may watch the folder, and must never see half a component.
         fs::copy(guest.path(), &partial)
             .and_then(|_| fs::rename(&partial, &path))
