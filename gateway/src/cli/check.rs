@@ -1,0 +1,56 @@
+//! `lockgate check`
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::Failure;
+use super::output::{print, print_json};
+use super::progress::progress;
+use crate::control::reload::{Draft, host};
+use crate::control::watch::Fingerprint;
+
+/// Is this configuration right, and are the components that it names?
+///
+/// Reads the file and tells all that is wrong with it, then loads every component as the gateway would (contract, grants,
+/// limits, settings), without serving. What is compiled stays in the cache, so that the gateway starts faster.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lockgate check lockgate.yaml
+  lockgate check lockgate.yaml --dump      with all defaults filled in; secrets are hidden
+
+Exit codes:
+  0  it is right
+  1  something else went wrong: the cache cannot be written, say
+  2  it is not right")]
+pub(super) struct Check {
+    /// The configuration file.
+    #[arg(value_name = "FILE", env = "LOCKGATE_CONFIG", default_value = "lockgate.yaml")]
+    path: PathBuf,
+    /// Print the configuration with all defaults filled in, as JSON.
+    #[arg(long)]
+    dump: bool,
+    /// Check the file only, not the components.
+    #[arg(long)]
+    no_components: bool,
+}
+
+impl Check {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let name = self.path.display();
+        let loaded = lockgate_config::load(&self.path)?;
+        let mut checked = format!("{} routes, {} filters", loaded.config.routes.len(), loaded.config.filters.len());
+        if !self.no_components {
+            let draft = Draft::read(&self.path, &mut Fingerprint::default())?;
+            let versions = draft.versions();
+            let host = host(&draft.facts.config).map_err(Failure::failed)?;
+            draft.load(&versions, &host, &*progress())?;
+            checked = format!("{checked} in {} versions", versions.len());
+        }
+        if self.dump {
+            return print_json(&lockgate_config::dump(&loaded.config));
+        }
+        print(&format!("`{name}` is right: {checked}, {} rollouts", loaded.config.rollouts.len()))
+    }
+}

@@ -1,0 +1,29 @@
+//! `lockgate compile`
+
+use clap::Args;
+
+use super::output::print;
+use super::progress::progress;
+use super::{ConfigFile, Failure};
+use crate::control::reload::{Draft, host};
+use crate::control::watch::Fingerprint;
+
+/// Compile every component that the configuration names, into the cache.
+///
+/// So that a gateway starts, or a reload ends, without waiting for the compiler: in an image's build, or before a rollout.
+#[derive(Debug, Args)]
+pub(super) struct Compile {
+    #[command(flatten)]
+    config: ConfigFile,
+}
+
+impl Compile {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let draft = Draft::read(&self.config.path, &mut Fingerprint::default())?;
+        let versions = draft.versions();
+        let host = host(&draft.facts.config).map_err(Failure::failed)?;
+        draft.load(&versions, &host, &*progress())?;
+        let stats = host.cache().stats();
+        print(&format!("{} versions: {} compiled, {} in the cache already", versions.len(), stats.misses, stats.hits))
+    }
+}

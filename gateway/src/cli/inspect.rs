@@ -1,0 +1,116 @@
+//! `lockgate inspect`
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use lockgate_config::units::ByteSize;
+use lockgate_host::{Host, Inspection, Lane, Options};
+
+use super::Failure;
+use super::output::{print, print_json};
+
+/// Say what a component is, and what it would need, without running it.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lockgate inspect filters/auth.wasm
+  lockgate inspect filters/auth.wasm --json")]
+pub(super) struct Inspect {
+    /// The component.
+    #[arg(value_name = "FILE")]
+    path: PathBuf,
+    /// Print the answer as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Inspect {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let name = self.path.display();
+        let bytes =
+            std::fs::read(&self.path).map_err(|error| Failure::input(format_args!("cannot read `{name}`: {error}")))?;
+        let scratch = Scratch::new()?;
+        let host = Host::new(scratch.options()).map_err(Failure::failed)?;
+        let inspection = host.inspect(&bytes).map_err(|error| Failure::input(format_args!("`{name}` {error}")))?;
+        if self.json { print_json(&inspection) } else { print(&render(&self.path, &inspection)) }
+    }
+}
+
+/// A folder for a host that keeps nothing.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self, Failure> {
+        let path = std::env::temp_dir().join(format!("lockgate-inspect-{}", std::process::id()));
+        // Not recursive: a folder that somebody else has put there is refused.
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(|error| Failure::failed(format_args!("cannot make `{}`: {error}", path.display())))?;
+        Ok(Self(path))
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            cache_dir: self.0.join("cache"),
+            cache_bytes_max: 0,
+            key_file: self.0.join("key"),
+            compile_threads: 1,
+            instances_max: 1,
+            instance_memory_bytes_max: 4 << 30,
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What stays is a few files in a folder for temporary ones.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn render(path: &Path, inspection: &Inspection) -> String {
+    let phases = [
+        (inspection.phases.on_request, "on-request"),
+        (inspection.phases.on_request_body, "on-request-body"),
+        (inspection.phases.on_response, "on-response"),
+        (inspection.phases.on_response_body, "on-response-body"),
+    ];
+    let phases: Vec<&str> = phases.into_iter().filter_map(|(has, name)| has.then_some(name)).collect();
+    let configure = match (inspection.configures, &inspection.snapshot_hindrance) {
+        (false, _) => "none".to_owned(),
+        (true, None) => "once, at load; its memory is snapshotted".to_owned(),
+        (true, Some(why)) => format!("in each new instance: {why}"),
+    };
+    let lane = |lane| match lane {
+        Lane::Inline => "inline",
+        Lane::Fibre => "fibre",
+    };
+    let outbound = match inspection.wants_outbound {
+        false => "never asked for".to_owned(),
+        true => {
+            format!("asked for; needs a grant, and runs on the {} lane with it", lane(inspection.lane_with_outbound))
+        }
+    };
+    let need = inspection.need;
+    let lines = [
+        ("component", format!("{}, {}", path.display(), ByteSize(inspection.component_bytes))),
+        ("sha256", format!("{:#}", inspection.digest)),
+        ("contract", inspection.contract.to_owned()),
+        ("phases", phases.join(", ")),
+        ("configure", configure),
+        ("lane", lane(inspection.lane).to_owned()),
+        ("outbound HTTP", outbound),
+        ("machine code", ByteSize(inspection.code_bytes).to_string()),
+        ("initial memory", ByteSize(inspection.memory_bytes_initial).to_string()),
+        (
+            "an instance is",
+            format!("{} core instances, {} memories, {} tables", need.core_instances, need.memories, need.tables),
+        ),
+        ("exports", inspection.exports.join(", ")),
+        ("imports", inspection.imports.join(", ")),
+    ];
+    lines.into_iter().map(|(name, value)| format!("{name:<15} {value}\n")).collect()
+}

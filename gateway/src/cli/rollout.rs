@@ -1,0 +1,148 @@
+//! `lockgate rollout`
+
+use clap::{Args, Subcommand};
+use http::Method;
+use lockgate_config::units::Weight;
+use serde_json::{Value, json};
+
+use super::Failure;
+use super::client::{Gateway, segment};
+use super::output::{Table, print, print_json};
+
+/// See the rollouts of the running gateway, and move them.
+///
+/// A weight, a promotion or a rollback takes effect at once, survives restarts, and overlays the configuration file until
+/// the file names other versions. `export` prints what to commit.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lockgate rollout list
+  lockgate rollout set auth-1.5 5%
+  lockgate rollout promote auth-1.5
+  lockgate rollout rollback auth-1.5 --why 'logins fail'
+  lockgate rollout export")]
+pub(super) struct Rollout {
+    #[command(flatten)]
+    gateway: Gateway,
+    /// Print the answer as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Show all rollouts, and where state and file differ.
+    List,
+    /// Set the canary's share.
+    ///
+    /// Raising it moves users only from stable to canary.
+    Set {
+        /// The rollout.
+        rollout: String,
+        /// `5%`, `0.25%`
+        weight: Weight,
+    },
+    /// Give the canary to everybody, as the new stable version.
+    Promote {
+        /// The rollout.
+        rollout: String,
+    },
+    /// Give the stable version back to everybody.
+    Rollback {
+        /// The rollout.
+        rollout: String,
+        /// Why, for the audit log.
+        #[arg(long, value_name = "TEXT")]
+        why: Option<String>,
+    },
+    /// Take a rolled-back rollout up again, with the weight that it had.
+    Resume {
+        /// The rollout.
+        rollout: String,
+    },
+    /// Print the YAML that makes the file say what is in force.
+    Export,
+}
+
+impl Rollout {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let (method, rollout, action, body) = match self.action {
+            Action::List => return self.list(),
+            Action::Export => return print(&self.gateway.text(Method::GET, "/api/v1/export", None)?),
+            Action::Set { ref rollout, weight } => {
+                (Method::PUT, rollout, "weight", Some(json!({ "weight": weight.to_string() })))
+            }
+            Action::Promote { ref rollout } => (Method::POST, rollout, "promote", None),
+            Action::Rollback { ref rollout, ref why } => {
+                (Method::POST, rollout, "rollback", why.as_ref().map(|why| json!({ "why": why })))
+            }
+            Action::Resume { ref rollout } => (Method::POST, rollout, "resume", None),
+        };
+        let path = format!("/api/v1/rollouts/{}/{action}", segment(rollout));
+        let answer = self.gateway.call(method, &path, body.as_ref())?;
+        if self.json { print_json(&answer) } else { print(&table(std::slice::from_ref(&answer))) }
+    }
+
+    fn list(&self) -> Result<(), Failure> {
+        let answer = self.gateway.call(Method::GET, "/api/v1/rollouts", None)?;
+        if self.json {
+            return print_json(&answer);
+        }
+        match answer.as_array().map(Vec::as_slice) {
+            None | Some([]) => print("there are no rollouts"),
+            Some(rollouts) => print(&table(rollouts)),
+        }
+    }
+}
+
+/// Returns rollouts as a table, with a line below for what needs words.
+pub(super) fn table(rollouts: &[Value]) -> String {
+    let mut table = Table::new(&["ROLLOUT", "SUBJECT", "STATE", "WEIGHT", "IN FILE", "STABLE", "CANARY", "REQUESTS"]);
+    let mut notes = String::new();
+    for rollout in rollouts {
+        let text = |key: &str| rollout[key].as_str().unwrap_or_default().to_owned();
+        let count = |track: &str| rollout["requests"][track].as_u64().unwrap_or(0);
+        table.row([
+            text("name"),
+            text("subject"),
+            text("state"),
+            text("weight"),
+            text("weight_in_file"),
+            text("stable"),
+            text("canary"),
+            format!("{} / {}", count("stable"), count("canary")),
+        ]);
+        if let Some(why) = rollout["why"].as_str() {
+            notes.push_str(&format!("{} was rolled back: {why}\n", text("name")));
+        }
+        if rollout["differs_from_file"].as_bool() == Some(true) {
+            notes.push_str(&format!(
+                "{} differs from the file: `lockgate rollout export` prints what to commit\n",
+                text("name")
+            ));
+        }
+    }
+    format!("{}{notes}", table.render())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rollout_is_a_line_and_what_is_special_a_note() {
+        let rollout = json!({
+            "name": "auth-1.5", "subject": "filter auth", "state": "rolled-back", "why": "5 calls failed within 30s",
+            "weight": "0%", "weight_in_file": "5%", "differs_from_file": true,
+            "stable": "9f2c1a77b0e4", "canary": "4be01f3c99d2", "requests": { "stable": 12, "canary": 3 }
+        });
+        insta::assert_snapshot!(table(&[rollout]), @r"
+        ROLLOUT   SUBJECT      STATE        WEIGHT  IN FILE  STABLE        CANARY        REQUESTS
+        auth-1.5  filter auth  rolled-back  0%      5%       9f2c1a77b0e4  4be01f3c99d2  12 / 3
+        auth-1.5 was rolled back: 5 calls failed within 30s
+        auth-1.5 differs from the file: `lockgate rollout export` prints what to commit
+        ");
+    }
+}

@@ -1,0 +1,73 @@
+//! `lockgate status`
+
+use clap::Args;
+use http::Method;
+use serde_json::Value;
+
+use super::Failure;
+use super::client::Gateway;
+use super::output::{Table, print, print_json};
+use super::rollout;
+
+/// Show what the running gateway does: filters and their versions, rollouts, quarantine, the last reload.
+#[derive(Debug, Args)]
+pub(super) struct Status {
+    #[command(flatten)]
+    gateway: Gateway,
+    /// Print the answer as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Status {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let status = self.gateway.call(Method::GET, "/api/v1/status", None)?;
+        if self.json { print_json(&status) } else { print(&render(&status)) }
+    }
+}
+
+fn render(status: &Value) -> String {
+    let list = |key: &str| status[key].as_array().map(Vec::as_slice).unwrap_or_default();
+    let reload = &status["last_reload"];
+    let mut parts = vec![format!(
+        "generation {}, up {} s, last reload {} by {} at {}\n",
+        status["generation"],
+        status["uptime_seconds"],
+        text(reload, "outcome"),
+        text(reload, "actor"),
+        text(reload, "time"),
+    )];
+    parts.extend(reload["problems"].as_str().map(|problems| format!("{}\n", problems.trim_end())));
+    parts.extend(status["state_trouble"].as_str().map(|trouble| format!("{trouble}\n")));
+
+    let mut filters = Table::new(&["FILTER", "VERSION", "ROLE", "COMPONENT", "LANE", "INSTANCES", "MEMORY"]);
+    for filter in list("filters") {
+        for version in filter["versions"].as_array().into_iter().flatten() {
+            filters.row([
+                text(filter, "name"),
+                text(version, "label"),
+                text(version, "role"),
+                text(version, "component"),
+                text(version, "lane"),
+                version["instances"].to_string(),
+                version["memory_bytes"].to_string(),
+            ]);
+        }
+    }
+    if !filters.is_empty() {
+        parts.push(filters.render());
+    }
+    let trouble = list("filters").iter().filter_map(|filter| Some((text(filter, "name"), filter["trouble"].as_str()?)));
+    parts.extend(trouble.map(|(name, trouble)| format!("{name}: {trouble}\n")));
+    if !list("rollouts").is_empty() {
+        parts.push(rollout::table(list("rollouts")));
+    }
+    if !list("draining").is_empty() {
+        parts.push(format!("{} old snapshots drain\n", list("draining").len()));
+    }
+    parts.join("\n")
+}
+
+fn text(value: &Value, key: &str) -> String {
+    value[key].as_str().unwrap_or_default().to_owned()
+}

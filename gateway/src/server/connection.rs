@@ -1,0 +1,410 @@
+//! A client's connection, as Pingora sees it. A *connection* is a socket with what Pingora's own stream leaves out: a
+//! total deadline for the headers of a request, a write buffer that costs an idle connection nothing, and a guard that
+//! tells the drain when the connection is gone.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::{Buf, Bytes, BytesMut};
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+    UniqueIDType,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+
+use super::drain::ConnectionGuard;
+
+/// What every HTTP/2 connection without TLS begins with.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Bytes of the first read: the headers of nearly every request, so that they arrive in one piece.
+const FIRST_READ_BYTES: usize = 4096;
+
+/// Bytes that wait for a flush at most. Larger than most headers together with a small body, so that both leave in one
+/// packet; what is longer is written at once, together with what waits.
+const WRITE_BUFFER_BYTES_MAX: usize = 4096;
+
+/// Which protocol a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// HTTP/1.1 or 1.0.
+    Http1,
+    /// HTTP/2 by prior knowledge.
+    H2c,
+}
+
+/// A client's connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    stream: TcpStream,
+    /// Read already, to tell the protocol.
+    first: Bytes,
+    /// Waits for a flush; allocated only while something does.
+    waiting: Vec<u8>,
+    /// How much of `waiting` is written.
+    written: usize,
+    header: Header,
+    header_timeout: Duration,
+    established: SystemTime,
+    digest: Arc<SocketDigest>,
+    _guard: ConnectionGuard,
+}
+
+/// How far the headers of the current request have come. Pingora bounds each read, not their sum: a client that sends a
+/// byte a minute would hold a connection for days.
+#[derive(Debug)]
+enum Header {
+    /// Nothing of it has arrived.
+    Awaited,
+    /// Some of it. The timer is made only when the first read did not bring all.
+    Reading { end: HeaderEnd, deadline: Option<Pin<Box<Sleep>>> },
+    /// All of it: what follows is body, or is not HTTP/1.
+    Over,
+}
+
+/// Finds the empty line that ends the headers, over as many reads as it takes.
+#[derive(Clone, Copy, Debug, Default)]
+struct HeaderEnd {
+    /// Whether the last byte, or the last but a carriage return, was a line feed.
+    after_line_feed: bool,
+}
+
+impl HeaderEnd {
+    /// Returns whether the headers end within these bytes. Pingora's parser takes bare line feeds, and so does this.
+    fn found_in(&mut self, bytes: &[u8]) -> bool {
+        for &byte in bytes {
+            match byte {
+                b'\n' if self.after_line_feed => return true,
+                b'\n' => self.after_line_feed = true,
+                b'\r' => {}
+                _ => self.after_line_feed = false,
+            }
+        }
+        false
+    }
+}
+
+impl Connection {
+    /// Takes an accepted socket over. `header_timeout` bounds the time from the first byte of a request to the end of
+    /// its headers.
+    pub(super) fn new(stream: TcpStream, peer: SocketAddr, header_timeout: Duration, guard: ConnectionGuard) -> Self {
+        let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
+        // The cell is new, so that this cannot fail; were it set, it would hold the same address.
+        let _ = digest.peer_addr.set(Some(peer.into()));
+        Self {
+            stream,
+            first: Bytes::new(),
+            waiting: Vec::new(),
+            written: 0,
+            header: Header::Awaited,
+            header_timeout,
+            established: SystemTime::now(),
+            digest: Arc::new(digest),
+            _guard: guard,
+        }
+    }
+
+    /// Reads until it is clear which protocol the client speaks. `None`: the client closed the connection.
+    ///
+    /// # Errors
+    /// What reading fails with.
+    pub(super) async fn sniff(&mut self) -> io::Result<Option<Protocol>> {
+        let mut read = BytesMut::with_capacity(FIRST_READ_BYTES);
+        loop {
+            let seen = read.len().min(PREFACE.len());
+            if read[..seen] != PREFACE[..seen] {
+                break;
+            }
+            if seen == PREFACE.len() {
+                self.first = read.freeze();
+                self.header = Header::Over;
+                return Ok(Some(Protocol::H2c));
+            }
+            if self.stream.read_buf(&mut read).await? == 0 {
+                return Ok(None);
+            }
+        }
+        self.first = read.freeze();
+        Ok(Some(Protocol::Http1))
+    }
+
+    /// Expects the headers of another request.
+    pub(super) fn await_header(&mut self) {
+        self.header = Header::Awaited;
+    }
+
+    fn saw(&mut self, bytes: &[u8]) {
+        match &mut self.header {
+            Header::Over => {}
+            Header::Awaited => {
+                let mut end = HeaderEnd::default();
+                self.header = if end.found_in(bytes) { Header::Over } else { Header::Reading { end, deadline: None } };
+            }
+            Header::Reading { end, .. } => {
+                if end.found_in(bytes) {
+                    self.header = Header::Over;
+                }
+            }
+        }
+    }
+
+    fn poll_header_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Header::Reading { deadline, .. } = &mut self.header else { return Poll::Pending };
+        let timeout = self.header_timeout;
+        let deadline = deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        ready!(deadline.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the request's headers took too long")))
+    }
+
+    /// Writes what waits.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.waiting.len() {
+            let n = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.waiting[self.written..]))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written += n;
+        }
+        // Given back, not kept: ten thousand idle connections would hold 40 MiB.
+        self.waiting = Vec::new();
+        self.written = 0;
+        Poll::Ready(Ok(()))
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.waiting.len() + bytes <= WRITE_BUFFER_BYTES_MAX
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.first.is_empty() {
+            let n = this.first.len().min(buf.remaining());
+            let piece = this.first.split_to(n);
+            this.saw(&piece);
+            buf.put_slice(&piece);
+            return Poll::Ready(Ok(()));
+        }
+        let filled = buf.filled().len();
+        match Pin::new(&mut this.stream).poll_read(cx, buf) {
+            Poll::Ready(Ok(())) => {
+                if !matches!(this.header, Header::Over) {
+                    this.saw(&buf.filled()[filled..]);
+                }
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => this.poll_header_deadline(cx),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if this.has_room(buf.len()) {
+            this.waiting.extend_from_slice(buf);
+            return Poll::Ready(Ok(buf.len()));
+        }
+        while this.written < this.waiting.len() {
+            // One system call for what waits and what comes.
+            let rest = this.waiting.len() - this.written;
+            let slices = [IoSlice::new(&this.waiting[this.written..]), IoSlice::new(buf)];
+            let n = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, &slices))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            if n > rest {
+                this.waiting = Vec::new();
+                this.written = 0;
+                return Poll::Ready(Ok(n - rest));
+            }
+            this.written += n;
+        }
+        this.waiting.clear();
+        this.written = 0;
+        Pin::new(&mut this.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        let total = bufs.iter().map(|buf| buf.len()).sum();
+        if this.has_room(total) {
+            for buf in bufs {
+                this.waiting.extend_from_slice(buf);
+            }
+            return Poll::Ready(Ok(total));
+        }
+        ready!(this.poll_drain(cx))?;
+        Pin::new(&mut this.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Pingora drops connections that it has answered last without a flush. What does not go at once is lost.
+        if self.written < self.waiting.len() {
+            let _ = self.stream.try_write(&self.waiting[self.written..]);
+        }
+    }
+}
+
+#[async_trait]
+impl Shutdown for Connection {
+    async fn shutdown(&mut self) {
+        // The client may be gone already: there is nobody to tell.
+        let _ = AsyncWriteExt::shutdown(self).await;
+    }
+}
+
+#[async_trait]
+impl Peek for Connection {
+    /// Answers from what [`Connection::sniff`] read: Pingora asks for the HTTP/2 preface, and would wait for 24 bytes
+    /// of a request that may be shorter.
+    async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
+        if self.first.remaining() < buf.len() {
+            return Ok(false);
+        }
+        buf.copy_from_slice(&self.first[..buf.len()]);
+        Ok(true)
+    }
+}
+
+impl UniqueID for Connection {
+    fn id(&self) -> UniqueIDType {
+        self.stream.as_raw_fd()
+    }
+}
+
+impl Ssl for Connection {}
+
+impl GetTimingDigest for Connection {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        vec![Some(TimingDigest { established_ts: self.established, ..TimingDigest::default() })]
+    }
+}
+
+impl GetProxyDigest for Connection {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+}
+
+impl GetSocketDigest for Connection {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(self.digest.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::super::drain::Connections;
+    use super::*;
+    use crate::metrics::Metrics;
+
+    async fn pair(header_timeout: Duration) -> (TcpStream, Connection) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
+        let guard = Arc::new(Connections::new(&Metrics::new().unwrap())).opened();
+        (client, Connection::new(stream, peer, header_timeout, guard))
+    }
+
+    fn end_of(pieces: &[&str]) -> Option<usize> {
+        let mut end = HeaderEnd::default();
+        pieces.iter().position(|piece| end.found_in(piece.as_bytes()))
+    }
+
+    #[test]
+    fn the_end_of_the_headers_is_found_across_reads() {
+        assert_eq!(end_of(&["GET / HTTP/1.1\r\nhost: a\r\n\r\n"]), Some(0));
+        assert_eq!(end_of(&["GET / HTTP/1.1\r\nhost: a\r", "\n", "\r", "\n"]), Some(3));
+        assert_eq!(end_of(&["GET / HTTP/1.1\nhost: a\n\n"]), Some(0));
+        assert_eq!(end_of(&["GET / HTTP/1.1\r\nhost: a\r\n", "b: c\r\n"]), None);
+    }
+
+    #[tokio::test]
+    async fn a_request_shorter_than_the_preface_is_http1_at_once() {
+        let (mut client, mut connection) = pair(Duration::from_secs(60)).await;
+        client.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+        assert_eq!(connection.sniff().await.unwrap(), Some(Protocol::Http1));
+        let mut read = vec![0; 64];
+        let n = connection.read(&mut read).await.unwrap();
+        assert_eq!(&read[..n], b"GET / HTTP/1.0\r\n\r\n");
+    }
+
+    #[tokio::test]
+    async fn the_preface_is_recognised_in_pieces_and_kept() {
+        let (mut client, mut connection) = pair(Duration::from_secs(60)).await;
+        let write = async {
+            client.write_all(&PREFACE[..5]).await.unwrap();
+            tokio::task::yield_now().await;
+            client.write_all(&PREFACE[5..]).await.unwrap();
+            client
+        };
+        let (_client, protocol) = tokio::join!(write, connection.sniff());
+        assert_eq!(protocol.unwrap(), Some(Protocol::H2c));
+        let mut peeked = [0; 24];
+        assert!(connection.try_peek(&mut peeked).await.unwrap());
+        let mut read = [0; 24];
+        connection.read_exact(&mut read).await.unwrap();
+        assert_eq!((&peeked, &read), (PREFACE, PREFACE));
+    }
+
+    #[tokio::test]
+    async fn headers_that_trickle_end_at_the_deadline() {
+        let (mut client, mut connection) = pair(Duration::from_millis(20)).await;
+        client.write_all(b"GET / HTTP/1.1\r\nhost: ").await.unwrap();
+        let mut read = [0; 64];
+        assert!(connection.read(&mut read).await.unwrap() > 0);
+        let error = connection.read(&mut read).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn what_waits_leaves_in_order_with_what_comes() {
+        let (mut client, mut connection) = pair(Duration::from_secs(60)).await;
+        let large = vec![b'b'; 3 * WRITE_BUFFER_BYTES_MAX];
+        let write = async {
+            connection.write_all(b"aaaa").await.unwrap();
+            connection.write_all(&large).await.unwrap();
+            connection.write_all(b"cccc").await.unwrap();
+            connection.flush().await.unwrap();
+            assert_eq!(connection.waiting.capacity(), 0);
+        };
+        let mut read = vec![0; large.len() + 8];
+        let (_, n) = tokio::join!(write, client.read_exact(&mut read));
+        assert_eq!(n.unwrap(), read.len());
+        assert!(read.starts_with(b"aaaab") && read.ends_with(b"bcccc"));
+    }
+}

@@ -1,0 +1,191 @@
+//! Ends the process without ending a request. A *drain* lets what is in flight finish, and is over as soon as nothing is,
+//! or when its deadline has passed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::App;
+use crate::metrics::Metrics;
+
+/// How long an idle connection is left to its client after a stop: a request that is on its way at this moment is still
+/// answered.
+const LINGER_ON_STOP: Duration = Duration::from_millis(250);
+
+/// The same after a hand-over. Here nobody waits for the end of this process, and a client that reuses a connection of
+/// its pool within this time does not find it closed under its feet.
+const LINGER_ON_HAND_OVER: Duration = Duration::from_secs(5);
+
+/// Counts the open connections.
+#[derive(Debug)]
+pub struct Connections {
+    open: AtomicUsize,
+    changed: watch::Sender<()>,
+    metrics: Arc<Metrics>,
+}
+
+/// An open connection; closed on drop.
+#[derive(Debug)]
+pub(super) struct ConnectionGuard(Arc<Connections>);
+
+impl Connections {
+    /// Returns a count of none.
+    pub(super) fn new(metrics: &Arc<Metrics>) -> Self {
+        Self { open: AtomicUsize::new(0), changed: watch::Sender::new(()), metrics: metrics.clone() }
+    }
+
+    /// Counts a connection, until the guard is dropped.
+    pub(super) fn opened(self: &Arc<Self>) -> ConnectionGuard {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        self.metrics.connections_accepted.inc();
+        self.metrics.connections.inc();
+        ConnectionGuard(self.clone())
+    }
+
+    /// Returns how many are open.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Acquire)
+    }
+
+    /// Waits until none is open.
+    pub(super) async fn none(&self) {
+        let mut changed = self.changed.subscribe();
+        while self.open() > 0 {
+            // The sender lives as long as `self`.
+            let _ = changed.changed().await;
+        }
+    }
+}
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        self.0.metrics.connections.dec();
+        // Only the last one wakes: a drain waits for none, and an ordinary close costs no more than the count.
+        if self.0.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.changed.send_replace(());
+        }
+    }
+}
+
+/// Where the process is in its life. Read by `/readyz`.
+#[derive(Debug, Default)]
+pub struct Phase {
+    draining: AtomicBool,
+}
+
+impl Phase {
+    /// Returns whether new requests are welcome.
+    pub fn is_serving(&self) -> bool {
+        !self.draining.load(Ordering::Acquire)
+    }
+
+    /// From here on load balancers are told to send requests elsewhere.
+    pub(super) fn begin_drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+}
+
+/// Why the process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Somebody asked for it.
+    Stop,
+    /// Another process has the sockets.
+    HandedOver,
+}
+
+/// The two steps in which connections learn of the end.
+#[derive(Debug)]
+pub(super) struct Shutdown {
+    /// Requests are answered still, each as its connection's last.
+    announced: watch::Sender<bool>,
+    /// Connections without a request are closed.
+    closing: watch::Sender<bool>,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { announced: watch::Sender::new(false), closing: watch::Sender::new(false) }
+    }
+}
+
+impl Shutdown {
+    /// Returns what turns true with the first step.
+    pub(super) fn announced(&self) -> watch::Receiver<bool> {
+        self.announced.subscribe()
+    }
+
+    /// Returns what turns true with the second step.
+    pub(super) fn closing(&self) -> watch::Receiver<bool> {
+        self.closing.subscribe()
+    }
+}
+
+/// Waits until no connection is open, for at most `deadline`. No connection is accepted any more when this is called.
+/// Returns how many were left.
+pub(super) async fn drain(
+    ending: Ending,
+    app: &Arc<App>,
+    connections: &Connections,
+    shutdown: &Shutdown,
+    deadline: Duration,
+) -> usize {
+    use pingora::apps::HttpServerApp as _;
+
+    let began = Instant::now();
+    info!(connections = connections.open(), deadline_ms = millis(deadline), "draining");
+    // HTTP/2 clients get a GOAWAY, and each HTTP/1 response says that it is the connection's last.
+    shutdown.announced.send_replace(true);
+    let linger = match ending {
+        Ending::Stop => LINGER_ON_STOP,
+        Ending::HandedOver => LINGER_ON_HAND_OVER,
+    };
+    let end = began + deadline;
+    let lingered = tokio::time::timeout_at(end.min(began + linger), connections.none()).await;
+    if lingered.is_err() {
+        // Closes the connections that wait for a request; those with one under way go on.
+        shutdown.closing.send_replace(true);
+        app.http_cleanup().await;
+        // A timeout shows in what is left.
+        let _ = tokio::time::timeout_at(end, connections.none()).await;
+    }
+    let left = connections.open();
+    let took_ms = millis(began.elapsed());
+    if left == 0 {
+        info!(took_ms, "drained");
+    } else {
+        warn!(connections = left, took_ms, "the drain's deadline passed, closing what is left");
+    }
+    left
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn waiting_for_no_connection_ends_with_the_last_guard() {
+        let connections = Arc::new(Connections::new(&Metrics::new().unwrap()));
+        connections.none().await;
+        let first = connections.opened();
+        let second = connections.opened();
+        let none = tokio::spawn({
+            let connections = connections.clone();
+            async move { connections.none().await }
+        });
+        drop(first);
+        tokio::task::yield_now().await;
+        assert!(!none.is_finished());
+        drop(second);
+        none.await.unwrap();
+        assert_eq!(connections.open(), 0);
+    }
+}

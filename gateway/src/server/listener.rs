@@ -1,0 +1,199 @@
+//! The listeners of the data plane. They follow the configuration: a reload binds new ones before its snapshot is
+//! swapped in, so that one that cannot be bound refuses the reload, and closes removed ones after.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use lockgate_config::model::Listener;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tracing::info;
+
+use super::accept::Acceptor;
+use super::socket::{self, Name};
+
+/// All listeners of the data plane.
+#[derive(Debug, Default)]
+pub(super) struct Listeners(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Connections are accepted.
+    open: Vec<Open>,
+    /// Bound, or inherited, and not in use yet.
+    ready: Vec<Ready>,
+}
+
+#[derive(Debug)]
+struct Ready {
+    /// As configured: the port may be 0.
+    address: SocketAddr,
+    socket: TcpListener,
+}
+
+#[derive(Debug)]
+struct Open {
+    address: SocketAddr,
+    /// A handle of our own, for a successor.
+    socket: TcpListener,
+    settings: Arc<Settings>,
+    /// The accept loop ends when this is dropped.
+    _stop: oneshot::Sender<()>,
+}
+
+/// What may change while a listener is open.
+#[derive(Debug)]
+pub(super) struct Settings {
+    h2c: AtomicBool,
+}
+
+impl Settings {
+    /// Returns whether HTTP/2 by prior knowledge is understood.
+    pub(super) fn h2c(&self) -> bool {
+        self.h2c.load(Ordering::Relaxed)
+    }
+}
+
+/// A listener that cannot be bound.
+#[derive(Debug)]
+pub(super) struct BindError {
+    address: SocketAddr,
+    error: io::Error,
+}
+
+impl std::fmt::Display for BindError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { address, error } = self;
+        match error.kind() {
+            io::ErrorKind::AddrInUse => write!(f, "cannot listen on `{address}`: another process does"),
+            io::ErrorKind::PermissionDenied => write!(
+                f,
+                "cannot listen on `{address}`: ports below 1024 need the capability CAP_NET_BIND_SERVICE ({error})"
+            ),
+            io::ErrorKind::AddrNotAvailable => {
+                write!(f, "cannot listen on `{address}`: no interface of this machine has this address")
+            }
+            _ => write!(f, "cannot listen on `{address}`: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for BindError {}
+
+/// Binds an address, with an error for a person.
+///
+/// # Errors
+/// It cannot be bound.
+pub(super) fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
+    socket::bind(address).map_err(|error| BindError { address, error })
+}
+
+impl Listeners {
+    /// Takes sockets that a predecessor bound. Those that the configuration does not name are closed by
+    /// [`Self::apply`].
+    pub(super) fn inherit(&self, sockets: impl IntoIterator<Item = (SocketAddr, OwnedFd)>) {
+        let ready = sockets.into_iter().map(|(address, socket)| Ready { address, socket: TcpListener::from(socket) });
+        self.0.lock().ready.extend(ready);
+    }
+
+    /// Binds what is wanted and not there yet, without accepting connections.
+    ///
+    /// # Errors
+    /// The first that cannot be bound; the others that were bound for this call are closed again.
+    pub(super) fn prepare(&self, wanted: &[Listener]) -> Result<(), BindError> {
+        let mut state = self.0.lock();
+        let had = state.ready.len();
+        for address in wanted.iter().map(|listener| listener.address) {
+            let is_there = state.open.iter().any(|open| open.address == address)
+                || state.ready.iter().any(|ready| ready.address == address);
+            if is_there {
+                continue;
+            }
+            match bind(address) {
+                Ok(socket) => state.ready.push(Ready { address, socket }),
+                Err(error) => {
+                    state.ready.truncate(had);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Accepts connections on exactly what is wanted. Called after [`Self::prepare`] of the same listeners.
+    ///
+    /// # Errors
+    /// There are too many open files.
+    pub(super) fn apply(&self, wanted: &[Listener], acceptor: &Acceptor) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.open.retain(|open| {
+            let stays = wanted.iter().any(|listener| listener.address == open.address);
+            if !stays {
+                info!(address = %open.address, "stopped listening");
+            }
+            stays
+        });
+        let ready = std::mem::take(&mut state.ready);
+        for listener in wanted {
+            if let Some(open) = state.open.iter().find(|open| open.address == listener.address) {
+                open.settings.h2c.store(listener.h2c, Ordering::Relaxed);
+            }
+        }
+        for Ready { address, socket } in ready {
+            let Some(listener) = wanted.iter().find(|listener| listener.address == address) else { continue };
+            let settings = Arc::new(Settings { h2c: AtomicBool::new(listener.h2c) });
+            let stop = acceptor.start(socket.try_clone()?, settings.clone())?;
+            let bound = socket.local_addr()?;
+            info!(kind = "http", address = %bound, h2c = listener.h2c, "listening");
+            state.open.push(Open { address, socket, settings, _stop: stop });
+        }
+        Ok(())
+    }
+
+    /// Returns second handles on all open sockets, for a successor.
+    ///
+    /// # Errors
+    /// There are too many open files.
+    pub(super) fn duplicate(&self) -> io::Result<Vec<(Name, OwnedFd)>> {
+        let state = self.0.lock();
+        let duplicate = |open: &Open| Ok((Name::Http(open.address), open.socket.try_clone()?.into()));
+        state.open.iter().map(duplicate).collect()
+    }
+
+    /// Accepts no more connections. What waits in the kernel's queue is accepted first.
+    pub(super) fn close(&self) {
+        *self.0.lock() = State::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listener(address: SocketAddr) -> Listener {
+        Listener { address, h2c: true }
+    }
+
+    #[test]
+    fn a_listener_that_cannot_be_bound_leaves_none_of_its_reload() {
+        let taken = socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listeners = Listeners::default();
+        let wanted = [listener("127.0.0.1:0".parse().unwrap()), listener(taken.local_addr().unwrap())];
+        let error = listeners.prepare(&wanted).unwrap_err();
+        assert!(error.to_string().ends_with("another process does"), "{error}");
+        assert!(listeners.0.lock().ready.is_empty());
+    }
+
+    #[test]
+    fn an_inherited_socket_is_not_bound_again() {
+        let inherited = socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = inherited.local_addr().unwrap();
+        let listeners = Listeners::default();
+        listeners.inherit([(address, inherited.into())]);
+        listeners.prepare(&[listener(address)]).unwrap();
+        assert_eq!(listeners.0.lock().ready.len(), 1);
+    }
+}

@@ -1,0 +1,147 @@
+//! Listening sockets. A *socket* is bound here once and lives on: the accept loops, a reload and the successor of an
+//! upgrade all use the same one, so that no client ever meets a closed port.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use serde::{Deserialize, Serialize};
+
+/// Connections that the kernel keeps while the accept loop is busy; it takes `net.core.somaxconn` where that is less.
+const BACKLOG: i32 = 4096;
+
+/// What a socket is for, and the address that the configuration gives it: how a successor recognises it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Name {
+    /// Requests come in here. The address as configured, port 0 included.
+    Http(SocketAddr),
+    /// The operator comes in here.
+    Admin(SocketAddr),
+    /// The operator comes in here, by a Unix socket.
+    AdminUnix(PathBuf),
+}
+
+/// A listening socket of the admin API.
+#[derive(Debug)]
+pub(super) enum AdminSocket {
+    /// By address.
+    Tcp(TcpListener),
+    /// By path.
+    Unix(UnixListener),
+}
+
+/// Binds an address and listens.
+///
+/// # Errors
+/// Whatever the operating system says: the address is in use, or not ours, or the port is privileged.
+pub(super) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    // Connections of an earlier process that linger in TIME_WAIT are no reason not to start.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(TcpListener::from(socket))
+}
+
+/// Binds a path that only this user can connect to, and listens. A socket that a dead process left there is replaced;
+/// one that somebody answers on is not.
+///
+/// # Errors
+/// The path is in use, too long for a socket, or its directory is not writable.
+pub(super) fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is in its place"));
+        }
+        Ok(_) if UnixStream::connect(path).is_ok() => return Err(io::ErrorKind::AddrInUse.into()),
+        _ => {}
+    }
+    replace_private(path)
+}
+
+/// The same, for a path that is ours already, whoever answers on it: the successor's way.
+///
+/// # Errors
+/// The path is too long for a socket, or its directory is not writable.
+pub(super) fn replace_private(path: &Path) -> io::Result<UnixListener> {
+    // Bound under another name first: nobody can connect before the mode is set, and the exchange is atomic.
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    let temporary = PathBuf::from(name);
+    let bound = (|| {
+        let listener = UnixListener::bind(&temporary)?;
+        std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))?;
+        std::fs::rename(&temporary, path)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    })();
+    if bound.is_err() {
+        // It may not be there: the error that counts is the one returned.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    bound
+}
+
+impl AdminSocket {
+    /// Takes a socket that another process bound.
+    pub(super) fn inherited(name: &Name, socket: OwnedFd) -> Option<Self> {
+        match name {
+            Name::Http(_) => None,
+            Name::Admin(_) => Some(Self::Tcp(TcpListener::from(socket))),
+            Name::AdminUnix(_) => Some(Self::Unix(UnixListener::from(socket))),
+        }
+    }
+
+    /// Returns a second handle on the same socket.
+    ///
+    /// # Errors
+    /// There are too many open files.
+    pub(super) fn duplicate(&self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Tcp(listener) => listener.try_clone().map(OwnedFd::from),
+            Self::Unix(listener) => listener.try_clone().map(OwnedFd::from),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_private_socket_is_ours_alone_and_replaces_only_a_dead_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        let first = bind_private(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(bind_private(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        let second = bind_private(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+        second.accept().unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_a_socket_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notes.txt");
+        std::fs::write(&path, "mine").unwrap();
+        assert_eq!(bind_private(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
+    }
+
+    #[test]
+    fn a_taken_port_is_refused() {
+        let first = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let error = bind(first.local_addr().unwrap()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+}

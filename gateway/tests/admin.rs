@@ -1,0 +1,212 @@
+//! The admin API: who is let in, and what it says.
+
+mod harness;
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Stdio;
+
+use harness::{Gateway, Upstream};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+
+const CONFIG: &str = r#"
+upstreams: { app: ["${UPSTREAM}"] }
+filters: { tag: { component: filters/tag.wasm, settings: { value: v1 } } }
+routes: [{ name: all, filters: [tag], upstream: app }]
+rollouts:
+  tag-2: { filter: tag, canary: { settings: { value: v2 } }, weight: 5%, key: [{ header: x-user-id }, client_ip] }
+"#;
+
+async fn json(gateway: &Gateway, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
+    let reply = gateway.admin(method, path, body).await;
+    let value = serde_json::from_slice(&reply.body).unwrap_or_else(|error| panic!("{error}: {}", reply.text()));
+    (reply.status, value)
+}
+
+#[tokio::test]
+async fn a_rollout_is_moved_explained_and_recorded() {
+    let up = Upstream::start().await;
+    let gateway = Gateway::start(CONFIG, &up).await;
+    let rollout = "/api/v1/rollouts/tag-2";
+
+    let (status, view) = json(&gateway, Method::GET, rollout, None).await;
+    assert_eq!((status, &view["state"], &view["weight"]), (StatusCode::OK, &json!("ramping"), &json!("5%")));
+
+    let weight = Some(json!({ "weight": "100%" }));
+    let (status, view) = json(&gateway, Method::PUT, &format!("{rollout}/weight"), weight).await;
+    assert_eq!((status, &view["weight"], &view["differs_from_file"]), (StatusCode::OK, &json!("100%"), &json!(true)));
+    assert_eq!(gateway.get_with("/", "x-user-id", "42").await.header("x-tag"), "v2");
+
+    let (_, explained) = json(&gateway, Method::GET, &format!("{rollout}/explain?header=x-user-id:42"), None).await;
+    assert_eq!((&explained["track"], &explained["key"]), (&json!("canary"), &json!("header x-user-id")));
+
+    let why = Some(json!({ "why": "logins fail" }));
+    let (status, view) = json(&gateway, Method::POST, &format!("{rollout}/rollback"), why).await;
+    assert_eq!((status, &view["state"]), (StatusCode::OK, &json!("rolled-back")));
+    assert_eq!(gateway.get_with("/", "x-user-id", "42").await.header("x-tag"), "v1");
+
+    let (status, refused) = json(&gateway, Method::POST, &format!("{rollout}/promote"), None).await;
+    assert_eq!((status, &refused["kind"]), (StatusCode::CONFLICT, &json!("not-allowed")));
+    let (status, view) = json(&gateway, Method::POST, &format!("{rollout}/resume"), None).await;
+    assert_eq!((status, &view["weight"]), (StatusCode::OK, &json!("100%")));
+    let (status, view) = json(&gateway, Method::POST, &format!("{rollout}/promote"), None).await;
+    assert_eq!((status, &view["state"]), (StatusCode::OK, &json!("promoted")));
+    assert_eq!(gateway.get("/").await.header("x-tag"), "v2");
+
+    let (_, audit) = json(&gateway, Method::GET, "/api/v1/audit?last=4", None).await;
+    let actions: Vec<&str> = audit.as_array().unwrap().iter().filter_map(|entry| entry["action"].as_str()).collect();
+    assert_eq!(actions, ["set-weight", "roll-back", "resume", "promote"]);
+    assert_eq!(audit[1]["actor"], "api 127.0.0.1");
+    let export = gateway.admin(Method::GET, "/api/v1/export", None).await.text();
+    assert!(export.contains("`tag-2` is promoted"), "{export}");
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_said_with_a_kind_and_the_right_status() {
+    let up = Upstream::start().await;
+    let gateway = Gateway::start(CONFIG, &up).await;
+    let cases = [
+        (Method::GET, "/nowhere", None, 404, "no-such-path"),
+        (Method::DELETE, "/api/v1/status", None, 405, "no-such-method"),
+        (Method::GET, "/api/v1/rollouts/none", None, 404, "unknown-rollout"),
+        (Method::POST, "/api/v1/rollouts/none/promote", None, 404, "unknown-rollout"),
+        (Method::PUT, "/api/v1/rollouts/tag-2/weight", Some(json!({ "weight": "5" })), 400, "bad-request"),
+        (Method::PUT, "/api/v1/rollouts/tag-2/weight", Some(json!({ "wieght": "5%" })), 400, "bad-request"),
+        (Method::GET, "/api/v1/rollouts/tag-2/explain?user=42", None, 400, "bad-request"),
+        (Method::GET, "/api/v1/audit?last=many", None, 400, "bad-request"),
+        (Method::DELETE, "/api/v1/quarantine/0123456789ab", None, 404, "unknown-version"),
+        (Method::POST, "/api/v1/cache/prune", Some(json!({ "to": "much" })), 400, "bad-request"),
+        (Method::POST, "/api/v1/reload", Some(json!({ "x": "x".repeat(70 << 10) })), 413, "body-too-large"),
+    ];
+    for (method, path, body, status, kind) in cases {
+        let (got, problem) = json(&gateway, method.clone(), path, body).await;
+        assert_eq!((got.as_u16(), &problem["kind"]), (status, &json!(kind)), "{method} {path}: {problem}");
+        assert!(problem["error"].is_string(), "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_described_is_there() {
+    let up = Upstream::start().await;
+    let gateway = Gateway::start(CONFIG, &up).await;
+    let (_, description) = json(&gateway, Method::GET, "/openapi.json", None).await;
+    for (path, item) in description["paths"].as_object().unwrap() {
+        if item.get("get").is_none() {
+            continue;
+        }
+        let path = path.replace("{rollout}", "tag-2");
+        let reply = gateway.admin(Method::GET, &path, None).await;
+        assert_eq!(reply.status, StatusCode::OK, "{path}: {}", reply.text());
+    }
+    let (_, routes) = json(&gateway, Method::GET, "/api/v1/routes", None).await;
+    assert_eq!(routes[0]["name"], "all");
+    let metrics = gateway.metrics().await;
+    assert!(metrics.contains("lockgate_rollout_weight_ratio{rollout=\"tag-2\"} 0.05"), "{metrics}");
+}
+
+#[tokio::test]
+async fn web_pages_are_not_let_in() {
+    let up = Upstream::start().await;
+    let gateway = Gateway::start(CONFIG, &up).await;
+    let call = |name: &'static str, value: &'static str| {
+        gateway.client().get(gateway.admin_url("/api/v1/status")).header(name, value).send()
+    };
+    assert_eq!(call("host", "evil.example").await.unwrap().status(), StatusCode::FORBIDDEN);
+    assert_eq!(call("origin", "http://evil.example").await.unwrap().status(), StatusCode::FORBIDDEN);
+    assert_eq!(call("host", "localhost:9901").await.unwrap().status(), StatusCode::OK);
+}
+
+/// A gateway whose admin listener is not the harness's.
+struct Own {
+    _child: tokio::process::Child,
+    dir: tempfile::TempDir,
+    address: String,
+}
+
+impl Own {
+    async fn start(admin: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("lockgate-test-").tempdir().unwrap();
+        let config = format!(
+            "listeners: [\"127.0.0.1:0\"]\nadmin: {admin}\nupstreams: {{ app: [\"127.0.0.1:1\"] }}\nroutes: [{{ upstream: app }}]\n"
+        );
+        std::fs::write(dir.path().join("lockgate.yaml"), config.replace("DIR", &dir.path().display().to_string()))
+            .unwrap();
+        let mut child = command(&dir).arg("run").stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut address = None;
+        while let Some(line) = log.next_line().await.unwrap() {
+            let line: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
+            if line["message"] == "listening" && line["kind"] == "admin" {
+                address = line["address"].as_str().map(str::to_owned);
+            }
+            if line["message"] == "serving" {
+                break;
+            }
+        }
+        tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
+        Self { _child: child, dir, address: address.expect("it says where it listens") }
+    }
+
+    async fn cli(&self, arguments: &[&str], token: Option<&str>) -> (Option<i32>, String) {
+        let mut command = command(&self.dir);
+        command.args(arguments).arg("--admin").arg(&self.address);
+        if let Some(token) = token {
+            command.env("LOCKGATE_ADMIN_TOKEN", token);
+        }
+        let output = command.output().await.unwrap();
+        (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    }
+}
+
+fn command(dir: &tempfile::TempDir) -> tokio::process::Command {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_lockgate"));
+    command.current_dir(dir.path()).env("LOCKGATE_LOG_FORMAT", "json").stdin(Stdio::null());
+    command
+}
+
+#[tokio::test]
+async fn without_the_token_only_probes_and_scrapers_are_let_in() {
+    let own = Own::start("{ address: \"127.0.0.1:0\", token: s3cret }").await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = |path: &str| format!("http://{}{path}", own.address);
+    for open in ["/healthz", "/readyz", "/metrics"] {
+        assert_eq!(client.get(url(open)).send().await.unwrap().status(), StatusCode::OK, "{open}");
+    }
+    for closed in ["/api/v1/status", "/openapi.json", "/nowhere"] {
+        let reply = client.get(url(closed)).send().await.unwrap();
+        assert_eq!(reply.status(), StatusCode::UNAUTHORIZED, "{closed}");
+        assert_eq!(reply.headers()["www-authenticate"], "Bearer");
+        let reply = client.get(url(closed)).bearer_auth("wrong").send().await.unwrap();
+        assert_eq!(reply.status(), StatusCode::UNAUTHORIZED, "{closed}");
+    }
+    let reply = client.get(url("/api/v1/status")).bearer_auth("s3cret").send().await.unwrap();
+    assert_eq!(reply.status(), StatusCode::OK);
+    let reply = client.get(url("/api/v1/config")).bearer_auth("s3cret").send().await.unwrap();
+    assert!(!reply.text().await.unwrap().contains("s3cret"));
+
+    let (code, said) = own.cli(&["status"], None).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("the token is missing"), "{said}");
+    let (code, said) = own.cli(&["status"], Some("s3cret")).await;
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_for_its_owner_and_needs_no_token() {
+    let own = Own::start("{ address: \"unix:DIR/admin.sock\" }").await;
+    let path = own.dir.path().join("admin.sock");
+    assert_eq!(own.address, format!("unix:{}", path.display()));
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let mut stream = UnixStream::connect(&path).await.unwrap();
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: lockgate\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+
+    let (code, said) = own.cli(&["reload"], None).await;
+    assert_eq!((code, said.trim()), (Some(0), "unchanged: the file and its components are what serves already"));
+    let (_, said) = own.cli(&["status"], None).await;
+    assert!(said.contains(&format!("by cli by uid {}", rustix::process::geteuid().as_raw())), "{said}");
+}
