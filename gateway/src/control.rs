@@ -1,0 +1,478 @@
+//! The control plane: decides what serves. One task, the control loop, owns the configuration, the loaded versions, the
+//! rollouts' states, the quarantine and the generation; everything that happens reaches it as an [`Event`](keeper), one
+//! after the other. What it decides becomes a snapshot, and one pointer is swapped.
+//!
+//! The order of every change is: write the state, write the audit log, swap, publish, answer. Nobody is told of a
+//! promotion that a crash could undo, and no request is served by a state that is not on disk.
+//!
+//! [`Control`] is the handle: for the admin API, signals and the watcher it asks the loop, and for whoever only looks it
+//! reads what the loop published last.
+
+pub mod audit;
+pub mod build;
+pub mod choose;
+pub mod drain;
+pub mod explain;
+mod export;
+pub mod facts;
+mod keeper;
+pub mod quarantine;
+pub mod reload;
+pub mod rollout;
+pub mod snapshot;
+pub mod state;
+pub mod status;
+pub mod time;
+pub mod upstream;
+pub mod version;
+pub mod watch;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use lockgate_config::model::{Config, Listener};
+use lockgate_config::problem::Report;
+use lockgate_config::units::Weight;
+use lockgate_host::{Host, HostError, Progress, Stage};
+use parking_lot::RwLock;
+use tokio::sync::{mpsc, oneshot, watch as tokio_watch};
+
+pub use self::audit::AuditEntry;
+use self::audit::Audit;
+pub use self::explain::{Asked, Explanation};
+use self::keeper::{Decision, Event, Keeper};
+use self::quarantine::Why;
+use self::rollout::Refused;
+use self::snapshot::SnapshotCell;
+use self::state::StoreError;
+pub use self::status::{RolloutView, Status};
+use self::status::Published;
+use crate::metrics::Metrics;
+
+/// Binds listeners that are not bound yet, before a reload takes effect; those that are no longer wanted stay until
+/// [`Control::listeners`] says so. The error says which one cannot be bound, and why.
+pub type Bind = Arc<dyn Fn(&[Listener]) -> Result<(), String> + Send + Sync>;
+
+/// What the control plane starts with.
+#[derive(Clone)]
+pub struct Options {
+    /// The configuration's file.
+    pub config: PathBuf,
+    /// Whether this process decides from the start. One that is to replace another does not, until
+    /// [`Control::begin_deciding`].
+    pub deciding: bool,
+    /// Binds new listeners. Called at reloads that change them, not at the start.
+    pub bind: Bind,
+    /// Hears of each step in loading filters. [`LogProgress`] writes log lines.
+    pub progress: Arc<dyn Progress + Send + Sync>,
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { config, deciding, bind: _, progress: _ } = self;
+        f.debug_struct("Options").field("config", config).field("deciding", deciding).finish_non_exhaustive()
+    }
+}
+
+/// Writes the steps of loading filters to the log.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LogProgress;
+
+impl Progress for LogProgress {
+    fn stage(&self, filter: &str, stage: Stage) {
+        match stage {
+            Stage::Compiling { bytes } => tracing::info!(filter, bytes, "compiling"),
+            Stage::Ready { millis } => tracing::info!(filter, millis, "loaded"),
+            Stage::CacheHit | Stage::Configuring | Stage::Snapshotting | Stage::Probing => {
+                tracing::debug!(filter, ?stage, "loading");
+            }
+        }
+    }
+}
+
+/// What caused a reload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The start, or the moment when this process took over.
+    Start,
+    /// The configuration or a component changed on disk.
+    FileChanged,
+    /// SIGHUP.
+    Signal,
+    /// The admin API, and so the command line.
+    Api,
+}
+
+impl Cause {
+    /// Returns the cause in a word, as in status and log.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::FileChanged => "file",
+            Self::Signal => "signal",
+            Self::Api => "api",
+        }
+    }
+}
+
+/// Who asks for something, as the audit log has it: `cli by uid 1000`, `api 127.0.0.1`, `signal`, `file`, `gateway`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Actor(String);
+
+impl Actor {
+    /// Returns somebody by a description.
+    pub fn new(description: impl Into<String>) -> Self {
+        Self(description.into())
+    }
+
+    /// Returns whoever sent a signal.
+    pub fn signal() -> Self {
+        Self::new("signal")
+    }
+
+    /// Returns whoever changed a file.
+    pub fn file() -> Self {
+        Self::new("file")
+    }
+
+    /// Returns the gateway itself.
+    pub fn gateway() -> Self {
+        Self::new("gateway")
+    }
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What came of a reload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reloaded {
+    /// A new snapshot serves.
+    Swapped {
+        /// Its generation.
+        generation: u64,
+        /// Versions that were loaded for it.
+        loaded: usize,
+        /// Versions that were taken over as they were.
+        reused: usize,
+    },
+    /// The file and its components mean what they meant before.
+    Unchanged,
+}
+
+/// Why something asked of the control plane is not done. Displays for a person: what, where, and what to do.
+#[derive(Clone, Debug)]
+pub enum Refusal {
+    /// There is no such rollout.
+    UnknownRollout {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// No such version is in quarantine.
+    UnknownVersion {
+        /// What was asked for.
+        label: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// The rollout's state does not allow it.
+    NotAllowed {
+        /// The rollout.
+        rollout: String,
+        /// Why not.
+        refused: Refused,
+    },
+    /// The configuration file is wrong.
+    Config(Report),
+    /// A component that it names is refused.
+    Load(Report),
+    /// It changes what is read at start only.
+    Restart(Report),
+    /// A listener cannot be bound.
+    Listener(String),
+    /// The state cannot be written down.
+    State(String),
+    /// Another process decides.
+    HandedOver,
+    /// The control loop has ended, or failed at this.
+    Stopped(String),
+}
+
+impl Refusal {
+    /// Returns the kind, one of a closed set: `unknown-rollout`, `unknown-version`, `not-allowed`, `config`, `load`,
+    /// `restart`, `listener`, `state`, `handed-over`, `stopped`.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::UnknownRollout { .. } => "unknown-rollout",
+            Self::UnknownVersion { .. } => "unknown-version",
+            Self::NotAllowed { .. } => "not-allowed",
+            Self::Config(_) => "config",
+            Self::Load(_) => "load",
+            Self::Restart(_) => "restart",
+            Self::Listener(_) => "listener",
+            Self::State(_) => "state",
+            Self::HandedOver => "handed-over",
+            Self::Stopped(_) => "stopped",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |known: &[String]| known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        match self {
+            Self::UnknownRollout { name, known } if known.is_empty() => {
+                write!(f, "unknown rollout `{name}`: the configuration has none")
+            }
+            Self::UnknownRollout { name, known } => {
+                write!(f, "unknown rollout `{name}`: the configuration has {}", list(known))
+            }
+            Self::UnknownVersion { label, known } if known.is_empty() => {
+                write!(f, "no version `{label}` is in quarantine: it is empty")
+            }
+            Self::UnknownVersion { label, known } => {
+                write!(f, "no version `{label}` is in quarantine: it has {}", list(known))
+            }
+            Self::NotAllowed { rollout, refused } => write!(f, "rollout `{rollout}`: {refused}"),
+            Self::Config(report) | Self::Load(report) | Self::Restart(report) => report.fmt(f),
+            Self::Listener(why) | Self::State(why) | Self::Stopped(why) => f.write_str(why),
+            Self::HandedOver => {
+                f.write_str("this process has handed over to another one, which decides: ask that one")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// Why the control plane did not start. Displays for a person.
+#[derive(Debug)]
+pub enum StartError {
+    /// The configuration file is wrong, or a component that it names is refused.
+    Config(Report),
+    /// The host of the filters could not be made.
+    Host(HostError),
+    /// The state directory cannot be used.
+    State(StoreError),
+    /// The operating system refuses something, or the control loop has ended.
+    System(String),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(report) => report.fmt(f),
+            Self::Host(error) => error.fmt(f),
+            Self::State(error) => error.fmt(f),
+            Self::System(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// The handle of the control plane. Cheap to clone; the control loop ends when the last one is dropped.
+#[derive(Clone, Debug)]
+pub struct Control(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    events: mpsc::Sender<Event>,
+    cell: Arc<SnapshotCell>,
+    host: Arc<Host>,
+    metrics: Arc<Metrics>,
+    audit: Audit,
+    published: Arc<RwLock<Arc<Published>>>,
+    listeners: tokio_watch::Receiver<Arc<[Listener]>>,
+    started: Instant,
+}
+
+/// Events that may wait for the control loop; who asks more waits.
+const EVENTS_MAX: usize = 64;
+
+impl Control {
+    /// Loads the configuration and everything that it names, restores the state, builds the first snapshot and starts the
+    /// control loop.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps a gateway from serving as the file says. A corrupted state file does not.
+    pub async fn start(options: Options) -> Result<Self, StartError> {
+        let started = Instant::now();
+        let (events, inbox) = mpsc::channel(EVENTS_MAX);
+        let (keeper, failing) = Keeper::start(options, events.downgrade()).await?;
+        let control = Self(Arc::new(Inner {
+            events,
+            cell: Arc::clone(keeper.cell()),
+            host: Arc::clone(keeper.host()),
+            metrics: Arc::clone(keeper.metrics()),
+            audit: keeper.audit().clone(),
+            published: keeper.published(),
+            listeners: keeper.listeners(),
+            started,
+        }));
+        tokio::spawn(keeper.run(inbox, failing));
+        Ok(control)
+    }
+
+    /// Returns the cell that holds the current snapshot.
+    pub fn cell(&self) -> &Arc<SnapshotCell> {
+        &self.0.cell
+    }
+
+    /// Returns the host of the filters.
+    pub fn host(&self) -> &Arc<Host> {
+        &self.0.host
+    }
+
+    /// Returns the metrics.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.0.metrics
+    }
+
+    /// Returns the configuration in force.
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.published().loaded.facts.config)
+    }
+
+    /// Returns the wanted listeners, to be followed: after a reload that took effect those that are missing are to be
+    /// closed, and after one that did not, those that were bound for it.
+    pub fn listeners(&self) -> tokio_watch::Receiver<Arc<[Listener]>> {
+        self.0.listeners.clone()
+    }
+
+    /// Reads the configuration and its components again. A reload that is asked for during another one runs after it.
+    ///
+    /// # Errors
+    ///
+    /// Whatever is wrong; everything is as it was.
+    pub async fn reload(&self, cause: Cause, by: Actor) -> Result<Reloaded, Refusal> {
+        self.ask(|reply| Event::Reload { cause, by, reply: Some(reply) }).await
+    }
+
+    /// Sets the canary's share of a rollout, until the file's weight or one of its versions changes.
+    ///
+    /// # Errors
+    ///
+    /// The rollout is unknown or not under way, or the state cannot be written.
+    pub async fn set_weight(&self, rollout: &str, weight: Weight, by: Actor) -> Result<RolloutView, Refusal> {
+        self.decide(rollout, Decision::SetWeight(weight), by).await
+    }
+
+    /// Makes a rollout's canary serve everybody, until one of its versions changes in the file.
+    ///
+    /// # Errors
+    ///
+    /// The rollout is unknown or rolled back, or the state cannot be written.
+    pub async fn promote(&self, rollout: &str, by: Actor) -> Result<RolloutView, Refusal> {
+        self.decide(rollout, Decision::Promote, by).await
+    }
+
+    /// Makes a rollout's stable version serve everybody, until one of its versions changes in the file.
+    ///
+    /// # Errors
+    ///
+    /// The rollout is unknown, or the state cannot be written.
+    pub async fn roll_back(&self, rollout: &str, why: Option<String>, by: Actor) -> Result<RolloutView, Refusal> {
+        let why = Why::Person { by: by.to_string(), reason: why };
+        self.decide(rollout, Decision::RollBack(why), by).await
+    }
+
+    /// Takes a rolled-back rollout up again, with the weight that it had.
+    ///
+    /// # Errors
+    ///
+    /// The rollout is unknown or promoted, its canary is in quarantine, or the state cannot be written.
+    pub async fn resume(&self, rollout: &str, by: Actor) -> Result<RolloutView, Refusal> {
+        self.decide(rollout, Decision::Resume, by).await
+    }
+
+    /// Takes a version out of quarantine, by its label. A stable version serves again at once; a rollout that was rolled
+    /// back because of it stays so until it is resumed.
+    ///
+    /// # Errors
+    ///
+    /// No such version is in quarantine, or the state cannot be written.
+    pub async fn release(&self, version: &str, by: Actor) -> Result<(), Refusal> {
+        let label = version.to_owned();
+        self.ask(|reply| Event::Release { label, by, reply }).await
+    }
+
+    /// Returns the state of everything. Waits for nothing.
+    pub fn status(&self) -> Arc<Status> {
+        Arc::new(self.published().status(self.0.started, &self.0.cell.current(), &self.0.host))
+    }
+
+    /// Explains which track a rollout puts a key or a request on.
+    ///
+    /// # Errors
+    ///
+    /// The rollout is unknown.
+    pub fn explain(&self, rollout: &str, asked: &Asked) -> Result<Explanation, Refusal> {
+        let published = self.published();
+        let facts = &published.loaded.facts;
+        let found = facts.rollout(rollout);
+        let state = found.and_then(|index| Some((index, choose::state(facts, &published.saved, index)?)));
+        match state {
+            Some((index, state)) => Ok(explain::explain(&facts.config.rollouts[index], state, asked)),
+            None => Err(keeper::unknown_rollout(facts, rollout)),
+        }
+    }
+
+    /// Returns the YAML that brings the file up to the state.
+    pub fn export(&self) -> String {
+        let published = self.published();
+        export::Export { facts: &published.loaded.facts, saved: &published.saved }.to_string()
+    }
+
+    /// Returns the last entries of the audit log, the oldest of them first. Reads a file.
+    pub fn audit(&self, last: usize) -> Vec<AuditEntry> {
+        self.0.audit.tail(last)
+    }
+
+    /// Makes this process stop watching, judging and writing state, so that another one can. It goes on serving as it
+    /// is. Returns when the last write is done.
+    pub async fn stop_deciding(&self) {
+        // An error means that the loop has ended, and so decides nothing.
+        drop(self.ask(|reply| Event::Stop { reply }).await);
+    }
+
+    /// Makes this process the one that decides: what another one wrote is read, and takes effect before this returns.
+    ///
+    /// # Errors
+    ///
+    /// Another process decides, or the state cannot be read or written.
+    pub async fn begin_deciding(&self) -> Result<(), StartError> {
+        let began = self.ask_for(|reply| Event::Begin { reply }).await;
+        began.unwrap_or_else(|| Err(StartError::System(STOPPED.to_owned())))
+    }
+
+    async fn decide(&self, rollout: &str, decision: Decision, by: Actor) -> Result<RolloutView, Refusal> {
+        let rollout = rollout.to_owned();
+        self.ask(|reply| Event::Decide { rollout, decision, by, reply }).await
+    }
+
+    async fn ask<T>(&self, event: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Event) -> Result<T, Refusal> {
+        self.ask_for(event).await.unwrap_or_else(|| Err(Refusal::Stopped(STOPPED.to_owned())))
+    }
+
+    /// Returns the loop's answer; none where it has ended.
+    async fn ask_for<T>(&self, event: impl FnOnce(oneshot::Sender<T>) -> Event) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.0.events.send(event(reply)).await.ok()?;
+        answer.await.ok()
+    }
+
+    fn published(&self) -> Arc<Published> {
+        Arc::clone(&self.0.published.read())
+    }
+}
+
+const STOPPED: &str = "the control loop has ended";

@@ -1,0 +1,145 @@
+//! Writes down where file and state differ, as the YAML to commit: once it is in the file, the state has nothing to overlay
+//! any more. What it prints is for a person to merge; each part says in a comment what to do with it.
+
+use std::fmt::{self, Write as _};
+
+use lockgate_config::model::{FilterVersion, Host, RolloutSubject, Upstream, UpstreamProtocol};
+use lockgate_config::units::format_duration;
+use serde_json::Value;
+
+use crate::control::choose::state;
+use crate::control::facts::Facts;
+use crate::control::rollout::{Phase, State};
+use crate::control::state::Saved;
+
+/// Displays the YAML to commit.
+#[derive(Debug)]
+pub struct Export<'a> {
+    /// What the file says.
+    pub facts: &'a Facts,
+    /// What is in force.
+    pub saved: &'a Saved,
+}
+
+impl fmt::Display for Export<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { facts, saved } = self;
+        let (mut filters, mut upstreams, mut rollouts) = (String::new(), String::new(), String::new());
+        for (index, rollout) in facts.config.rollouts.iter().enumerate() {
+            let Some(state) = state(facts, saved, index).filter(|state| state.differs_from_file()) else { continue };
+            let name = &rollout.name;
+            match (&state.phase, &rollout.subject) {
+                (Phase::Promoted, RolloutSubject::Filter { filter, canary }) => {
+                    let filter = &facts.config.filters[*filter];
+                    writeln!(
+                        filters,
+                        "  # `{name}` is promoted. Remove it from `rollouts`, and give the filter its canary's version."
+                    )?;
+                    writeln!(filters, "  {}:", key(&filter.name))?;
+                    version(&mut filters, facts, &filter.version, canary)?;
+                }
+                (Phase::Promoted, RolloutSubject::Upstream { upstream, canary }) => {
+                    let upstream = &facts.config.upstreams[*upstream].name;
+                    writeln!(
+                        upstreams,
+                        "  # `{name}` is promoted. Remove it from `rollouts`, and give the upstream its canary's settings."
+                    )?;
+                    writeln!(upstreams, "  {}:", key(upstream))?;
+                    settings(&mut upstreams, &facts.config.upstreams[*canary])?;
+                }
+                (Phase::RolledBack { why }, _) => {
+                    let why = one_line(&why.to_string());
+                    writeln!(
+                        rollouts,
+                        "  # `{name}` is rolled back ({why}). Remove it, give it another canary, or leave it idle."
+                    )?;
+                    weight(&mut rollouts, name, state)?;
+                }
+                (Phase::Ramping, _) => weight(&mut rollouts, name, state)?,
+            }
+        }
+        let sections = [("upstreams", upstreams), ("filters", filters), ("rollouts", rollouts)];
+        if sections.iter().all(|(_, content)| content.is_empty()) {
+            return f.write_str("# the file says what is in force\n");
+        }
+        sections
+            .iter()
+            .filter(|(_, content)| !content.is_empty())
+            .try_for_each(|(section, content)| write!(f, "{section}:\n{content}"))
+    }
+}
+
+fn weight(text: &mut String, rollout: &str, state: &State) -> fmt::Result {
+    writeln!(text, "  {}:", key(rollout))?;
+    writeln!(text, "    weight: {}", state.weight_in_effect())
+}
+
+/// Writes what of a canary differs from the filter's own version.
+fn version(text: &mut String, facts: &Facts, stable: &FilterVersion, canary: &FilterVersion) -> fmt::Result {
+    if canary.component != stable.component {
+        let path = facts.shown(&canary.component).display().to_string();
+        writeln!(text, "    component: {}", quoted(&path))?;
+    }
+    if canary.settings_written != stable.settings_written {
+        // JSON is YAML.
+        writeln!(text, "    settings: {}", canary.settings_written)?;
+    }
+    if canary.grants != stable.grants {
+        let outbound = canary.grants.outbound.iter().map(|grant| {
+            let scheme = if grant.tls { "https" } else { "http" };
+            quoted(&format!("{scheme}://{}:{}", grant.host, grant.port))
+        });
+        writeln!(text, "    grants: {{ outbound: [{}] }}", outbound.collect::<Vec<_>>().join(", "))?;
+    }
+    Ok(())
+}
+
+fn settings(text: &mut String, upstream: &Upstream) -> fmt::Result {
+    let endpoints = upstream.endpoints.iter().map(|endpoint| {
+        let host = match &endpoint.host {
+            Host::Address(address) if address.is_ipv6() => format!("[{address}]"),
+            Host::Address(address) => address.to_string(),
+            Host::Name(name) => name.clone(),
+        };
+        quoted(&format!("{host}:{}", endpoint.port))
+    });
+    let protocol = match upstream.protocol {
+        UpstreamProtocol::Http1 => "http1",
+        UpstreamProtocol::H2c => "h2c",
+    };
+    let timeouts = upstream.timeouts;
+    writeln!(text, "    endpoints: [{}]", endpoints.collect::<Vec<_>>().join(", "))?;
+    writeln!(text, "    protocol: {protocol}")?;
+    writeln!(
+        text,
+        "    timeouts: {{ connect: {}, read: {}, write: {}, idle: {} }}",
+        format_duration(timeouts.connect),
+        format_duration(timeouts.read),
+        format_duration(timeouts.write),
+        format_duration(timeouts.idle)
+    )?;
+    writeln!(text, "    retries: {}", upstream.retries)?;
+    writeln!(text, "    keepalive_connections: {}", upstream.keepalive_connections)
+}
+
+/// Returns a name as a YAML key: as it is where nothing in it means anything to YAML.
+fn key(name: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+    let word = matches!(
+        name.to_ascii_lowercase().as_str(),
+        "true" | "false" | "null" | "yes" | "no" | "on" | "off" | "y" | "n"
+    );
+    if name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.chars().all(plain) && !word {
+        name.to_owned()
+    } else {
+        quoted(name)
+    }
+}
+
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

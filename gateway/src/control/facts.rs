@@ -1,0 +1,167 @@
+//! What the file says, and what it names: the resolved configuration with the digests of every version in it. *Facts*
+//! do not change; a reload replaces them whole.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use lockgate_config::model::{self, Config, Filter, FilterVersion, RolloutSubject};
+use lockgate_config::problem::{Place, Problem, Source};
+use lockgate_host::{FilterSpec, Grants, Isolation, Limits, OutboundGrant, VersionId};
+use serde_json::Value;
+
+use crate::control::rollout::Versions;
+use crate::control::upstream::digest_of;
+
+/// What the file says.
+#[derive(Debug)]
+pub struct Facts {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The file's text, to show problems in.
+    pub source: Source,
+    /// The stable version of each filter, in the configuration's order.
+    pub stable: Vec<VersionId>,
+    /// The canary of each rollout, in the configuration's order; none for one that moves an upstream.
+    pub canaries: Vec<Option<VersionId>>,
+    /// The configuration without its places, to tell whether a file means the same as another.
+    meaning: Value,
+}
+
+impl Facts {
+    /// Puts together what was found out.
+    pub fn new(config: Config, source: Source, stable: Vec<VersionId>, canaries: Vec<Option<VersionId>>) -> Self {
+        let meaning = lockgate_config::dump(&config);
+        Self { config: Arc::new(config), source, stable, canaries, meaning }
+    }
+
+    /// Returns whether nothing but the file's layout differs.
+    pub fn mean_the_same_as(&self, other: &Self) -> bool {
+        // The dump hides secrets. Those of settings are in the versions' digests.
+        self.stable == other.stable
+            && self.canaries == other.canaries
+            && self.config.admin.token == other.config.admin.token
+            && self.meaning == other.meaning
+    }
+
+    /// Returns the index of a rollout.
+    pub fn rollout(&self, name: &str) -> Option<usize> {
+        self.config.rollouts.iter().position(|rollout| &*rollout.name == name)
+    }
+
+    /// Returns the index of a filter.
+    pub fn filter(&self, name: &str) -> Option<usize> {
+        self.config.filters.iter().position(|filter| &*filter.name == name)
+    }
+
+    /// Returns the index of the rollout that moves a filter, and its canary.
+    pub fn rollout_of_filter(&self, filter: usize) -> Option<(usize, &FilterVersion, VersionId)> {
+        self.config.rollouts.iter().enumerate().find_map(|(index, rollout)| match &rollout.subject {
+            RolloutSubject::Filter { filter: moved, canary } if *moved == filter => {
+                Some((index, canary, self.canaries[index]?))
+            }
+            RolloutSubject::Filter { .. } | RolloutSubject::Upstream { .. } => None,
+        })
+    }
+
+    /// Returns the index of the rollout that moves an upstream, and that of its canary.
+    pub fn rollout_of_upstream(&self, upstream: usize) -> Option<(usize, usize)> {
+        self.config.rollouts.iter().enumerate().find_map(|(index, rollout)| match rollout.subject {
+            RolloutSubject::Upstream { upstream: moved, canary } if moved == upstream => Some((index, canary)),
+            RolloutSubject::Filter { .. } | RolloutSubject::Upstream { .. } => None,
+        })
+    }
+
+    /// Returns what a rollout moves, by digests.
+    pub fn versions(&self, rollout: usize) -> Versions {
+        let filter = |id: &VersionId| format!("{:#}/{:#}/{:#}", id.component, id.settings, id.grants);
+        let upstream = |index: usize| {
+            let upstream = &self.config.upstreams[index];
+            format!("{}@{}", upstream.name, digest_of(upstream))
+        };
+        match self.config.rollouts[rollout].subject {
+            RolloutSubject::Filter { filter: index, .. } => Versions {
+                stable: filter(&self.stable[index]),
+                canary: self.canaries[rollout].as_ref().map(filter).unwrap_or_default(),
+            },
+            RolloutSubject::Upstream { upstream: index, canary } => {
+                Versions { stable: upstream(index), canary: upstream(canary) }
+            }
+        }
+    }
+
+    /// Returns a path as the file would have it: relative to the file's folder where it is below it.
+    pub fn shown<'a>(&self, path: &'a Path) -> &'a Path {
+        shown(&self.source, path)
+    }
+
+    /// Returns a problem for each setting that differs from `current` but is read at start only.
+    pub fn needing_restart(&self, current: &Self) -> Vec<Problem> {
+        let (next, now) = (&self.config.server, &current.config.server);
+        let mut problems = Vec::new();
+        let mut check = |key: &str, now: String, next: String| {
+            if now != next {
+                let message = format!("`{key}` is read at start only: `{now}` is in force, the file says `{next}`");
+                let hint = "to change it without a failed request, run `lockgate upgrade`; a restart does as well";
+                problems.push(Problem::new(message, Place::none()).hint(hint));
+            }
+        };
+        check("server.threads", now.threads.to_string(), next.threads.to_string());
+        check("server.compile_threads", now.compile_threads.to_string(), next.compile_threads.to_string());
+        check("server.state_dir", now.state_dir.display().to_string(), next.state_dir.display().to_string());
+        check("server.cache_dir", now.cache_dir.display().to_string(), next.cache_dir.display().to_string());
+        check("server.cache_size", now.cache_size.to_string(), next.cache_size.to_string());
+        check("server.instances", now.instances.to_string(), next.instances.to_string());
+        check("server.instance_memory", now.instance_memory.to_string(), next.instance_memory.to_string());
+        check("admin.address", admin(&current.config), admin(&self.config));
+        problems
+    }
+}
+
+/// Returns a path as a file would have it.
+pub(super) fn shown<'a>(source: &Source, path: &'a Path) -> &'a Path {
+    source.file.parent().and_then(|folder| path.strip_prefix(folder).ok()).unwrap_or(path)
+}
+
+fn admin(config: &Config) -> String {
+    match &config.admin.address {
+        model::AdminAddress::Tcp(address) => address.to_string(),
+        model::AdminAddress::Unix(path) => format!("unix:{}", path.display()),
+    }
+}
+
+/// Returns grants as the host takes them.
+pub fn grants(grants: &model::Grants) -> Grants {
+    let outbound = grants.outbound.iter();
+    Grants {
+        outbound: outbound
+            .map(|grant| OutboundGrant { tls: grant.tls, host: grant.host.clone(), port: grant.port })
+            .collect(),
+    }
+}
+
+/// Returns what the host is to load: a version under the filter's policy.
+pub fn spec(filter: &Filter, settings: &str, grants: Grants, component: Arc<[u8]>) -> FilterSpec {
+    let limits = filter.policy.limits;
+    FilterSpec {
+        name: Arc::clone(&filter.name),
+        component,
+        settings: settings.to_owned(),
+        grants,
+        isolation: match filter.policy.isolation {
+            model::Isolation::Request => Isolation::Request,
+            model::Isolation::Reused { requests, memory } => {
+                Isolation::Reused { requests, memory_bytes: memory.bytes() }
+            }
+        },
+        limits: Limits {
+            deadline: limits.deadline,
+            configure_deadline: limits.configure_deadline,
+            memory_bytes: limits.memory.bytes(),
+            table_elements: limits.table_elements,
+            copy_bytes: limits.copy.bytes(),
+            instances: limits.instances,
+            body_bytes: limits.body.bytes(),
+            key_value_bytes: limits.key_value.bytes(),
+        },
+    }
+}

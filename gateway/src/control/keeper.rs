@@ -1,0 +1,811 @@
+//! The control loop. The *keeper* owns everything that changes, and handles one event after the other. What takes long, a
+//! reload or the loading of a last good version, runs as a job beside it and comes back as an event, so that a person can
+//! set a weight or roll back meanwhile; a job's outcome is applied to the state as it is by then.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lockgate_config::model::{FilterPolicy, Listener};
+use lockgate_config::units::Weight;
+use lockgate_host::{Host, VersionId};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
+
+use crate::control::audit::{Audit, AuditEntry};
+use crate::control::build::build;
+use crate::control::choose::{self, Loaded, chosen, components, fallbacks, remember};
+use crate::control::drain::{self, Drains};
+use crate::control::facts::Facts;
+use crate::control::quarantine::{Entry, Why};
+use crate::control::reload::{Draft, host};
+use crate::control::rollout::{self, Effect, State, Step, step};
+use crate::control::snapshot::SnapshotCell;
+use crate::control::state::{Saved, Store};
+use crate::control::status::{LastReload, Published};
+use crate::control::time::Timestamp;
+use crate::control::version::{Failing, Version, label_of};
+use crate::control::watch::Fingerprint;
+use crate::control::{Actor, Cause, Options, Refusal, Reloaded, RolloutView, StartError};
+use crate::metrics::{Metrics, ReloadOutcome};
+
+mod job;
+
+use job::{Prepared, Ready, Tools};
+
+/// How often upstreams' names are resolved again, and metrics that nothing uses are dropped.
+const TICK: Duration = Duration::from_secs(30);
+
+/// What happens to the control plane.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// The configuration is to be read again.
+    Reload { cause: Cause, by: Actor, reply: Option<oneshot::Sender<Result<Reloaded, Refusal>>> },
+    /// A reload's job has ended. No fingerprint means that it did not come to reading anything.
+    Prepared { seen: Option<Fingerprint>, outcome: Result<Prepared, Refusal> },
+    /// A person decides about a rollout.
+    Decide { rollout: String, decision: Decision, by: Actor, reply: oneshot::Sender<Result<RolloutView, Refusal>> },
+    /// A person takes a version out of quarantine.
+    Release { label: String, by: Actor, reply: oneshot::Sender<Result<(), Refusal>> },
+    /// A last good version was loaded, or could not be.
+    Recovered {
+        filter: String,
+        id: VersionId,
+        policy: Box<FilterPolicy>,
+        outcome: Result<Arc<lockgate_host::Filter>, String>,
+    },
+    /// This process is to decide.
+    Begin { reply: oneshot::Sender<Result<(), StartError>> },
+    /// Another process is to decide.
+    Stop { reply: oneshot::Sender<Result<(), Refusal>> },
+}
+
+/// What a person decides about a rollout.
+#[derive(Debug)]
+pub(super) enum Decision {
+    SetWeight(Weight),
+    Promote,
+    RollBack(Why),
+    Resume,
+}
+
+/// A reload that was asked for.
+#[derive(Debug)]
+struct Asked {
+    cause: Cause,
+    by: Actor,
+    reply: Option<oneshot::Sender<Result<Reloaded, Refusal>>>,
+}
+
+/// Owns everything that changes.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    tools: Arc<Tools>,
+    audit: Audit,
+    events: mpsc::WeakSender<Event>,
+    loaded: Arc<Loaded>,
+    saved: Saved,
+    generation: u64,
+    cell: Arc<SnapshotCell>,
+    drains: Drains,
+    deciding: bool,
+    trouble: Option<String>,
+    last_reload: LastReload,
+    /// Reloads that the running job answers; none runs where it is empty.
+    answering: Vec<Asked>,
+    /// Reloads that were asked for meanwhile: one job after this one answers them all.
+    waiting: Vec<Asked>,
+    /// Last good versions that are being loaded.
+    recovering: BTreeSet<(String, VersionId)>,
+    /// Last good versions that could not be loaded. Tried again after the next reload.
+    unusable: BTreeSet<(String, VersionId)>,
+    published: Arc<RwLock<Arc<Published>>>,
+    listeners: watch::Sender<Arc<[Listener]>>,
+    seen: watch::Sender<Arc<Fingerprint>>,
+}
+
+impl Keeper {
+    /// Loads everything, restores the state and builds the first snapshot.
+    pub(super) async fn start(
+        options: Options,
+        events: mpsc::WeakSender<Event>,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Failing>), StartError> {
+        let metrics = Metrics::new().map_err(|error| StartError::System(format!("the metrics: {error}")))?;
+        let (failing, failures) = mpsc::unbounded_channel();
+        let path = options.config.clone();
+        let deciding = options.deciding;
+        let (seen, draft, host, store, restored) = blocking(move || {
+            let mut seen = Fingerprint::default();
+            let draft = Draft::read(&path, &mut seen).map_err(StartError::Config)?;
+            let config = &draft.facts.config;
+            let mut store = Store::open(&config.server.state_dir).map_err(StartError::State)?;
+            if deciding {
+                store.lock().map_err(StartError::State)?;
+            }
+            let restored = store.restore().map_err(StartError::State)?;
+            let host = host(config).map_err(StartError::Host)?;
+            Ok((seen, draft, host, store, restored))
+        })
+        .await
+        .map_err(StartError::System)??;
+        if let Some(trouble) = &restored.trouble {
+            tracing::error!(%trouble, "the state directory is damaged");
+            metrics.state_corruptions.inc_by(restored.corrupted);
+        }
+        let audit = Audit::new(&draft.facts.config.server.state_dir);
+        let tools = Arc::new(Tools {
+            config: options.config,
+            host,
+            metrics: Arc::clone(&metrics),
+            store: Arc::new(Mutex::new(store)),
+            bind: options.bind,
+            progress: options.progress,
+            failing,
+        });
+        let drains = Drains::start(Arc::clone(&metrics))
+            .map_err(|error| StartError::System(format!("cannot start the reaper: {error}")))?;
+
+        let facts = Arc::clone(&draft.facts);
+        let ready = job::load(draft, None, deciding, Arc::clone(&tools)).await.map_err(|refusal| match refusal {
+            Refusal::Config(report) | Refusal::Load(report) | Refusal::Restart(report) => StartError::Config(report),
+            other => StartError::System(other.to_string()),
+        })?;
+        let (saved, mut entries) = reconcile(&facts, &restored.saved, &Actor::gateway(), Timestamp::now());
+        entries.insert(0, entry(&Actor::gateway(), "start", "gateway", "", &generation(1)));
+        let loaded = job::recover_all(ready.loaded, &saved, Arc::clone(&tools)).await;
+        if deciding {
+            commit(&tools, &audit, &restored.saved, &saved, entries).await.map_err(StartError::System)?;
+        }
+
+        let first = Arc::new(build(1, &facts.config, &chosen(&loaded, &saved), &metrics));
+        metrics.generation.set(1);
+        let last_reload = last_reload(Cause::Start, &Actor::gateway(), ReloadOutcome::Swapped, None);
+        let loaded = Arc::new(loaded);
+        let published = Arc::new(RwLock::new(Arc::new(Published {
+            loaded: Arc::clone(&loaded),
+            saved: saved.clone(),
+            generation: 1,
+            deciding,
+            trouble: restored.trouble.clone(),
+            last_reload: last_reload.clone(),
+            draining: drains.shown(),
+        })));
+        let keeper = Self {
+            audit,
+            events,
+            saved,
+            generation: 1,
+            cell: Arc::new(SnapshotCell::new(first)),
+            drains,
+            deciding,
+            trouble: restored.trouble,
+            last_reload,
+            answering: Vec::new(),
+            waiting: Vec::new(),
+            recovering: BTreeSet::new(),
+            unusable: BTreeSet::new(),
+            published,
+            listeners: watch::Sender::new(facts.config.listeners.as_slice().into()),
+            seen: watch::Sender::default(),
+            loaded,
+            tools,
+        };
+        keeper.show_metrics(&facts, &Saved::default());
+        keeper.watch_files(seen);
+        keeper.follow_files();
+        Ok((keeper, failures))
+    }
+
+    pub(super) fn cell(&self) -> &Arc<SnapshotCell> {
+        &self.cell
+    }
+
+    pub(super) fn host(&self) -> &Arc<Host> {
+        &self.tools.host
+    }
+
+    pub(super) fn metrics(&self) -> &Arc<Metrics> {
+        &self.tools.metrics
+    }
+
+    pub(super) fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
+    pub(super) fn published(&self) -> Arc<RwLock<Arc<Published>>> {
+        Arc::clone(&self.published)
+    }
+
+    pub(super) fn listeners(&self) -> watch::Receiver<Arc<[Listener]>> {
+        self.listeners.subscribe()
+    }
+
+    /// Handles events until the last handle is dropped.
+    pub(super) async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut failing: mpsc::UnboundedReceiver<Failing>,
+    ) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut drain = tokio::time::interval(drain::POLL);
+        drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.handle(event).await,
+                    None => return,
+                },
+                Some(failing) = failing.recv() => self.quarantine(failing).await,
+                _ = drain.tick(), if !self.drains.is_empty() => self.drains.look(Instant::now()),
+                _ = tick.tick() => self.tick(),
+            }
+        }
+    }
+
+    async fn handle(&mut self, event: Event) {
+        // Whoever asked may have gone away; nothing depends on the answer's arrival.
+        match event {
+            Event::Reload { cause, by, reply } => self.reload(Asked { cause, by, reply }),
+            Event::Prepared { seen, outcome } => self.prepared(seen, outcome).await,
+            Event::Decide { rollout, decision, by, reply } => {
+                drop(reply.send(self.decide(&rollout, decision, by).await))
+            }
+            Event::Release { label, by, reply } => drop(reply.send(self.release(&label, &by).await)),
+            Event::Recovered { filter, id, policy, outcome } => self.recovered(filter, id, *policy, outcome).await,
+            Event::Begin { reply } => drop(reply.send(self.begin().await)),
+            Event::Stop { reply } => {
+                self.stop();
+                drop(reply.send(Ok(())));
+            }
+        }
+    }
+
+    fn tick(&self) {
+        self.tools.metrics.sweep(Instant::now());
+        let upstreams = self.loaded.upstreams.clone();
+        tokio::spawn(async move {
+            for upstream in upstreams {
+                upstream.refresh().await;
+            }
+        });
+    }
+
+    // Reloads.
+
+    fn reload(&mut self, asked: Asked) {
+        if !self.deciding {
+            answer(vec![asked], &Err(Refusal::HandedOver));
+        } else if self.answering.is_empty() {
+            self.begin_reload(vec![asked]);
+        } else {
+            self.waiting.push(asked);
+        }
+    }
+
+    fn begin_reload(&mut self, asked: Vec<Asked>) {
+        self.answering = asked;
+        let (tools, current, events) = (Arc::clone(&self.tools), Arc::clone(&self.loaded), self.events.clone());
+        let saved = self.saved.clone();
+        tokio::spawn(async move {
+            let (seen, outcome) = job::prepare(current, saved, tools).await;
+            if let Some(events) = events.upgrade() {
+                // An error means that the loop has ended.
+                drop(events.send(Event::Prepared { seen, outcome }).await);
+            }
+        });
+    }
+
+    async fn prepared(&mut self, seen: Option<Fingerprint>, outcome: Result<Prepared, Refusal>) {
+        let asked = std::mem::take(&mut self.answering);
+        let (cause, by) =
+            asked.first().map_or_else(|| (Cause::FileChanged, Actor::file()), |asked| (asked.cause, asked.by.clone()));
+        let outcome = match outcome {
+            _ if !self.deciding => Err(Refusal::HandedOver),
+            Err(refusal) => Err(refusal),
+            Ok(Prepared::Unchanged(facts)) => {
+                // Places may have moved, and later problems are shown at them.
+                Arc::make_mut(&mut self.loaded).facts = facts;
+                Ok(Reloaded::Unchanged)
+            }
+            Ok(Prepared::New(ready)) => self.apply(*ready, &by).await,
+        };
+        let metric = match &outcome {
+            Ok(Reloaded::Swapped { generation, loaded, reused }) => {
+                tracing::info!(generation, loaded, reused, cause = cause.as_str(), %by, "reloaded");
+                ReloadOutcome::Swapped
+            }
+            Ok(Reloaded::Unchanged) => {
+                tracing::info!(cause = cause.as_str(), %by, "reloaded, nothing is new");
+                ReloadOutcome::Unchanged
+            }
+            Err(refusal) => {
+                tracing::error!(kind = refusal.kind(), cause = cause.as_str(), %by, "reload refused, everything stays as it is\n{refusal}");
+                // What was bound for it is not needed.
+                self.listeners.send_replace(self.loaded.facts.config.listeners.as_slice().into());
+                ReloadOutcome::Refused
+            }
+        };
+        if self.deciding {
+            self.tools.metrics.reloaded(metric);
+            let problems = outcome.as_ref().err().map(ToString::to_string);
+            self.last_reload = last_reload(cause, &by, metric, problems);
+            if let Some(seen) = seen {
+                self.watch_files(seen);
+            }
+        }
+        self.publish();
+        answer(asked, &outcome);
+        if !self.waiting.is_empty() {
+            let waiting = std::mem::take(&mut self.waiting);
+            self.begin_reload(waiting);
+        }
+    }
+
+    /// Makes what a job has prepared serve.
+    async fn apply(&mut self, ready: Ready, by: &Actor) -> Result<Reloaded, Refusal> {
+        let Ready { mut loaded, fresh } = ready;
+        let (next, mut entries) = reconcile(&loaded.facts, &self.saved, by, Timestamp::now());
+        let (before, after) = (generation(self.generation), generation(self.generation + 1));
+        entries.insert(0, entry(by, "reload", "configuration", &before, &after));
+        self.commit(&next, entries).await?;
+        // Those that were loaded meanwhile.
+        loaded.spares.extend(self.loaded.spares_for(&loaded.facts));
+        let before = std::mem::replace(&mut self.saved, next);
+        let old = std::mem::replace(&mut self.loaded, Arc::new(loaded));
+        self.prune_components().await;
+        self.unusable.clear();
+        self.swap();
+        self.show_metrics(&old.facts, &before);
+        self.listeners.send_replace(self.loaded.facts.config.listeners.as_slice().into());
+        self.recover();
+        let reused = (self.loaded.stable.len() + self.loaded.canaries.iter().flatten().count()).saturating_sub(fresh);
+        Ok(Reloaded::Swapped { generation: self.generation, loaded: fresh, reused })
+    }
+
+    /// Drops copies of components that nothing needs any more. Called when no reload's job runs, which may just have
+    /// made one.
+    async fn prune_components(&self) {
+        let (store, needed) = (Arc::clone(&self.tools.store), components(&self.loaded.facts, &self.saved));
+        // What stays this time goes the next time.
+        drop(blocking(move || store.lock().prune_components(&needed)).await);
+    }
+
+    /// Tells the watcher what was read.
+    fn watch_files(&self, seen: Fingerprint) {
+        let watching = self.deciding && self.loaded.facts.config.server.watch;
+        self.seen.send_replace(Arc::new(if watching { seen } else { Fingerprint::default() }));
+    }
+
+    fn follow_files(&self) {
+        let events = self.events.clone();
+        tokio::spawn(crate::control::watch::watch(self.seen.subscribe(), move || {
+            let event = Event::Reload { cause: Cause::FileChanged, by: Actor::file(), reply: None };
+            // Where the channel is full, the next poll finds the difference again.
+            events.upgrade().is_some_and(|events| events.try_send(event).is_ok())
+        }));
+    }
+
+    // Decisions about rollouts.
+
+    async fn decide(&mut self, name: &str, decision: Decision, by: Actor) -> Result<RolloutView, Refusal> {
+        if !self.deciding {
+            return Err(Refusal::HandedOver);
+        }
+        let facts = Arc::clone(&self.loaded.facts);
+        let found = facts.rollout(name).and_then(|index| Some((index, choose::state(&facts, &self.saved, index)?)));
+        let Some((index, state)) = found else { return Err(unknown_rollout(&facts, name)) };
+        let event = match decision {
+            Decision::SetWeight(weight) => rollout::Event::SetWeight(weight),
+            Decision::Promote => rollout::Event::Promote,
+            Decision::RollBack(why) => rollout::Event::RollBack(why),
+            Decision::Resume => {
+                rollout::Event::Resume { quarantined: quarantined_canary(&facts, &self.saved, index).is_some() }
+            }
+        };
+        let now = Timestamp::now();
+        let (state, effects) =
+            step(state, event, now).map_err(|refused| Refusal::NotAllowed { rollout: name.to_owned(), refused })?;
+        let swap = effects.contains(&Effect::Swap);
+        if !effects.is_empty() {
+            let superseding = effects.contains(&Effect::Supersede);
+            let mut next = self.saved.clone();
+            let mut entries = Vec::new();
+            enter(&mut next, &mut entries, name, (state, effects), &by, now);
+            remember(&facts, &mut next, superseding, now);
+            self.commit(&next, entries).await?;
+            self.saved = next;
+        }
+        if swap {
+            self.swap();
+            self.show_metrics(&facts, &self.saved);
+            self.publish();
+            let state = choose::state(&facts, &self.saved, index).map(ToString::to_string).unwrap_or_default();
+            tracing::info!(rollout = name, %by, %state, generation = self.generation, "rollout moved");
+        }
+        let view = self.published.read().rollout(index, &self.cell.current());
+        view.ok_or_else(|| unknown_rollout(&facts, name))
+    }
+
+    // The quarantine.
+
+    async fn quarantine(&mut self, failing: Failing) {
+        if !self.deciding {
+            tracing::warn!(filter = %failing.filter, "a version fails too often, but another process decides");
+            return;
+        }
+        let facts = Arc::clone(&self.loaded.facts);
+        let (now, by) = (Timestamp::now(), Actor::gateway());
+        let window_ms = u64::try_from(failing.window.as_millis()).unwrap_or(u64::MAX);
+        let why = Why::Failures { failures: failing.failures, window_ms };
+        let mut next = self.saved.clone();
+        let added = next.quarantine.add(Entry {
+            filter: failing.filter.to_string(),
+            version: failing.version,
+            why: why.clone(),
+            since: now,
+        });
+        if !added {
+            return;
+        }
+        let label = label_of(&failing.version);
+        let mut entries = vec![AuditEntry {
+            why: Some(why.clone()),
+            ..entry(&by, "quarantine", &format!("filter {} {label}", failing.filter), "", "in quarantine")
+        }];
+        // Wherever it is a canary, its rollout ends.
+        for index in 0..facts.config.rollouts.len() {
+            let name = facts.config.rollouts[index].name.to_string();
+            if quarantined_canary(&facts, &next, index).is_some()
+                && let Some(state) = choose::state(&facts, &next, index)
+                && let Ok(step) = step(state, rollout::Event::RollBack(why.clone()), now)
+            {
+                enter(&mut next, &mut entries, &name, step, &by, now);
+            }
+        }
+        remember(&facts, &mut next, false, now);
+        tracing::error!(filter = %failing.filter, version = %label, %why, "version quarantined");
+        if let Err(refusal) = self.commit(&next, entries).await {
+            // Users come first: a version that fails does not go on serving because a disk is full.
+            tracing::error!(error = %refusal, "the quarantine holds, but is lost with this process");
+        }
+        let before = std::mem::replace(&mut self.saved, next);
+        self.swap();
+        self.show_metrics(&facts, &before);
+        self.publish();
+        self.recover();
+    }
+
+    async fn release(&mut self, label: &str, by: &Actor) -> Result<(), Refusal> {
+        if !self.deciding {
+            return Err(Refusal::HandedOver);
+        }
+        let facts = Arc::clone(&self.loaded.facts);
+        let mut next = self.saved.clone();
+        let released = next.quarantine.release(|entry| &*label_of(&entry.version) == label);
+        if released.is_empty() {
+            let known = self.saved.quarantine.entries().map(|entry| label_of(&entry.version).to_string()).collect();
+            return Err(Refusal::UnknownVersion { label: label.to_owned(), known });
+        }
+        let entries = released.iter().map(|released| AuditEntry {
+            why: Some(released.why.clone()),
+            ..entry(by, "release", &format!("filter {} {label}", released.filter), "in quarantine", "")
+        });
+        self.commit(&next, entries.collect()).await?;
+        let before = std::mem::replace(&mut self.saved, next);
+        for released in &released {
+            if let Some(filter) = facts.filter(&released.filter) {
+                let versions = self.loaded.versions(filter).into_iter();
+                versions.filter(|version| *version.id() == released.version).for_each(|version| version.forgive());
+            }
+        }
+        self.swap();
+        self.show_metrics(&facts, &before);
+        self.publish();
+        tracing::info!(version = label, %by, "version released from quarantine");
+        Ok(())
+    }
+
+    /// Loads last good versions that have to serve, but are not loaded.
+    fn recover(&mut self) {
+        for (filter, kept) in job::missing(&self.loaded, &self.saved, &self.unusable) {
+            let key = (filter.name.to_string(), kept.version);
+            if !self.recovering.insert(key.clone()) {
+                continue;
+            }
+            let (tools, events, policy) = (Arc::clone(&self.tools), self.events.clone(), filter.policy.clone());
+            let (filter, kept) = (filter.clone(), kept.clone());
+            tokio::spawn(async move {
+                let loaded = blocking(move || job::load_kept(&filter, &kept, &tools)).await;
+                let outcome = loaded.and_then(std::convert::identity);
+                if let Some(events) = events.upgrade() {
+                    let event = Event::Recovered { filter: key.0, id: key.1, policy: Box::new(policy), outcome };
+                    drop(events.send(event).await);
+                }
+            });
+        }
+    }
+
+    async fn recovered(
+        &mut self,
+        name: String,
+        id: VersionId,
+        policy: FilterPolicy,
+        outcome: Result<Arc<lockgate_host::Filter>, String>,
+    ) {
+        let key = (name.clone(), id);
+        self.recovering.remove(&key);
+        let label = label_of(&id);
+        match outcome {
+            Ok(_) if !self.wants(&key, &policy) => {}
+            Ok(filter) => {
+                let version = Version::new(filter, policy.on_failure, &self.tools.metrics, &self.tools.failing);
+                Arc::make_mut(&mut self.loaded).spares.insert(key, (policy, version));
+                tracing::warn!(filter = name, version = %label, "the last good version serves");
+                let entry =
+                    entry(&Actor::gateway(), "fall-back", &format!("filter {name}"), "", &format!("{label} serves"));
+                if self.deciding
+                    && let Err(refusal) = self.commit(&self.saved.clone(), vec![entry]).await
+                {
+                    tracing::error!(error = %refusal, "the audit log has no entry of a fall-back");
+                }
+                self.swap();
+                self.publish();
+            }
+            Err(error) => {
+                tracing::error!(filter = name, version = %label, %error, "the last good version cannot be loaded");
+                self.unusable.insert(key);
+            }
+        }
+        self.recover();
+    }
+
+    /// Returns whether a last good version is still to serve, under this policy.
+    fn wants(&self, (name, id): &(String, VersionId), policy: &FilterPolicy) -> bool {
+        let (facts, saved) = (&self.loaded.facts, &self.saved);
+        facts.filter(name).is_some_and(|filter| {
+            facts.config.filters[filter].policy == *policy
+                && fallbacks(facts, saved, filter).any(|kept| kept.version == *id)
+        })
+    }
+
+    // Who decides.
+
+    async fn begin(&mut self) -> Result<(), StartError> {
+        if self.deciding {
+            return Ok(());
+        }
+        let store = Arc::clone(&self.tools.store);
+        let restored = blocking(move || {
+            let mut store = store.lock();
+            store.lock()?;
+            store.restore()
+        })
+        .await
+        .map_err(StartError::System)?
+        .map_err(StartError::State)?;
+        if let Some(trouble) = &restored.trouble {
+            tracing::error!(%trouble, "the state directory is damaged");
+            self.tools.metrics.state_corruptions.inc_by(restored.corrupted);
+            self.trouble = Some(trouble.clone());
+        }
+        let by = Actor::gateway();
+        let facts = Arc::clone(&self.loaded.facts);
+        let (next, mut entries) = reconcile(&facts, &restored.saved, &by, Timestamp::now());
+        entries.insert(0, entry(&by, "take-over", "gateway", "", &generation(self.generation + 1)));
+        if let Err(refusal) = commit(&self.tools, &self.audit, &restored.saved, &next, entries).await {
+            self.tools.store.lock().unlock();
+            return Err(StartError::System(refusal));
+        }
+        let before = std::mem::replace(&mut self.saved, next);
+        self.deciding = true;
+        self.swap();
+        self.show_metrics(&facts, &before);
+        self.publish();
+        self.recover();
+        // Files may have changed since they were read; their copies in the store may be missing.
+        self.reload(Asked { cause: Cause::Start, by, reply: None });
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        if !self.deciding {
+            return;
+        }
+        self.deciding = false;
+        self.watch_files(Fingerprint::default());
+        self.tools.store.lock().unlock();
+        answer(std::mem::take(&mut self.waiting), &Err(Refusal::HandedOver));
+        self.publish();
+        tracing::info!("this process no longer decides");
+    }
+
+    // What every change ends with.
+
+    async fn commit(&self, next: &Saved, entries: Vec<AuditEntry>) -> Result<(), Refusal> {
+        commit(&self.tools, &self.audit, &self.saved, next, entries).await.map_err(Refusal::State)
+    }
+
+    /// Builds a snapshot of what is in force, and puts it in the place of the current one.
+    fn swap(&mut self) {
+        let (facts, saved) = (&self.loaded.facts, &self.saved);
+        let needed = |name: &str, id: &VersionId| {
+            facts.filter(name).is_some_and(|filter| fallbacks(facts, saved, filter).any(|kept| kept.version == *id))
+        };
+        if self.loaded.spares.keys().any(|(name, id)| !needed(name, id)) {
+            let mut loaded = Loaded::clone(&self.loaded);
+            loaded.spares.retain(|(name, id), _| needed(name, id));
+            self.loaded = Arc::new(loaded);
+        }
+        let metrics = &self.tools.metrics;
+        self.generation += 1;
+        let chosen = chosen(&self.loaded, &self.saved);
+        let config = &self.loaded.facts.config;
+        let next = Arc::new(build(self.generation, config, &chosen, metrics));
+        let began = Instant::now();
+        let old = self.cell.swap(next);
+        metrics.swap_duration.observe(began.elapsed().as_secs_f64());
+        metrics.generation.set(i64::try_from(self.generation).unwrap_or(i64::MAX));
+        self.drains.add(old, config.server.drain, Instant::now());
+    }
+
+    /// Brings the gauges of rollouts and quarantine up to date. `facts` and `saved` are what they showed before.
+    fn show_metrics(&self, facts: &Facts, saved: &Saved) {
+        let metrics = &self.tools.metrics;
+        let now = &self.loaded.facts;
+        for gone in facts.config.rollouts.iter().filter(|rollout| now.rollout(&rollout.name).is_none()) {
+            metrics.set_rollout_weight(&gone.name, None);
+        }
+        for (index, rollout) in now.config.rollouts.iter().enumerate() {
+            let weight = choose::state(now, &self.saved, index).map_or(Weight::ZERO, State::weight_in_effect);
+            metrics.set_rollout_weight(&rollout.name, Some(f64::from(weight.basis_points()) / 10_000.0));
+        }
+        let in_quarantine = &self.saved.quarantine;
+        for gone in
+            saved.quarantine.entries().filter(|entry| in_quarantine.get(&entry.filter, &entry.version).is_none())
+        {
+            metrics.set_quarantined(&gone.filter, &label_of(&gone.version), false);
+        }
+        for entry in in_quarantine.entries() {
+            metrics.set_quarantined(&entry.filter, &label_of(&entry.version), true);
+        }
+    }
+
+    fn publish(&self) {
+        *self.published.write() = Arc::new(Published {
+            loaded: Arc::clone(&self.loaded),
+            saved: self.saved.clone(),
+            generation: self.generation,
+            deciding: self.deciding,
+            trouble: self.trouble.clone(),
+            last_reload: self.last_reload.clone(),
+            draining: self.drains.shown(),
+        });
+    }
+}
+
+/// Returns why a rollout's canary is in quarantine, where it is.
+fn quarantined_canary(facts: &Facts, saved: &Saved, rollout: usize) -> Option<Why> {
+    let canary = facts.canaries[rollout].as_ref()?;
+    let lockgate_config::model::RolloutSubject::Filter { filter, .. } = facts.config.rollouts[rollout].subject else {
+        return None;
+    };
+    saved.quarantine.get(&facts.config.filters[filter].name, canary).map(|entry| entry.why.clone())
+}
+
+/// Returns what is to be kept for a file, from what was kept before it was read, with the entries for the audit log.
+fn reconcile(facts: &Facts, saved: &Saved, by: &Actor, now: Timestamp) -> (Saved, Vec<AuditEntry>) {
+    let mut next = saved.clone();
+    let mut entries = Vec::new();
+    for (name, state) in &saved.rollouts {
+        if facts.rollout(name).is_none() {
+            next.rollouts.remove(name);
+            entries.push(entry(by, "end", &format!("rollout {name}"), &state.to_string(), ""));
+        }
+    }
+    for (index, rollout) in facts.config.rollouts.iter().enumerate() {
+        let (versions, weight) = (facts.versions(index), rollout.weight);
+        let quarantined = quarantined_canary(facts, saved, index);
+        let stepped = match saved.rollouts.get(&*rollout.name) {
+            None => Ok(State::begin(versions, weight, quarantined, now)),
+            Some(state) => step(state, rollout::Event::Declared { versions, weight, quarantined }, now),
+        };
+        // What the file declares is never refused.
+        if let Ok(stepped) = stepped {
+            enter(&mut next, &mut entries, &rollout.name, stepped, by, now);
+        }
+    }
+    remember(facts, &mut next, true, now);
+    (next, entries)
+}
+
+/// Enters a step into what is kept and what is logged.
+fn enter(saved: &mut Saved, entries: &mut Vec<AuditEntry>, name: &str, step: Step, by: &Actor, now: Timestamp) {
+    let (state, effects) = step;
+    saved.rollouts.insert(name.to_owned(), state);
+    for effect in effects {
+        if let Effect::Record { action, before, after, why } = effect {
+            let subject = format!("rollout {name}");
+            entries.push(AuditEntry {
+                time: now,
+                actor: by.to_string(),
+                action: action.to_owned(),
+                subject,
+                before,
+                after,
+                why,
+            });
+        }
+    }
+}
+
+/// Writes state and audit log. Where the log cannot be written, the state is put back: nothing happens without a trace.
+async fn commit(
+    tools: &Tools,
+    audit: &Audit,
+    before: &Saved,
+    next: &Saved,
+    entries: Vec<AuditEntry>,
+) -> Result<(), String> {
+    let (store, audit, before, next) = (Arc::clone(&tools.store), audit.clone(), before.clone(), next.clone());
+    blocking(move || {
+        let mut store = store.lock();
+        if next != before {
+            store.save(&next).map_err(|error| error.to_string())?;
+        }
+        audit.append(&entries).map_err(|error| {
+            if next != before
+                && let Err(error) = store.save(&before)
+            {
+                tracing::error!(%error, "the state on disk is ahead of the one in force");
+            }
+            format!("cannot write the audit log: {error}")
+        })
+    })
+    .await?
+}
+
+/// Runs what blocks on a thread that may. The error says that it panicked.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| format!("a job of the control plane failed: {error}"))
+}
+
+fn answer(asked: Vec<Asked>, outcome: &Result<Reloaded, Refusal>) {
+    for reply in asked.into_iter().filter_map(|asked| asked.reply) {
+        // Whoever asked may have gone away.
+        drop(reply.send(outcome.clone()));
+    }
+}
+
+fn entry(by: &Actor, action: &str, subject: &str, before: &str, after: &str) -> AuditEntry {
+    AuditEntry {
+        time: Timestamp::now(),
+        actor: by.to_string(),
+        action: action.to_owned(),
+        subject: subject.to_owned(),
+        before: before.to_owned(),
+        after: after.to_owned(),
+        why: None,
+    }
+}
+
+fn generation(number: u64) -> String {
+    format!("generation {number}")
+}
+
+fn last_reload(cause: Cause, by: &Actor, outcome: ReloadOutcome, problems: Option<String>) -> LastReload {
+    LastReload {
+        time: Timestamp::now(),
+        cause: cause.as_str(),
+        actor: by.to_string(),
+        outcome: outcome.as_str(),
+        problems,
+    }
+}
+
+/// Returns the refusal for a rollout that is not there.
+pub(super) fn unknown_rollout(facts: &Facts, name: &str) -> Refusal {
+    let known = facts.config.rollouts.iter().map(|rollout| rollout.name.to_string()).collect();
+    Refusal::UnknownRollout { name: name.to_owned(), known }
+}

@@ -1,0 +1,202 @@
+//! From a file to something that can serve: read, resolve, load. A *draft* is a file that was read, with the components
+//! that it names; loading turns it into versions. Everything here blocks, and runs on threads that serve no request.
+//!
+//! All that is wrong is collected, shown at its place in the file, and nothing of it takes effect.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use lockgate_config::model::{Config, Filter, FilterVersion, RolloutSubject, Server};
+use lockgate_config::problem::{Place, Problem, Report, Source};
+use lockgate_host::{Digest, FilterSpec, Host, HostError, LoadError, Progress, VersionId};
+use parking_lot::Mutex;
+
+use crate::control::facts::{Facts, grants, shown, spec};
+use crate::control::watch::Fingerprint;
+
+/// Filters that are loaded at the same time. Compiling has threads of its own; what is left is reading, checking and
+/// configuring, on the threads of the reload.
+const LOADS_MAX: usize = 4;
+
+/// A file that was read, with the components that it names.
+#[derive(Debug)]
+pub struct Draft {
+    /// What it says.
+    pub facts: Arc<Facts>,
+    components: BTreeMap<PathBuf, Arc<[u8]>>,
+}
+
+/// A version that the file names.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The filter.
+    pub filter: &'a Filter,
+    /// The version, as the file has it.
+    pub version: &'a FilterVersion,
+    /// Which one that is.
+    pub id: VersionId,
+}
+
+/// Returns how a host is made for a configuration: the same for a gateway that serves and a command that only checks, so
+/// that both find each other's artifacts.
+pub fn host_options(server: &Server) -> lockgate_host::Options {
+    lockgate_host::Options {
+        cache_dir: server.cache_dir.clone(),
+        cache_bytes_max: server.cache_size.bytes(),
+        compile_threads: server.compile_threads,
+        instances_max: server.instances,
+        instance_memory_bytes_max: server.instance_memory.bytes(),
+        key_file: server.cache_dir.with_added_extension("key"),
+    }
+}
+
+/// Returns a host for a configuration.
+///
+/// # Errors
+///
+/// The engine cannot be started, or the cache's directory is not usable.
+pub fn host(config: &Config) -> Result<Arc<Host>, HostError> {
+    Host::new(host_options(&config.server))
+}
+
+impl Draft {
+    /// Reads a file and the components that it names, and notes each in `seen` before it is read.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with the file, or all the components that cannot be read.
+    pub fn read(path: &Path, seen: &mut Fingerprint) -> Result<Self, Report> {
+        seen.note(path);
+        let lockgate_config::Loaded { config, source } = lockgate_config::load(path)?;
+        let mut reader = Reader { source: &source, seen, components: BTreeMap::new(), problems: Vec::new() };
+        let stable = config.filters.iter().map(|filter| reader.read(&filter.version)).collect::<Vec<_>>();
+        let canaries = config.rollouts.iter().map(|rollout| match &rollout.subject {
+            RolloutSubject::Filter { canary, .. } => reader.read(canary),
+            RolloutSubject::Upstream { .. } => None,
+        });
+        let canaries = canaries.collect::<Vec<_>>();
+        let Reader { components, problems, .. } = reader;
+        if !problems.is_empty() {
+            return Err(Report::new(source, problems));
+        }
+        let components = components.into_iter().filter_map(|(path, read)| Some((path, read?.1))).collect();
+        let stable = stable.into_iter().flatten().collect();
+        Ok(Self { facts: Arc::new(Facts::new(config, source, stable, canaries)), components })
+    }
+
+    /// Returns every version that the file names: the filters' stable ones, then the rollouts' canaries.
+    pub fn versions(&self) -> Vec<Wanted<'_>> {
+        let facts = &self.facts;
+        let filters = &facts.config.filters;
+        let stable = filters.iter().zip(&facts.stable);
+        let stable = stable.map(|(filter, id)| Wanted { filter, version: &filter.version, id: *id });
+        let canaries = facts.config.rollouts.iter().zip(&facts.canaries);
+        let canaries = canaries.filter_map(|(rollout, id)| match (&rollout.subject, id) {
+            (RolloutSubject::Filter { filter, canary }, Some(id)) => {
+                Some(Wanted { filter: &filters[*filter], version: canary, id: *id })
+            }
+            _ => None,
+        });
+        stable.chain(canaries).collect()
+    }
+
+    /// Returns the bytes of a version's component.
+    pub fn component(&self, version: &FilterVersion) -> Option<&Arc<[u8]>> {
+        self.components.get(&version.component)
+    }
+
+    /// Loads versions, several at a time, and returns their filters in the same order.
+    ///
+    /// # Errors
+    ///
+    /// All that were refused, each at the place of its component or its settings.
+    pub fn load(
+        &self,
+        wanted: &[Wanted<'_>],
+        host: &Host,
+        progress: &(dyn Progress + Sync),
+    ) -> Result<Vec<Arc<lockgate_host::Filter>>, Report> {
+        let specs: Vec<FilterSpec> = wanted
+            .iter()
+            .map(|wanted| {
+                let component = self.component(wanted.version).cloned().unwrap_or_default();
+                spec(wanted.filter, wanted.version.settings.reveal(), grants(&wanted.version.grants), component)
+            })
+            .collect();
+        let mut problems = Vec::new();
+        let mut filters = Vec::new();
+        for (outcome, wanted) in load_all(host, &specs, progress).into_iter().zip(wanted) {
+            match outcome {
+                Ok(filter) => filters.push(filter),
+                Err(error) => problems.push(problem(&self.facts.source, wanted, &error)),
+            }
+        }
+        if problems.is_empty() { Ok(filters) } else { Err(Report::new(self.facts.source.clone(), problems)) }
+    }
+}
+
+/// Reads components, each file once.
+struct Reader<'a> {
+    source: &'a Source,
+    seen: &'a mut Fingerprint,
+    /// None where it cannot be read.
+    components: BTreeMap<PathBuf, Option<(Digest, Arc<[u8]>)>>,
+    problems: Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn read(&mut self, version: &FilterVersion) -> Option<VersionId> {
+        let path = &version.component;
+        if !self.components.contains_key(path) {
+            self.seen.note(path);
+            let read = match std::fs::read(path) {
+                Ok(bytes) => Some((Digest::of(&bytes), bytes.into())),
+                Err(error) => {
+                    let message = format!("cannot read component `{}`: {error}", shown(self.source, path).display());
+                    let hint = "paths are relative to the configuration file's folder";
+                    self.problems.push(Problem::new(message, version.component_place.clone()).hint(hint));
+                    None
+                }
+            };
+            self.components.insert(path.clone(), read);
+        }
+        let (component, _) = self.components.get(path)?.as_ref()?;
+        let without = VersionId::of(&[], version.settings.reveal(), &grants(&version.grants));
+        Some(VersionId { component: *component, ..without })
+    }
+}
+
+fn load_all(
+    host: &Host,
+    specs: &[FilterSpec],
+    progress: &(dyn Progress + Sync),
+) -> Vec<Result<Arc<lockgate_host::Filter>, LoadError>> {
+    let next = AtomicUsize::new(0);
+    let outcomes: Vec<Mutex<Option<_>>> = specs.iter().map(|_| Mutex::new(None)).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..specs.len().min(LOADS_MAX) {
+            scope.spawn(|| {
+                while let Some(index) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| *n < specs.len()) {
+                    *outcomes[index].lock() = Some(host.load(&specs[index], progress));
+                }
+            });
+        }
+    });
+    outcomes.into_iter().filter_map(Mutex::into_inner).collect()
+}
+
+/// Returns a refusal as a problem, where the operator wrote what was refused.
+fn problem(source: &Source, wanted: &Wanted<'_>, error: &LoadError) -> Problem {
+    let Wanted { filter, version, .. } = wanted;
+    let (message, place): (String, &Place) = match error {
+        LoadError::Configure(complaint) => {
+            (format!("filter `{}` refuses its settings: {complaint}", filter.name), &version.settings_place)
+        }
+        LoadError::ConfigureFailed(_) => (format!("filter `{}`: {error}", filter.name), &version.settings_place),
+        LoadError::Limits(_) => (format!("filter `{}`: {error}", filter.name), &filter.place),
+        _ => (format!("component `{}` {error}", shown(source, &version.component).display()), &version.component_place),
+    };
+    Problem::new(message, place.clone())
+}

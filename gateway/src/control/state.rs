@@ -1,0 +1,564 @@
+//! What the control plane must not forget: where each rollout stands, the quarantine, and the versions that each filter
+//! can fall back to. A *store* keeps it in the state directory:
+//!
+//! - `rollouts.json`, and a second copy, `rollouts.json.1`. Each is written to a temporary name, fsynced and renamed, one
+//!   after the other, so that a crash at any moment leaves a whole one. Each carries a number that grows and a checksum
+//!   of its content; the newest whole one counts. A corrupted one is set aside as `rollouts.json.corrupt-<time>`.
+//! - `components/<sha256>.wasm`: copies of the components of versions that may be needed when their file has long been
+//!   replaced.
+//! - `lock`: held by the one process that decides.
+//!
+//! Settings may hold secrets: the directory's mode is 0700, the files' 0600.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lockgate_config::units::Secret;
+use lockgate_host::{Digest, Grants, VersionId};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Value, json};
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::control::quarantine::Quarantine;
+use crate::control::rollout;
+use crate::control::time::Timestamp;
+
+/// The version of the file's format. A file of another one is set aside like a corrupted one.
+const FORMAT: u64 = 1;
+
+/// Good versions that are remembered for each filter, besides the one that serves. One is enough unless it turns out to be
+/// bad as well.
+const LAST_GOOD_MAX: usize = 3;
+
+/// What is kept.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Saved {
+    /// By the rollout's name.
+    pub rollouts: BTreeMap<String, rollout::State>,
+    /// What must not come back by itself.
+    pub quarantine: Quarantine,
+    /// By the filter's name; only those that fall back.
+    pub filters: BTreeMap<String, History>,
+}
+
+/// The stable versions that a filter had.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct History {
+    /// The one that the file and the rollouts ask for now.
+    pub serving: Option<Kept>,
+    /// Those that served before and were not given up for being bad, the newest first.
+    pub last_good: Vec<Kept>,
+}
+
+impl History {
+    /// Takes note of the stable version. `good` says whether the one before is worth remembering.
+    pub fn serve(&mut self, next: Kept, good: bool) {
+        if self.serving.as_ref().is_some_and(|serving| serving.version == next.version) {
+            return;
+        }
+        self.last_good.retain(|kept| kept.version != next.version);
+        if let Some(before) = self.serving.replace(next)
+            && good
+        {
+            self.last_good.retain(|kept| kept.version != before.version);
+            self.last_good.insert(0, before);
+            self.last_good.truncate(LAST_GOOD_MAX);
+        }
+    }
+}
+
+/// Everything needed to load a version again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Which version.
+    pub version: VersionId,
+    /// Where its component was read from, for people; the copy is in the store.
+    pub component: PathBuf,
+    /// JSON, with variables expanded.
+    #[serde(serialize_with = "reveal", deserialize_with = "hide")]
+    pub settings: Secret,
+    /// What it was granted.
+    pub grants: Grants,
+    /// Since when it served.
+    pub since: Timestamp,
+}
+
+/// What was found at a start.
+#[derive(Debug)]
+pub struct Restored {
+    /// What was kept; empty where nothing was, or where nothing could be read.
+    pub saved: Saved,
+    /// What is wrong, and what was done about it. Shown until the next start.
+    pub trouble: Option<String>,
+    /// How many files were corrupted.
+    pub corrupted: u64,
+}
+
+/// Why a state directory cannot be used.
+#[derive(Debug)]
+pub enum StoreError {
+    /// The operating system says no.
+    Io {
+        /// What was to be done.
+        doing: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Its answer.
+        error: io::Error,
+    },
+    /// Another process decides.
+    Locked(PathBuf),
+}
+
+impl std::fmt::Display for StoreError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Io { doing, path, error } => write!(f, "cannot {doing} `{}`: {error}", path.display()),
+            Self::Locked(path) => write!(
+                f,
+                "another gateway uses the state directory `{}`: stop it, replace it with `lockgate upgrade`, or set another `server.state_dir`",
+                path.display()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+/// The state directory.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    sequence: u64,
+    lock: Option<File>,
+}
+
+/// The names of the two copies.
+const COPIES: [&str; 2] = ["rollouts.json", "rollouts.json.1"];
+
+impl Store {
+    /// Opens a state directory, which is created where it is missing. Nothing is read or locked yet.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be created.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        for dir in [dir.to_owned(), dir.join("components")] {
+            DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|error| StoreError::Io {
+                doing: "create the state directory",
+                path: dir,
+                error,
+            })?;
+        }
+        Ok(Self { dir: dir.to_owned(), sequence: 0, lock: None })
+    }
+
+    /// Makes this process the one that decides. Doing so twice is no error.
+    ///
+    /// # Errors
+    ///
+    /// Another process does, or the lock's file cannot be created.
+    pub fn lock(&mut self) -> Result<(), StoreError> {
+        if self.lock.is_some() {
+            return Ok(());
+        }
+        let path = self.dir.join("lock");
+        let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let io = |error| StoreError::Io { doing: "lock", path: path.clone(), error };
+        let file = opened.map_err(io)?;
+        match file.try_lock() {
+            Ok(()) => {
+                self.lock = Some(file);
+                Ok(())
+            }
+            Err(TryLockError::WouldBlock) => Err(StoreError::Locked(self.dir.clone())),
+            Err(TryLockError::Error(error)) => Err(io(error)),
+        }
+    }
+
+    /// Lets another process decide.
+    pub fn unlock(&mut self) {
+        self.lock = None;
+    }
+
+    /// Reads what was kept. A corrupted copy is set aside where this process decides, and otherwise left as it is.
+    ///
+    /// # Errors
+    ///
+    /// A file is there but cannot be read.
+    pub fn restore(&mut self) -> Result<Restored, StoreError> {
+        let mut whole: Vec<(u64, Saved)> = Vec::new();
+        let mut troubles = Vec::new();
+        for name in COPIES {
+            let path = self.dir.join(name);
+            let text = match fs::read(&path) {
+                Ok(text) => text,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(StoreError::Io { doing: "read", path, error }),
+            };
+            match decode(&text) {
+                Ok(copy) => whole.push(copy),
+                Err(why) => troubles.push(self.set_aside(&path, &why)?),
+            }
+        }
+        let newest = whole.into_iter().max_by_key(|(sequence, _)| *sequence);
+        let corrupted = troubles.len() as u64;
+        let trouble = (!troubles.is_empty()).then(|| {
+            let consequence = match newest {
+                Some(_) => "the other copy was used, and nothing is lost",
+                None => {
+                    "there was no other copy: every rollout begins with the file's weight, and the quarantine is empty"
+                }
+            };
+            format!("{}; {consequence}", troubles.join("; "))
+        });
+        let (sequence, saved) = newest.unwrap_or_default();
+        self.sequence = sequence;
+        Ok(Restored { saved, trouble, corrupted })
+    }
+
+    /// Writes both copies, and returns when the first is on disk.
+    ///
+    /// # Errors
+    ///
+    /// The first copy could not be written; what was kept before still counts.
+    pub fn save(&mut self, saved: &Saved) -> Result<(), StoreError> {
+        let sequence = self.sequence + 1;
+        let text = encode(sequence, saved);
+        let [first, second] = COPIES;
+        self.write(&self.dir.join(first), &text)?;
+        self.sequence = sequence;
+        if let Err(error) = self.write(&self.dir.join(second), &text) {
+            tracing::warn!(%error, "the state has no second copy");
+        }
+        Ok(())
+    }
+
+    /// Keeps a copy of a component.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub fn keep_component(&self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
+        let path = self.component_path(digest);
+        // A copy that is not whole is written again: this is the moment when the bytes are at hand.
+        if fs::read(&path).is_ok_and(|kept| kept == bytes) {
+            return Ok(());
+        }
+        self.write(&path, bytes)
+    }
+
+    /// Returns the copy of a component.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or it is not what it was.
+    pub fn component(&self, digest: &Digest) -> Result<Arc<[u8]>, StoreError> {
+        let path = self.component_path(digest);
+        let io = |error| StoreError::Io { doing: "read", path: path.clone(), error };
+        let bytes = fs::read(&path).map_err(io)?;
+        if Digest::of(&bytes) != *digest {
+            return Err(io(io::Error::new(io::ErrorKind::InvalidData, "its content is not what its name says")));
+        }
+        Ok(bytes.into())
+    }
+
+    /// Drops the copies of components that are not in `needed`. What cannot be dropped stays.
+    pub fn prune_components(&self, needed: &BTreeSet<Digest>) {
+        let names: BTreeSet<PathBuf> = needed.iter().map(|digest| self.component_path(digest)).collect();
+        let Ok(entries) = fs::read_dir(self.dir.join("components")) else { return };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            if !names.contains(&path)
+                && let Err(error) = fs::remove_file(&path)
+            {
+                tracing::warn!(path = %path.display(), %error, "a component's copy that nothing needs could not be dropped");
+            }
+        }
+    }
+
+    fn component_path(&self, digest: &Digest) -> PathBuf {
+        self.dir.join("components").join(format!("{digest:#}.wasm"))
+    }
+
+    /// Moves a corrupted copy away, where this process decides, and says so.
+    fn set_aside(&self, path: &Path, why: &str) -> Result<String, StoreError> {
+        let shown = path.display();
+        if self.lock.is_none() {
+            return Ok(format!("`{shown}` is corrupted ({why})"));
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let aside = path.with_file_name(format!("{name}.corrupt-{}", Timestamp::now().compact()));
+        fs::rename(path, &aside).map_err(|error| StoreError::Io {
+            doing: "set aside the corrupted",
+            path: path.to_owned(),
+            error,
+        })?;
+        Ok(format!("`{shown}` was corrupted ({why}) and is now `{}`", aside.display()))
+    }
+
+    /// Puts a file in its place whole, or not at all.
+    fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        // One process writes, one file at a time: one temporary name for each file is enough, and what a crash left
+        // is overwritten.
+        let temporary = path.with_added_extension("tmp");
+        let put = || -> io::Result<()> {
+            let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&temporary, path)?;
+            // The rename is on disk when the directory is.
+            File::open(path.parent().unwrap_or(&self.dir))?.sync_all()
+        };
+        put().map_err(|error| StoreError::Io { doing: "write", path: path.to_owned(), error })
+    }
+}
+
+/// Returns a file's text. The checksum covers the rest, without white space, so that it can be looked at with any tool.
+fn encode(sequence: u64, saved: &Saved) -> Vec<u8> {
+    let content = json!({ "sequence": sequence, "state": saved });
+    let file = json!({ "format": FORMAT, "checksum": checksum(&content), "content": content });
+    let mut text = format!("{file:#}").into_bytes();
+    text.push(b'\n');
+    text
+}
+
+fn decode(text: &[u8]) -> Result<(u64, Saved), String> {
+    #[derive(Deserialize)]
+    struct Content {
+        sequence: u64,
+        state: Saved,
+    }
+    let mut file: Value = serde_json::from_slice(text).map_err(|error| format!("it is not JSON: {error}"))?;
+    match file.get("format").and_then(Value::as_u64) {
+        Some(FORMAT) => {}
+        Some(other) => return Err(format!("its format is {other}, and this version of lockgate reads {FORMAT}")),
+        None => return Err("it does not name its format".to_owned()),
+    }
+    let content = file.get_mut("content").map(Value::take).unwrap_or_default();
+    if file.get("checksum").and_then(Value::as_str) != Some(&checksum(&content)) {
+        return Err("its checksum is wrong".to_owned());
+    }
+    let content: Content = serde_json::from_value(content).map_err(|error| format!("it is not a state: {error}"))?;
+    Ok((content.sequence, content.state))
+}
+
+/// Guards against damage, not against people: who can write the directory can decide anyway.
+fn checksum(content: &Value) -> String {
+    format!("xxh3:{:032x}", xxh3_128(content.to_string().as_bytes()))
+}
+
+fn reveal<S: Serializer>(secret: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(secret.reveal())
+}
+
+fn hide<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+    String::deserialize(deserializer).map(Secret::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use lockgate_host::OutboundGrant;
+
+    use super::*;
+    use crate::control::quarantine::{Entry, Why};
+
+    fn version(component: &[u8]) -> VersionId {
+        VersionId::of(component, "{}", &Grants::default())
+    }
+
+    fn kept(component: &[u8]) -> Kept {
+        Kept {
+            version: version(component),
+            component: "filters/auth.wasm".into(),
+            settings: Secret::new(r#"{"key":"s3cret"}"#.to_owned()),
+            grants: Grants {
+                outbound: vec![OutboundGrant { tls: true, host: "api.example.com".to_owned(), port: 443 }],
+            },
+            since: Timestamp::from_millis(1),
+        }
+    }
+
+    fn saved(weight: &str) -> Saved {
+        let versions = rollout::Versions { stable: "v1".to_owned(), canary: "v2".to_owned() };
+        let weight = weight.parse().expect("a weight");
+        let (state, _) = rollout::State::begin(versions, weight, None, Timestamp::from_millis(1));
+        let why = Why::Failures { failures: 5, window_ms: 30_000 };
+        Saved {
+            rollouts: [("auth-1.5".to_owned(), state)].into(),
+            quarantine: vec![Entry {
+                filter: "auth".to_owned(),
+                version: version(b"bad"),
+                why,
+                since: Timestamp::from_millis(2),
+            }]
+            .into(),
+            filters: [("auth".to_owned(), History { serving: Some(kept(b"new")), last_good: vec![kept(b"old")] })]
+                .into(),
+        }
+    }
+
+    fn locked(dir: &Path) -> Store {
+        let mut store = Store::open(dir).expect("a folder");
+        store.lock().expect("nobody else has it");
+        store
+    }
+
+    fn restored(dir: &Path) -> Restored {
+        locked(dir).restore().expect("it can be read")
+    }
+
+    #[test]
+    fn what_was_saved_is_restored_exactly() {
+        let dir = tempfile::tempdir().expect("a folder");
+        assert_eq!(restored(dir.path()).saved, Saved::default());
+        locked(dir.path()).save(&saved("0.01%")).expect("it can be written");
+        let found = restored(dir.path());
+        assert_eq!(found.saved, saved("0.01%"));
+        assert_eq!(found.trouble, None);
+    }
+
+    #[test]
+    fn secrets_can_be_read_by_the_owner_only() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let state = dir.path().join("state");
+        locked(&state).save(&saved("5%")).expect("it can be written");
+        let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+        assert_eq!(mode(&state), 0o700);
+        for name in COPIES {
+            assert_eq!(mode(&state.join(name)), 0o600);
+        }
+        assert!(!format!("{:?}", saved("5%")).contains("s3cret"));
+    }
+
+    #[test]
+    fn a_crash_at_any_step_of_a_save_leaves_the_state_before_or_after() {
+        let next = encode(2, &saved("20%"));
+        // The temporary file has any length; the rename of the first copy has happened or not; the same for the second.
+        for renamed in 0..=2 {
+            for length in (0..next.len()).step_by(7) {
+                let dir = tempfile::tempdir().expect("a folder");
+                locked(dir.path()).save(&saved("5%")).expect("it can be written");
+                for name in &COPIES[..renamed] {
+                    fs::write(dir.path().join(name), &next).expect("it can be written");
+                }
+                if let Some(name) = COPIES.get(renamed) {
+                    fs::write(dir.path().join(format!("{name}.tmp")), &next[..length]).expect("it can be written");
+                }
+                let found = restored(dir.path());
+                assert_eq!(found.saved, if renamed == 0 { saved("5%") } else { saved("20%") });
+                assert_eq!(found.trouble, None);
+                let mut store = locked(dir.path());
+                store.restore().expect("it can be read");
+                store.save(&saved("30%")).expect("what a crash left is no obstacle");
+                drop(store);
+                assert_eq!(restored(dir.path()).saved, saved("30%"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_corrupted_copy_is_set_aside_and_the_other_one_used() {
+        for (corrupt, other) in [(COPIES[0], COPIES[1]), (COPIES[1], COPIES[0])] {
+            let dir = tempfile::tempdir().expect("a folder");
+            locked(dir.path()).save(&saved("5%")).expect("it can be written");
+            let whole = fs::read_to_string(dir.path().join(corrupt)).expect("it was just written");
+            fs::write(dir.path().join(corrupt), whole.replace("5%", "6%")).expect("it can be written");
+            let found = restored(dir.path());
+            assert_eq!(found.saved, saved("5%"));
+            assert_eq!(found.corrupted, 1);
+            let trouble = found.trouble.expect("it says so");
+            assert!(trouble.contains("its checksum is wrong") && trouble.contains("nothing is lost"), "{trouble}");
+            let names: Vec<_> = fs::read_dir(dir.path())
+                .expect("a folder")
+                .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+                .collect();
+            assert!(names.iter().any(|name| name.starts_with(&format!("{corrupt}.corrupt-"))), "{names:?}");
+            assert!(names.iter().any(|name| name == other), "{names:?}");
+        }
+    }
+
+    #[test]
+    fn two_corrupted_copies_are_said_to_be_lost_and_prevent_nothing() {
+        let dir = tempfile::tempdir().expect("a folder");
+        locked(dir.path()).save(&saved("5%")).expect("it can be written");
+        let whole = fs::read(dir.path().join(COPIES[0])).expect("it was just written");
+        for length in (0..whole.len() - 1).step_by(11) {
+            for name in COPIES {
+                fs::write(dir.path().join(name), &whole[..length]).expect("it can be written");
+            }
+            let found = restored(dir.path());
+            assert_eq!((found.saved, found.corrupted), (Saved::default(), 2), "cut at {length}");
+            assert!(found.trouble.is_some_and(|trouble| trouble.contains("begins with the file's weight")));
+        }
+    }
+
+    #[test]
+    fn another_format_is_set_aside() {
+        let text = String::from_utf8(encode(1, &saved("5%"))).expect("it is text");
+        let other = text.replace(r#""format": 1"#, r#""format": 2"#);
+        assert_eq!(decode(other.as_bytes()), Err("its format is 2, and this version of lockgate reads 1".to_owned()));
+    }
+
+    #[test]
+    fn a_process_that_does_not_decide_leaves_everything_as_it_is() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let deciding = locked(dir.path());
+        let path = dir.path().join(COPIES[0]);
+        fs::write(&path, "torn").expect("it can be written");
+        let mut other = Store::open(dir.path()).expect("a folder");
+        assert!(matches!(other.lock(), Err(StoreError::Locked(_))));
+        assert_eq!(other.restore().expect("it can be read").corrupted, 1);
+        assert!(path.exists());
+        drop(deciding);
+        other.lock().expect("it is free now");
+    }
+
+    #[test]
+    fn components_are_kept_by_content_until_nothing_needs_them() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = locked(dir.path());
+        let (old, new) = (Digest::of(b"old"), Digest::of(b"new"));
+        store.keep_component(&old, b"old").expect("it can be written");
+        store.keep_component(&new, b"new").expect("it can be written");
+        assert_eq!(&*store.component(&old).expect("it is kept"), b"old");
+        store.prune_components(&[new].into());
+        assert!(store.component(&old).is_err());
+        assert_eq!(&*store.component(&new).expect("it is kept"), b"new");
+    }
+
+    #[test]
+    fn a_damaged_component_is_refused_and_written_again_when_it_is_at_hand() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = locked(dir.path());
+        let digest = Digest::of(b"old");
+        store.keep_component(&digest, b"old").expect("it can be written");
+        fs::write(store.component_path(&digest), "o").expect("it can be written");
+        assert!(store.component(&digest).is_err());
+        store.keep_component(&digest, b"old").expect("it can be written");
+        assert!(store.component(&digest).is_ok());
+    }
+
+    #[test]
+    fn a_history_remembers_what_was_good() {
+        let versions =
+            |history: &History| history.last_good.iter().map(|kept| kept.version.clone()).collect::<Vec<_>>();
+        let mut history = History::default();
+        history.serve(kept(b"1"), true);
+        history.serve(kept(b"2"), true);
+        assert_eq!(versions(&history), [version(b"1")]);
+        history.serve(kept(b"3"), false);
+        assert_eq!(versions(&history), [version(b"1")], "a bad version is not worth remembering");
+        history.serve(kept(b"1"), true);
+        assert_eq!(versions(&history), [version(b"3")], "what serves is no fall-back for itself");
+        for component in [b"4", b"5", b"6", b"7"] {
+            history.serve(kept(component), true);
+        }
+        assert_eq!(versions(&history), [version(b"6"), version(b"5"), version(b"4")]);
+    }
+}

@@ -1,0 +1,455 @@
+//! What the operator sees: the state of everything, taken from what the control loop published last and from live
+//! counters. Reading it waits for nothing and changes nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use lockgate_config::model::{self, FailureMode, HostPattern, PathPattern, RolloutSubject, Segment};
+use lockgate_host::{Host, Lane};
+use parking_lot::Mutex;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::control::choose::{self, Loaded, barred, state};
+use crate::control::drain::DrainingView;
+use crate::control::explain;
+use crate::control::quarantine::Entry;
+use crate::control::rollout::State;
+use crate::control::snapshot::Snapshot;
+use crate::control::state::Saved;
+use crate::control::time::Timestamp;
+use crate::control::version::{Version, label_of};
+use crate::track::Track;
+
+/// The state of everything.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Status {
+    /// Swaps of the snapshot since the start, the first one included.
+    pub generation: u64,
+    /// Since the start.
+    pub uptime_seconds: u64,
+    /// Whether this process decides: watches, judges and writes state. A process that is being replaced does not.
+    pub deciding: bool,
+    /// What was wrong with the state directory at the start, and what was done about it.
+    pub state_trouble: Option<String>,
+    /// The last attempt to load the configuration.
+    pub last_reload: LastReload,
+    /// In the configuration's order.
+    pub routes: Vec<RouteView>,
+    /// In the configuration's order.
+    pub filters: Vec<FilterView>,
+    /// In the configuration's order.
+    pub upstreams: Vec<UpstreamView>,
+    /// In the configuration's order.
+    pub rollouts: Vec<RolloutView>,
+    /// By filter and version.
+    pub quarantine: Vec<QuarantineView>,
+    /// Old snapshots that requests still read, the oldest first.
+    pub draining: Vec<DrainingView>,
+    /// The artifact cache since the start.
+    pub cache: CacheView,
+}
+
+/// The artifact cache since the start.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct CacheView {
+    /// Artifacts that were found.
+    pub hits: u64,
+    /// Artifacts that had to be made.
+    pub misses: u64,
+    /// Artifacts that were found but not trusted, by why.
+    pub rejects: BTreeMap<String, u64>,
+    /// Time spent compiling, configuring and snapshotting.
+    pub compile_seconds: f64,
+}
+
+/// An attempt to load the configuration.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct LastReload {
+    /// When it ended, as RFC 3339 in UTC.
+    #[schema(value_type = String)]
+    pub time: Timestamp,
+    /// What caused it: `start`, `file`, `signal`, `api`.
+    pub cause: &'static str,
+    /// Who: `cli by uid 1000`, `api 127.0.0.1`, `signal`, `file`, `gateway`.
+    pub actor: String,
+    /// `swapped`, `unchanged` or `refused`.
+    pub outcome: &'static str,
+    /// Why it was refused: all problems, each at its place in the file.
+    pub problems: Option<String>,
+}
+
+/// A route.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct RouteView {
+    /// Its name.
+    pub name: String,
+    /// `api.example.com`, `*.example.com`; none means any.
+    pub hosts: Vec<String>,
+    /// `/exact`, `/users/{id}`, `/prefix/*`.
+    pub path: String,
+    /// None means any.
+    pub methods: Vec<String>,
+    /// `name`, or `name: value`; all of them must hold.
+    pub headers: Vec<String>,
+    /// In the order of the request.
+    pub filters: Vec<String>,
+    /// The upstream that answers, unless a filter chooses another.
+    pub upstream: String,
+    /// What a filter may choose.
+    pub alternatives: Vec<String>,
+}
+
+/// A filter.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct FilterView {
+    /// Its name.
+    pub name: String,
+    /// `closed`, `open` or `fall-back`.
+    pub on_failure: &'static str,
+    /// `request` or `reused`.
+    pub isolation: &'static str,
+    /// The label of the version that serves the stable track.
+    pub serving: String,
+    /// What is wrong with it: its stable version is in quarantine, and what serves instead.
+    pub trouble: Option<String>,
+    /// The versions that are loaded; of older ones, only metrics remain.
+    pub versions: Vec<VersionView>,
+    /// Labels of the versions that it can fall back to, the best first.
+    pub last_good: Vec<String>,
+}
+
+/// A loaded version of a filter.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct VersionView {
+    /// Twelve hex digits that stand for the version in metrics, logs and commands.
+    pub label: String,
+    /// SHA-256 of the component, in hex.
+    pub component_digest: String,
+    /// SHA-256 of the settings, in hex.
+    pub settings_digest: String,
+    /// SHA-256 of the grants, in hex.
+    pub grants_digest: String,
+    /// Where the component was read.
+    pub component: String,
+    /// What it does now: `stable`, `canary`, or `none`.
+    pub role: &'static str,
+    /// The phases in which it is called.
+    pub phases: Vec<&'static str>,
+    /// `inline`, or `fibre` where it may wait.
+    pub lane: &'static str,
+    /// Whether `configure` ran once, at load, and its memory was snapshotted.
+    pub snapshotted: bool,
+    /// Why it was not.
+    pub not_snapshotted_because: Option<String>,
+    /// Instances alive, idle ones that wait for reuse included.
+    pub instances: u32,
+    /// Their linear memory.
+    pub memory_bytes: u64,
+    /// Why it is in quarantine.
+    pub quarantined: Option<String>,
+}
+
+/// An upstream.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct UpstreamView {
+    /// Its name.
+    pub name: String,
+    /// The upstream whose endpoints serve its stable track: itself, unless its canary was promoted.
+    pub serving: String,
+    /// `http1` or `h2c`.
+    pub protocol: &'static str,
+    /// Its own addresses, as they were last resolved.
+    pub addresses: Vec<String>,
+}
+
+/// A rollout.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct RolloutView {
+    /// Its name.
+    pub name: String,
+    /// `filter auth` or `upstream app`.
+    pub subject: String,
+    /// `idle`, `ramping`, `promoted` or `rolled-back`.
+    pub state: &'static str,
+    /// Why it was rolled back.
+    pub why: Option<String>,
+    /// Since when it has been so, as RFC 3339 in UTC.
+    #[schema(value_type = String)]
+    pub since: Timestamp,
+    /// The canary's share in force, as `5%`.
+    pub weight: String,
+    /// The canary's share in the file.
+    pub weight_in_file: String,
+    /// Whether the state overlays the file.
+    pub differs_from_file: bool,
+    /// The stable version's label, or the upstream's name.
+    pub stable: String,
+    /// The canary's label, or the upstream's name.
+    pub canary: String,
+    /// What is hashed, in order of preference: `header x-user-id`, `client_ip`.
+    pub key: Vec<String>,
+    /// What is hashed with it.
+    pub salt: String,
+    /// Requests since the start, by track.
+    pub requests: RequestsView,
+}
+
+/// Requests by track.
+#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
+pub struct RequestsView {
+    /// That got the stable version.
+    pub stable: u64,
+    /// That got the canary.
+    pub canary: u64,
+}
+
+/// A version in quarantine.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct QuarantineView {
+    /// The filter's name.
+    pub filter: String,
+    /// The version's label: what is given to release it.
+    pub version: String,
+    /// Why.
+    pub why: String,
+    /// Since when, as RFC 3339 in UTC.
+    #[schema(value_type = String)]
+    pub since: Timestamp,
+}
+
+/// What the control loop publishes after every change.
+#[derive(Debug)]
+pub(super) struct Published {
+    pub(super) loaded: Arc<Loaded>,
+    pub(super) saved: Saved,
+    pub(super) generation: u64,
+    pub(super) deciding: bool,
+    pub(super) trouble: Option<String>,
+    pub(super) last_reload: LastReload,
+    pub(super) draining: Arc<Mutex<Vec<DrainingView>>>,
+}
+
+impl Published {
+    pub(super) fn status(&self, started: Instant, current: &Snapshot, host: &Host) -> Status {
+        let config = &self.loaded.facts.config;
+        let cache = host.cache().stats();
+        Status {
+            generation: self.generation,
+            uptime_seconds: started.elapsed().as_secs(),
+            deciding: self.deciding,
+            state_trouble: self.trouble.clone(),
+            last_reload: self.last_reload.clone(),
+            routes: config.routes.iter().map(|route| self.route(route)).collect(),
+            filters: (0..config.filters.len()).map(|index| self.filter(index)).collect(),
+            upstreams: (0..config.upstreams.len()).map(|index| self.upstream(index)).collect(),
+            rollouts: (0..config.rollouts.len()).filter_map(|index| self.rollout(index, current)).collect(),
+            quarantine: self.saved.quarantine.entries().map(quarantine).collect(),
+            draining: self.draining.lock().clone(),
+            cache: CacheView {
+                hits: cache.hits,
+                misses: cache.misses,
+                rejects: cache.rejects.into_iter().map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
+                compile_seconds: cache.compile_seconds,
+            },
+        }
+    }
+
+    pub(super) fn rollout(&self, index: usize, current: &Snapshot) -> Option<RolloutView> {
+        let facts = &self.loaded.facts;
+        let rollout = &facts.config.rollouts[index];
+        let state = state(facts, &self.saved, index)?;
+        let (subject, stable, canary) = match rollout.subject {
+            RolloutSubject::Filter { filter, .. } => (
+                format!("filter {}", facts.config.filters[filter].name),
+                label_of(&facts.stable[filter]).to_string(),
+                facts.canaries[index].as_ref().map(|id| label_of(id).to_string()).unwrap_or_default(),
+            ),
+            RolloutSubject::Upstream { upstream, canary } => (
+                format!("upstream {}", facts.config.upstreams[upstream].name),
+                facts.config.upstreams[upstream].name.to_string(),
+                facts.config.upstreams[canary].name.to_string(),
+            ),
+        };
+        let counted = current.rollouts.iter().find(|known| known.name == rollout.name);
+        let requests = counted.map(|known| RequestsView {
+            stable: known.requests.count(Track::Stable),
+            canary: known.requests.count(Track::Canary),
+        });
+        Some(RolloutView {
+            name: rollout.name.to_string(),
+            subject,
+            state: state.word(),
+            why: state.why().map(ToString::to_string),
+            since: state.since,
+            weight: state.weight_in_effect().to_string(),
+            weight_in_file: state.weight_in_file.to_string(),
+            differs_from_file: state.differs_from_file(),
+            stable,
+            canary,
+            key: rollout.key.iter().map(explain::name).collect(),
+            salt: rollout.salt.to_string(),
+            requests: requests.unwrap_or_default(),
+        })
+    }
+
+    fn filter(&self, index: usize) -> FilterView {
+        let facts = &self.loaded.facts;
+        let filter = &facts.config.filters[index];
+        let serving = choose::stable(&self.loaded, &self.saved, index);
+        let trouble = barred(facts, &self.saved, index).map(|entry| {
+            let bad = label_of(&entry.version);
+            if *serving.id() == entry.version {
+                format!("version {bad} is in quarantine ({}), and there is no last good version: failures are answered as `closed` answers them", entry.why)
+            } else {
+                format!("version {bad} is in quarantine ({}); the last good version {} serves", entry.why, serving.label())
+            }
+        });
+        let history = self.saved.filters.get(&*filter.name);
+        let last_good = history.map(|history| history.last_good.as_slice()).unwrap_or_default();
+        FilterView {
+            name: filter.name.to_string(),
+            on_failure: match filter.policy.on_failure {
+                FailureMode::Closed => "closed",
+                FailureMode::Open => "open",
+                FailureMode::FallBack { .. } => "fall-back",
+            },
+            isolation: match filter.policy.isolation {
+                model::Isolation::Request => "request",
+                model::Isolation::Reused { .. } => "reused",
+            },
+            serving: serving.label().to_string(),
+            trouble,
+            versions: self.loaded.versions(index).into_iter().map(|version| self.version(index, version)).collect(),
+            last_good: last_good.iter().map(|kept| label_of(&kept.version).to_string()).collect(),
+        }
+    }
+
+    fn version(&self, filter: usize, version: &Version) -> VersionView {
+        let facts = &self.loaded.facts;
+        let name = &facts.config.filters[filter].name;
+        let (id, running) = (version.id(), version.filter());
+        let rollout = facts.rollout_of_filter(filter);
+        let is_canary = rollout.is_some_and(|(rollout, _, canary)| {
+            canary == *id && state(facts, &self.saved, rollout).is_some_and(State::is_under_way)
+        });
+        let role = if choose::stable(&self.loaded, &self.saved, filter).id() == id {
+            "stable"
+        } else if is_canary {
+            "canary"
+        } else {
+            "none"
+        };
+        let phases = running.phases();
+        let phases = [
+            (phases.on_request, "on-request"),
+            (phases.on_request_body, "on-request-body"),
+            (phases.on_response, "on-response"),
+            (phases.on_response_body, "on-response-body"),
+        ];
+        let live = running.live();
+        VersionView {
+            label: version.label().to_string(),
+            component_digest: format!("{:#}", id.component),
+            settings_digest: format!("{:#}", id.settings),
+            grants_digest: format!("{:#}", id.grants),
+            component: self.component(filter, version),
+            role,
+            phases: phases.into_iter().filter_map(|(has, name)| has.then_some(name)).collect(),
+            lane: match running.lane() {
+                Lane::Inline => "inline",
+                Lane::Fibre => "fibre",
+            },
+            snapshotted: running.snapshotted().is_ok(),
+            not_snapshotted_because: running.snapshotted().err().map(ToOwned::to_owned),
+            instances: live.instances,
+            memory_bytes: live.memory_bytes,
+            quarantined: self.saved.quarantine.get(name, id).map(|entry| entry.why.to_string()),
+        }
+    }
+
+    /// Returns the path from which a version's component was read.
+    fn component(&self, filter: usize, version: &Version) -> String {
+        let facts = &self.loaded.facts;
+        let stable = (facts.stable[filter], &facts.config.filters[filter].version.component);
+        let canary = facts.rollout_of_filter(filter).map(|(_, canary, id)| (id, &canary.component));
+        let history = self.saved.filters.get(&*facts.config.filters[filter].name);
+        let last_good = history.into_iter().flat_map(|history| &history.last_good);
+        let known = std::iter::once(stable).chain(canary).chain(last_good.map(|kept| (kept.version, &kept.component)));
+        let mut found = known.filter(|(id, _)| id == version.id());
+        found.next().map(|(_, path)| facts.shown(path).display().to_string()).unwrap_or_default()
+    }
+
+    fn upstream(&self, index: usize) -> UpstreamView {
+        let facts = &self.loaded.facts;
+        let upstream = &self.loaded.upstreams[index];
+        let promoted = facts
+            .rollout_of_upstream(index)
+            .filter(|(rollout, _)| state(facts, &self.saved, *rollout).is_some_and(State::is_promoted));
+        let serving = promoted.map_or(index, |(_, canary)| canary);
+        UpstreamView {
+            name: upstream.name().to_string(),
+            serving: facts.config.upstreams[serving].name.to_string(),
+            protocol: match upstream.config().protocol {
+                model::UpstreamProtocol::Http1 => "http1",
+                model::UpstreamProtocol::H2c => "h2c",
+            },
+            addresses: upstream.addresses().iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    fn route(&self, route: &model::Route) -> RouteView {
+        let config = &self.loaded.facts.config;
+        let model::Target::Upstream { upstream, alternatives } = &route.target;
+        let name = |index: &usize| config.upstreams[*index].name.to_string();
+        let matcher = &route.matcher;
+        RouteView {
+            name: route.name.to_string(),
+            hosts: matcher.hosts.iter().map(host).collect(),
+            path: path(&matcher.path),
+            methods: matcher.methods.clone(),
+            headers: matcher
+                .headers
+                .iter()
+                .map(|header| match &header.value {
+                    Some(value) => format!("{}: {value}", header.name),
+                    None => header.name.clone(),
+                })
+                .collect(),
+            filters: route.filters.iter().map(|index| config.filters[*index].name.to_string()).collect(),
+            upstream: name(upstream),
+            alternatives: alternatives.iter().map(name).collect(),
+        }
+    }
+}
+
+fn quarantine(entry: &Entry) -> QuarantineView {
+    QuarantineView {
+        filter: entry.filter.clone(),
+        version: label_of(&entry.version).to_string(),
+        why: entry.why.to_string(),
+        since: entry.since,
+    }
+}
+
+fn host(pattern: &HostPattern) -> String {
+    match pattern {
+        HostPattern::Exact(host) => host.clone(),
+        HostPattern::Wildcard(rest) => format!("*{rest}"),
+    }
+}
+
+fn path(pattern: &PathPattern) -> String {
+    match pattern {
+        PathPattern::Exact(path) => path.clone(),
+        PathPattern::Prefix(path) => format!("{path}*"),
+        PathPattern::Template(segments) => segments
+            .iter()
+            .map(|segment| match segment {
+                Segment::Literal(text) => format!("/{text}"),
+                Segment::Parameter(name) => format!("/{{{name}}}"),
+            })
+            .collect(),
+    }
+}
