@@ -1,0 +1,36 @@
+//! A request through a chain of 0, 1 and 5 filters and back, with the metrics that are counted on the way.
+
+use criterion::{BenchmarkId, Criterion};
+use lockgate::control::build::build;
+use lockgate::metrics::Metrics;
+use lockgate::proxy::chain::{Chain, Verdict};
+use lockgate::track::Tracks;
+
+use crate::now::now;
+use crate::world::{ISOLATIONS, World, chosen, config, exchange};
+
+pub(crate) fn benches(criterion: &mut Criterion) {
+    let world = World::new();
+    let metrics = Metrics::new().expect("the families have different names");
+    let mut exchange = exchange();
+
+    let mut group = criterion.benchmark_group("chain");
+    for (isolation, setting) in ISOLATIONS {
+        let filter = world.load_read_set(setting);
+        for filters in [0, 1, 5] {
+            let config = config(1, filters);
+            let snapshot = build(1, &config, &chosen(&config, &filter, &metrics), &metrics);
+            let links = &snapshot.routes[0].chain;
+            group.bench_function(BenchmarkId::new(isolation, filters), |bencher| {
+                bencher.iter(|| {
+                    let mut chain = Chain::enter(links, Tracks::default());
+                    assert!(matches!(now(chain.on_request(links, &mut exchange)), Verdict::Continue));
+                    assert!(now(chain.on_response(links, &mut exchange)).is_ok());
+                    chain.leave();
+                    chain
+                });
+            });
+        }
+    }
+    group.finish();
+}
