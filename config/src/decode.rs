@@ -76,7 +76,7 @@ impl Error {
     }
 
     /// Returns the problem; none, where it only follows from one that was told before.
-    fn problem(self: &Error, root: &Node) -> Option<Problem> {
+    fn problem(&self, root: &Node) -> Option<Problem> {
         let mut node = root;
         for step in &self.path {
             node = match (step, &node.value) {

@@ -5,6 +5,7 @@
 //! depend on other keys are the matter of `resolve`.
 
 mod filter;
+pub(crate) mod forms;
 mod route;
 mod server;
 mod upstream;
@@ -16,10 +17,10 @@ use serde::Deserialize;
 pub(crate) use self::filter::{
     FailureForm, FailureWord, FallBack, Filter, FilterLimits, Grants, IsolationForm, IsolationWord, Reused,
 };
+use self::forms::Named;
 pub(crate) use self::route::{Canary, HeaderCondition, KeyForm, KeyNamed, KeyWord, Match, Override, Rollout, Route};
 pub(crate) use self::server::{AccessLog, Admin, ListenerForm, Server};
 pub(crate) use self::upstream::{Protocol, Upstream, UpstreamForm};
-use self::written::Named;
 
 /// The configuration of a Lockgate gateway.
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -81,6 +81,30 @@ pub fn parse(mut source: Source, base_dir: &Path, env: &dyn Fn(&str) -> Option<S
     }
 }
 
+impl Source {
+    /// Returns the place of a key or an item, by a path such as `server.threads` or `listeners[0].address`; where there
+    /// is none, a place without a line, with that path. Reads the text anew: for problems that are found later, in what
+    /// the model keeps no place of.
+    #[must_use]
+    pub fn place_of(&self, path: &str) -> Place {
+        fn find(node: &tree::Node, path: &str) -> Option<Place> {
+            if *node.place.path == *path {
+                return Some(node.place.clone());
+            }
+            node.items().iter().find_map(|item| find(item, path)).or_else(|| {
+                node.entries().iter().find_map(|entry| match *entry.key_place.path == *path {
+                    true => Some(entry.key_place.clone()),
+                    false => find(&entry.value, path),
+                })
+            })
+        }
+        // What the variables expand to makes no difference to places.
+        tree::read(&self.text, &|_| Some(String::new()), &mut Vec::new())
+            .and_then(|root| find(&root, path))
+            .unwrap_or_else(|| Place { path: path.into(), ..Place::none() })
+    }
+}
+
 /// Takes the mark away by which some editors tell UTF-8. It is no character of the text, and would shift each place in
 /// the first line.
 fn strip_mark(source: &mut Source) {

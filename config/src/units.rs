@@ -125,7 +125,7 @@ const SIZES: [(&str, u64); 9] = [
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (unit, scale) =
-            SIZES.into_iter().find(|(_, scale)| self.0 >= *scale && self.0 % scale == 0).unwrap_or(("B", 1));
+            SIZES.into_iter().find(|(_, scale)| self.0 >= *scale && self.0.is_multiple_of(*scale)).unwrap_or(("B", 1));
         write!(f, "{}{unit}", self.0 / scale)
     }
 }
@@ -225,7 +225,7 @@ pub fn format_duration(duration: Duration) -> String {
     if nanos == 0 {
         return "0s".into();
     }
-    let (unit, scale) = DURATIONS.into_iter().find(|(_, scale)| nanos % scale == 0).unwrap_or(("ns", 1));
+    let (unit, scale) = DURATIONS.into_iter().find(|(_, scale)| nanos.is_multiple_of(*scale)).unwrap_or(("ns", 1));
     format!("{}{unit}", nanos / scale)
 }
 

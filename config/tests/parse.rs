@@ -157,6 +157,22 @@ fn a_mark_of_utf_8_is_no_character_of_the_file() {
     assert!(report.to_string().contains("\n1 | listener: []\n  | ^^^^^^^^ "), "{report}");
 }
 
+#[test]
+fn a_later_problem_finds_its_place() {
+    let text =
+        "server: { threads: \"${N}\", drain: 5s }\nlisteners:\n  - 127.0.0.1:80\n  - { address: \"[::1]:80\" }\n";
+    let source = Source { file: "lockgate.yaml".into(), text: text.into() };
+    let place = |path: &str| {
+        let place = source.place_of(path);
+        (place.line, place.column, place.length)
+    };
+    assert_eq!(place("server.drain"), (1, 28, 5));
+    assert_eq!(place("listeners[0]"), (3, 5, 12));
+    assert_eq!(place("listeners[1].address"), (4, 7, 7));
+    assert_eq!(place("admin.address"), (0, 0, 0));
+    assert_eq!(&*source.place_of("admin.address").path, "admin.address");
+}
+
 proptest! {
     #[test]
     fn no_text_makes_parsing_panic(text in "(?s).{0,200}") {

@@ -5,7 +5,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::written::{Either, FilePath, Timeout, Whole, Written};
+use super::forms::Either;
+use super::written::{FilePath, Timeout, Whole, Written};
 use crate::model::OutboundGrant;
 use crate::units::ByteSize;
 

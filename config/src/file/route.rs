@@ -9,7 +9,8 @@ use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::filter::Grants;
-use super::written::{CookieName, Either, FilePath, Name, Named, OneOrMany, Reference, Written, quoting};
+use super::forms::{Either, Named, OneOrMany};
+use super::written::{CookieName, FilePath, Name, Reference, Written, quoting};
 use crate::model::{HostPattern, PathPattern};
 use crate::text::{HeaderName, Method};
 use crate::units::Weight;

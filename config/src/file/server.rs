@@ -7,7 +7,8 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::written::{Either, FilePath, Timeout, Whole, Written};
+use super::forms::Either;
+use super::written::{FilePath, Timeout, Whole, Written};
 use crate::model::AdminAddress;
 use crate::units::{ByteSize, Secret};
 
@@ -29,6 +30,7 @@ pub(crate) struct Server {
     #[schemars(extend("x-default" = "`cache` beside this file"))]
     pub(crate) cache_dir: Option<Written<FilePath>>,
     /// Size of the precompiled components that are kept; beyond it, those that were used least recently go.
+    /// Read at start only.
     pub(crate) cache_size: Written<ByteSize>,
     /// Instances of filters that may live at the same time, of all filters together. Read at start only.
     pub(crate) instances: Written<Whole<1, 100_000>>,

@@ -3,8 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::forms::Either;
 use super::server::seconds;
-use super::written::{Either, Timeout, Whole, Written};
+use super::written::{Timeout, Whole, Written};
 use crate::model::Endpoint;
 
 /// A list of endpoints, or a map.

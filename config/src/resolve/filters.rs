@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Resolver;
 use super::server::MEMORY_MIN;
 use crate::file;
-use crate::file::written::Either;
+use crate::file::forms::Either;
 use crate::model::{FailureMode, Filter, FilterLimits, FilterPolicy, FilterVersion, Grants, Isolation, Server};
 use crate::problem::Problem;
 use crate::tree::Node;

@@ -3,7 +3,8 @@
 use super::filters::{DEADLINE_MAX, grants, settings};
 use super::{Resolver, Section, line_of, repeated};
 use crate::file;
-use crate::file::written::{Either, Written};
+use crate::file::forms::Either;
+use crate::file::written::Written;
 use crate::file::{KeyNamed, KeyWord};
 use crate::model::{Filter, FilterVersion, KeyPart, Override, Rollout, RolloutSubject};
 use crate::problem::{Place, Problem};

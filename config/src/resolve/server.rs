@@ -6,7 +6,7 @@ use std::thread::available_parallelism;
 
 use super::{Resolver, line_of, repeated};
 use crate::file;
-use crate::file::written::Either;
+use crate::file::forms::Either;
 use crate::model::{AccessLog, Admin, AdminAddress, Listener, RequestLimits, Server};
 use crate::problem::{Place, Problem};
 use crate::tree::Node;

@@ -2,7 +2,7 @@
 
 use super::{Resolver, line_of, repeated};
 use crate::file;
-use crate::file::written::Either;
+use crate::file::forms::Either;
 use crate::model::{Endpoint, Upstream, UpstreamProtocol, UpstreamTimeouts};
 use crate::problem::Problem;
 use crate::tree::Node;

@@ -17,9 +17,9 @@ pub(super) enum Raw {
     Signed(i64),
     Float(f64),
     Text(String),
-    List(Vec<Raw>),
+    List(Vec<Self>),
     /// In the order of the file. Keys may be anything, and may be there twice.
-    Map(Vec<(Raw, Raw)>),
+    Map(Vec<(Self, Self)>),
 }
 
 /// Reads a text; an empty one is [`Raw::Null`].
