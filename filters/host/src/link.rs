@@ -20,15 +20,7 @@ const CONTRACT_PACKAGE: &str = "lockgate:filter/";
 /// What `0.1.0` is compatible with.
 const CONTRACT_SERIES: &str = "0.1.";
 const WASI_SERIES: &str = "0.2.";
-const WASI_PACKAGES: [&str; 7] = [
-    "cli",
-    "clocks",
-    "filesystem",
-    "http",
-    "io",
-    "random",
-    "sockets",
-];
+const WASI_PACKAGES: [&str; 7] = ["cli", "clocks", "filesystem", "http", "io", "random", "sockets"];
 const OUTGOING_HANDLER: &str = "wasi:http/outgoing-handler";
 
 /// Returns the full name of one of the contract's interfaces.
@@ -38,10 +30,7 @@ pub(crate) fn contract(interface: &str) -> String {
 
 /// Returns whether the component would send HTTP requests.
 pub(crate) fn wants_outbound(shape: &Shape) -> bool {
-    shape
-        .imports
-        .iter()
-        .any(|import| import.split('@').next() == Some(OUTGOING_HANDLER))
+    shape.imports.iter().any(|import| import.split('@').next() == Some(OUTGOING_HANDLER))
 }
 
 /// Checks the names of what a component imports and exports.
@@ -52,38 +41,22 @@ pub(crate) fn wants_outbound(shape: &Shape) -> bool {
 pub(crate) fn check_names(shape: &Shape) -> Result<(), LoadError> {
     for name in shape.imports.iter().chain(&shape.exports) {
         if name.starts_with(CONTRACT_PACKAGE) && !is_of_series(name, CONTRACT_SERIES) {
-            return Err(LoadError::Contract {
-                found: name.clone(),
-            });
+            return Err(LoadError::Contract { found: name.clone() });
         }
     }
-    let unknown: Vec<_> = shape
-        .imports
-        .iter()
-        .filter(|name| !name.starts_with(CONTRACT_PACKAGE) && !is_wasi(name))
-        .cloned()
-        .collect();
-    if unknown.is_empty() {
-        Ok(())
-    } else {
-        Err(LoadError::UnknownImports(unknown))
-    }
+    let unknown: Vec<_> =
+        shape.imports.iter().filter(|name| !name.starts_with(CONTRACT_PACKAGE) && !is_wasi(name)).cloned().collect();
+    if unknown.is_empty() { Ok(()) } else { Err(LoadError::UnknownImports(unknown)) }
 }
 
 fn is_of_series(name: &str, series: &str) -> bool {
-    let version = name
-        .rsplit_once('@')
-        .and_then(|(_, version)| version.strip_prefix(series));
-    version
-        .is_some_and(|patch| !patch.is_empty() && patch.bytes().all(|byte| byte.is_ascii_digit()))
+    let version = name.rsplit_once('@').and_then(|(_, version)| version.strip_prefix(series));
+    version.is_some_and(|patch| !patch.is_empty() && patch.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn is_wasi(name: &str) -> bool {
-    let package = name
-        .strip_prefix("wasi:")
-        .and_then(|rest| rest.split('/').next());
-    package.is_some_and(|package| WASI_PACKAGES.contains(&package))
-        && is_of_series(name, WASI_SERIES)
+    let package = name.strip_prefix("wasi:").and_then(|rest| rest.split('/').next());
+    package.is_some_and(|package| WASI_PACKAGES.contains(&package)) && is_of_series(name, WASI_SERIES)
 }
 
 /// Returns a linker with everything that `component` imports.
@@ -111,6 +84,9 @@ pub(crate) fn linker(engine: &Engine, component: &Component, lane: Lane) -> Resu
 fn link_stubs(linker: &mut Linker<State>, engine: &Engine, component: &Component) -> Result<()> {
     linker.allow_shadowing(true);
     let component = component.component_type();
+    // A resource that an interface uses from another one is listed in both. It is the other's: a second type for it would
+    // contradict the first.
+    let mut owned = Vec::new();
     for (name, import) in component.imports(engine) {
         let (true, ComponentItem::ComponentInstance(interface)) = (is_wasi(name), import.ty) else {
             continue;
@@ -126,8 +102,9 @@ fn link_stubs(linker: &mut Linker<State>, engine: &Engine, component: &Component
                         bail!("`{full_name}` was called: the filter has not been granted what it is for")
                     })?;
                 }
-                ComponentItem::Resource(_) => {
-                    instance.resource(export, ResourceType::host::<()>(), |_, _| Ok(()))?
+                ComponentItem::Resource(resource) if !owned.contains(&resource) => {
+                    instance.resource(export, ResourceType::host::<()>(), |_, _| Ok(()))?;
+                    owned.push(resource);
                 }
                 _ => {}
             }
@@ -142,12 +119,7 @@ mod tests {
 
     fn shape(imports: &[&str], exports: &[&str]) -> Shape {
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        Shape {
-            core_modules: 1,
-            core_instances: 1,
-            imports: owned(imports),
-            exports: owned(exports),
-        }
+        Shape { core_modules: 1, core_instances: 1, imports: owned(imports), exports: owned(exports) }
     }
 
     #[test]
@@ -169,20 +141,12 @@ mod tests {
             "acme:db/query@1.0.0",
         ] {
             let expected = LoadError::UnknownImports(vec![import.to_owned()]);
-            assert_eq!(
-                check_names(&shape(&[import], &[])),
-                Err(expected),
-                "{import}"
-            );
+            assert_eq!(check_names(&shape(&[import], &[])), Err(expected), "{import}");
         }
-        for name in [
-            "lockgate:filter/on-request@0.2.0",
-            "lockgate:filter/on-request@1.0.0",
-            "lockgate:filter/on-request",
-        ] {
-            let expected = LoadError::Contract {
-                found: name.to_owned(),
-            };
+        for name in
+            ["lockgate:filter/on-request@0.2.0", "lockgate:filter/on-request@1.0.0", "lockgate:filter/on-request"]
+        {
+            let expected = LoadError::Contract { found: name.to_owned() };
             assert_eq!(check_names(&shape(&[], &[name])), Err(expected), "{name}");
         }
     }
