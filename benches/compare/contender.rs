@@ -17,10 +17,7 @@ use crate::tools::Tools;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Contender {
     /// With the guest `read-set`, as often as there are filters.
-    Lockgate {
-        filters: usize,
-        isolation: Isolation,
-    },
+    Lockgate { filters: usize, isolation: Isolation },
     /// Nothing but Pingora.
     Pingora { mimalloc: bool },
     /// As Debian builds it.
@@ -66,22 +63,10 @@ impl Contender {
     pub(crate) fn all() -> Vec<Self> {
         use Isolation::{Request, Reused};
         let lockgate = |(filters, isolation)| Self::Lockgate { filters, isolation };
-        let mut all = vec![
-            Self::Nginx,
-            Self::Pingora { mimalloc: false },
-            Self::Pingora { mimalloc: true },
-        ];
+        let mut all = vec![Self::Nginx, Self::Pingora { mimalloc: false }, Self::Pingora { mimalloc: true }];
         all.extend(
-            [
-                (0, Request),
-                (1, Reused),
-                (3, Reused),
-                (5, Reused),
-                (1, Request),
-                (3, Request),
-                (5, Request),
-            ]
-            .map(lockgate),
+            [(0, Request), (1, Reused), (3, Reused), (5, Reused), (1, Request), (3, Request), (5, Request)]
+                .map(lockgate),
         );
         all.extend([0, 1, 3].map(|filters| Self::Envoy { filters }));
         all
@@ -96,56 +81,23 @@ impl Contender {
     }
 
     /// Returns the command that serves in the foreground, its configuration written into `dir`.
-    pub(crate) fn command(
-        self,
-        tools: &Tools,
-        dir: &Path,
-        listen: SocketAddr,
-        origin: SocketAddr,
-    ) -> Result<Command> {
+    pub(crate) fn command(self, tools: &Tools, dir: &Path, listen: SocketAddr, origin: SocketAddr) -> Result<Command> {
         match self {
             Self::Lockgate { filters, isolation } => {
-                let config = write(
-                    dir,
-                    "lockgate.yaml",
-                    &lockgate_yaml(dir, listen, origin, filters, isolation),
-                )?;
-                Ok(command(
-                    &tools.lockgate,
-                    [
-                        OsStr::new("run"),
-                        OsStr::new("--config"),
-                        config.as_os_str(),
-                    ],
-                ))
+                let config = write(dir, "lockgate.yaml", &lockgate_yaml(dir, listen, origin, filters, isolation))?;
+                Ok(command(&tools.lockgate, [OsStr::new("run"), OsStr::new("--config"), config.as_os_str()]))
             }
             Self::Pingora { mimalloc } => {
-                let program = if mimalloc {
-                    &tools.pingora_mimalloc
-                } else {
-                    &tools.pingora
-                };
+                let program = if mimalloc { &tools.pingora_mimalloc } else { &tools.pingora };
                 Ok(command(program, [listen.to_string(), origin.to_string()]))
             }
             Self::Nginx => nginx(tools, dir, &nginx_proxy(listen, origin)),
             Self::Envoy { filters } => {
                 let program = tools.envoy.as_deref().ok_or("envoy has gone")?;
                 let filter = tools.proxy_wasm_filter.as_deref().unwrap_or(Path::new(""));
-                let config = write(
-                    dir,
-                    "envoy.yaml",
-                    &envoy_yaml(filter, listen, origin, filters),
-                )?;
-                let mut command = command(
-                    program,
-                    [
-                        "--concurrency",
-                        "1",
-                        "--disable-hot-restart",
-                        "--log-level",
-                        "error",
-                    ],
-                );
+                let config = write(dir, "envoy.yaml", &envoy_yaml(filter, listen, origin, filters))?;
+                let mut command =
+                    command(program, ["--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]);
                 command.arg("--config-path").arg(config);
                 Ok(command)
             }
@@ -175,15 +127,7 @@ http {{
 "
         ),
     )?;
-    Ok(command(
-        program,
-        [
-            OsStr::new("-p"),
-            dir.as_os_str(),
-            OsStr::new("-c"),
-            config.as_os_str(),
-        ],
-    ))
+    Ok(command(program, [OsStr::new("-p"), dir.as_os_str(), OsStr::new("-c"), config.as_os_str()]))
 }
 
 fn nginx_proxy(listen: SocketAddr, origin: SocketAddr) -> String {
@@ -205,13 +149,7 @@ fn nginx_proxy(listen: SocketAddr, origin: SocketAddr) -> String {
     )
 }
 
-fn lockgate_yaml(
-    dir: &Path,
-    listen: SocketAddr,
-    origin: SocketAddr,
-    filters: usize,
-    isolation: Isolation,
-) -> String {
+fn lockgate_yaml(dir: &Path, listen: SocketAddr, origin: SocketAddr, filters: usize, isolation: Isolation) -> String {
     // The access log goes to stdout, which is `/dev/null`.
     let mut yaml = format!(
         "listeners: [ \"{listen}\" ]
@@ -221,9 +159,7 @@ upstreams: {{ origin: [ \"{origin}\" ] }}
 ",
         dir.join("admin.sock").display()
     );
-    let names: Vec<String> = (1..=filters)
-        .map(|number| format!("read-set-{number}"))
-        .collect();
+    let names: Vec<String> = (1..=filters).map(|number| format!("read-set-{number}")).collect();
     if !names.is_empty() {
         yaml.push_str("filters:\n");
     }
@@ -232,16 +168,9 @@ upstreams: {{ origin: [ \"{origin}\" ] }}
     let isolation = isolation.as_str();
     for name in &names {
         // Writing to a string does not fail.
-        let _ = writeln!(
-            yaml,
-            "  {name}: {{ component: \"{component}\", isolation: {isolation} }}"
-        );
+        let _ = writeln!(yaml, "  {name}: {{ component: \"{component}\", isolation: {isolation} }}");
     }
-    let _ = writeln!(
-        yaml,
-        "routes: [ {{ name: all, filters: [ {} ], upstream: origin }} ]",
-        names.join(", ")
-    );
+    let _ = writeln!(yaml, "routes: [ {{ name: all, filters: [ {} ], upstream: origin }} ]", names.join(", "));
     yaml
 }
 
@@ -303,7 +232,6 @@ fn command<A: AsRef<OsStr>>(program: &Path, arguments: impl IntoIterator<Item = 
 
 fn write(dir: &Path, name: &str, text: &str) -> Result<PathBuf> {
     let path = dir.join(name);
-    fs::write(&path, text)
-        .map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
+    fs::write(&path, text).map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
     Ok(path)
 }

@@ -28,8 +28,7 @@ pub(crate) fn current() -> usize {
 /// Returns the time that a process and its ended children have spent on any core, in user space and in the kernel.
 pub(crate) fn time_of(pid: u32) -> Result<Duration> {
     let path = format!("/proc/{pid}/stat");
-    let stat =
-        fs::read_to_string(&path).map_err(|error| format!("cannot read `{path}`: {error}"))?;
+    let stat = fs::read_to_string(&path).map_err(|error| format!("cannot read `{path}`: {error}"))?;
     ticks(&stat)
         .map(|ticks| Duration::from_secs(ticks) / TICKS_PER_SECOND)
         .ok_or_else(|| format!("`{path}` is not what proc(5) says: {stat}"))
@@ -39,30 +38,18 @@ pub(crate) fn time_of(pid: u32) -> Result<Duration> {
 fn ticks(stat: &str) -> Option<u64> {
     // The second field is the program's name in parentheses, and may have anything in it. Field 3 is behind it.
     let (_, rest) = stat.rsplit_once(')')?;
-    let fields: Vec<u64> = rest
-        .split_ascii_whitespace()
-        .skip(11)
-        .take(4)
-        .map_while(|field| field.parse().ok())
-        .collect();
+    let fields: Vec<u64> =
+        rest.split_ascii_whitespace().skip(11).take(4).map_while(|field| field.parse().ok()).collect();
     (fields.len() == 4).then(|| fields.iter().sum())
 }
 
 /// Returns the resident memory of a process, in MiB.
 pub(crate) fn resident_mib(pid: u32) -> Result<f64> {
     let path = format!("/proc/{pid}/status");
-    let status =
-        fs::read_to_string(&path).map_err(|error| format!("cannot read `{path}`: {error}"))?;
+    let status = fs::read_to_string(&path).map_err(|error| format!("cannot read `{path}`: {error}"))?;
     status
         .lines()
-        .find_map(|line| {
-            line.strip_prefix("VmRSS:")?
-                .trim()
-                .strip_suffix("kB")?
-                .trim()
-                .parse::<f64>()
-                .ok()
-        })
+        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse::<f64>().ok())
         .map(|kib| kib / 1024.0)
         .ok_or_else(|| format!("`{path}` has no VmRSS"))
 }

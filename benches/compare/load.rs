@@ -21,12 +21,7 @@ pub(crate) struct Load {
 }
 
 /// Loads a server for a while.
-pub(crate) async fn run(
-    wrk: &Path,
-    server: SocketAddr,
-    connections: u32,
-    length: Duration,
-) -> Result<Load> {
+pub(crate) async fn run(wrk: &Path, server: SocketAddr, connections: u32, length: Duration) -> Result<Load> {
     let output = Command::new(wrk)
         .args(["--latency", "-t1", "-H", "user-agent: wrk"])
         .arg(format!("-c{connections}"))
@@ -43,24 +38,15 @@ pub(crate) async fn run(
 }
 
 fn parse(text: &str) -> Option<Load> {
-    let after = |label: &str| {
-        text.lines()
-            .find_map(|line| line.trim().strip_prefix(label))
-            .map(str::trim)
-    };
-    let requests = text
-        .lines()
-        .find_map(|line| line.trim().split_once(" requests in ")?.0.parse().ok())?;
+    let after = |label: &str| text.lines().find_map(|line| line.trim().strip_prefix(label)).map(str::trim);
+    let requests = text.lines().find_map(|line| line.trim().split_once(" requests in ")?.0.parse().ok())?;
     let answered_with_errors = match after("Non-2xx or 3xx responses:") {
         Some(count) => count.parse().ok()?,
         None => 0,
     };
     // `connect 0, read 1, write 0, timeout 2`
     let unanswered = match after("Socket errors:") {
-        Some(counts) => counts
-            .split(", ")
-            .filter_map(|count| count.rsplit(' ').next()?.parse::<u64>().ok())
-            .sum(),
+        Some(counts) => counts.split(", ").filter_map(|count| count.rsplit(' ').next()?.parse::<u64>().ok()).sum(),
         None => 0,
     };
     Some(Load {
@@ -109,13 +95,7 @@ Running 1s test @ http://127.0.0.1:8080/
 Requests/sec:  41318.90
 Transfer/sec:     47.52MB
 ";
-        let load = Load {
-            requests: 45451.0,
-            requests_per_second: 41318.9,
-            p50_ms: 0.85,
-            p99_ms: 2.76,
-            failed: 7,
-        };
+        let load = Load { requests: 45451.0, requests_per_second: 41318.9, p50_ms: 0.85, p99_ms: 2.76, failed: 7 };
         assert_eq!(parse(text), Some(load));
         assert_eq!(parse("unable to connect"), None);
     }

@@ -11,34 +11,16 @@ use crate::tools::Tools;
 
 /// Returns a list in Markdown.
 pub(crate) async fn facts(tools: &Tools) -> String {
-    let first_line = |path: &str| {
-        fs::read_to_string(path)
-            .unwrap_or_default()
-            .lines()
-            .next()
-            .unwrap_or("?")
-            .to_owned()
-    };
+    let first_line = |path: &str| fs::read_to_string(path).unwrap_or_default().lines().next().unwrap_or("?").to_owned();
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let models = || {
-        cpuinfo
-            .lines()
-            .filter_map(|line| line.strip_prefix("model name")?.split_once(':'))
-    };
+    let models = || cpuinfo.lines().filter_map(|line| line.strip_prefix("model name")?.split_once(':'));
     let commit = said("git", &["describe", "--always", "--dirty", "--abbrev=12"]).await;
     let mut facts = String::new();
     // Writing to a string does not fail.
     let mut fact = |name: &str, value: &str| {
         let _ = writeln!(facts, "- {name}: {value}");
     };
-    fact(
-        "CPU",
-        &format!(
-            "{} × {}",
-            models().count(),
-            models().next().map_or("?", |(_, model)| model.trim())
-        ),
-    );
+    fact("CPU", &format!("{} × {}", models().count(), models().next().map_or("?", |(_, model)| model.trim())));
     fact("kernel", &first_line("/proc/sys/kernel/osrelease"));
     fact("load average before", &first_line("/proc/loadavg"));
     fact("commit", &commit);
@@ -67,15 +49,7 @@ async fn said(program: impl AsRef<Path>, arguments: &[&str]) -> String {
         return "?".to_owned();
     };
     // nginx tells its version on stderr.
-    let text = if output.stdout.is_empty() {
-        output.stderr
-    } else {
-        output.stdout
-    };
+    let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
     let text = String::from_utf8_lossy(&text);
-    text.lines()
-        .map(str::trim)
-        .find(|line| !line.is_empty())
-        .unwrap_or("?")
-        .to_owned()
+    text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("?").to_owned()
 }

@@ -81,10 +81,7 @@ async fn main() -> ExitCode {
 
 async fn interrupted() -> Result<()> {
     let listen = |kind| signal(kind).map_err(|error| format!("cannot listen to signals: {error}"));
-    let (mut interrupt, mut terminate) = (
-        listen(SignalKind::interrupt())?,
-        listen(SignalKind::terminate())?,
-    );
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
@@ -115,8 +112,7 @@ async fn compare(options: &Options) -> Result<()> {
     });
     let facts = machine::facts(&tools).await;
 
-    let scratch = tempfile::tempdir()
-        .map_err(|error| format!("cannot make a folder for configurations: {error}"))?;
+    let scratch = tempfile::tempdir().map_err(|error| format!("cannot make a folder for configurations: {error}"))?;
     // Everything that is not a proxy stays on the load's core: this thread, and what it starts from here.
     cpu::pin(options.load_cpu)?;
     let origin = Origin::start(&tools, scratch.path()).await?;
@@ -126,13 +122,8 @@ async fn compare(options: &Options) -> Result<()> {
             // Each round begins with another one: what follows whom should not matter.
             let index = (step + round as usize) % contenders.len();
             let contender = contenders[index];
-            let sample =
-                measure(options, &tools, contender, scratch.path(), origin.address()).await?;
-            tell(format_args!(
-                "round {}/{} {contender}: {sample}",
-                round + 1,
-                options.rounds
-            ));
+            let sample = measure(options, &tools, contender, scratch.path(), origin.address()).await?;
+            tell(format_args!("round {}/{} {contender}: {sample}", round + 1, options.rounds));
             report.add(index, sample);
         }
     }
@@ -155,16 +146,9 @@ async fn measure(
 ) -> Result<Sample> {
     let listen = free_address()?;
     let dir = scratch.join(contender.to_string());
-    std::fs::create_dir_all(&dir)
-        .map_err(|error| format!("cannot make `{}`: {error}", dir.display()))?;
+    std::fs::create_dir_all(&dir).map_err(|error| format!("cannot make `{}`: {error}", dir.display()))?;
     let command = contender.command(tools, &dir, listen, origin)?;
-    let mut server = Server::start(
-        &contender.to_string(),
-        command,
-        options.proxy_cpu,
-        options.load_cpu,
-        &dir,
-    )?;
+    let mut server = Server::start(&contender.to_string(), command, options.proxy_cpu, options.load_cpu, &dir)?;
     server.ready(listen, contender.filters() > 0).await?;
 
     let load = |length| load::run(&tools.wrk, listen, options.connections, length);

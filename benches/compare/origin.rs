@@ -43,8 +43,7 @@ impl Origin {
         }
         let address = free_address()?;
         let dir = scratch.join("origin");
-        std::fs::create_dir_all(&dir)
-            .map_err(|error| format!("cannot make `{}`: {error}", dir.display()))?;
+        std::fs::create_dir_all(&dir).map_err(|error| format!("cannot make `{}`: {error}", dir.display()))?;
         let http = format!(
             "    default_type text/plain;
     server {{
@@ -58,29 +57,20 @@ impl Origin {
         let cpu = cpu::current();
         let mut server = Server::start("origin", command, cpu, cpu, &dir)?;
         server.ready(address, false).await?;
-        Ok(Self {
-            address,
-            runs: Runs::Nginx { _server: server },
-        })
+        Ok(Self { address, runs: Runs::Nginx { _server: server } })
     }
 
     async fn start_here() -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .await
-            .map_err(|error| format!("no origin: {error}"))?;
-        let address = listener
-            .local_addr()
-            .map_err(|error| format!("no origin: {error}"))?;
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(|error| format!("no origin: {error}"))?;
+        let address = listener.local_addr().map_err(|error| format!("no origin: {error}"))?;
         let accept = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 // An error is the proxy's end.
                 tokio::spawn(answer(stream));
             }
         });
-        Ok(Self {
-            address,
-            runs: Runs::Here(accept.abort_handle()),
-        })
+        Ok(Self { address, runs: Runs::Here(accept.abort_handle()) })
     }
 
     /// Returns where it listens.
@@ -113,10 +103,8 @@ fn body() -> String {
 /// proxies here.
 async fn answer(mut stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let response = format!(
-        "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {BODY_BYTES}\r\n\r\n{}",
-        body()
-    );
+    let response =
+        format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {BODY_BYTES}\r\n\r\n{}", body());
     let mut request = Vec::with_capacity(HEADER_BYTES_MAX);
     loop {
         if stream.read_buf(&mut request).await? == 0 || request.len() > HEADER_BYTES_MAX {

@@ -30,36 +30,18 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts a server on one core, from a thread on another. What it says goes to a file in `dir`.
-    pub(crate) fn start(
-        name: &str,
-        command: Command,
-        cpu: usize,
-        back_to: usize,
-        dir: &Path,
-    ) -> Result<Self> {
+    pub(crate) fn start(name: &str, command: Command, cpu: usize, back_to: usize, dir: &Path) -> Result<Self> {
         let log = dir.join("stderr");
-        let file = File::create(&log)
-            .map_err(|error| format!("cannot write `{}`: {error}", log.display()))?;
+        let file = File::create(&log).map_err(|error| format!("cannot write `{}`: {error}", log.display()))?;
         let mut command = tokio::process::Command::from(command);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(file)
-            .kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).kill_on_drop(true);
         // A process has the cores of the thread that starts it.
         cpu::pin(cpu)?;
         let process = command.spawn();
         cpu::pin(back_to)?;
         let process = process.map_err(|error| format!("cannot start {name}: {error}"))?;
-        let pid = process
-            .id()
-            .ok_or_else(|| format!("{name} ended at once"))?;
-        Ok(Self {
-            name: name.to_owned(),
-            process,
-            pid,
-            log,
-        })
+        let pid = process.id().ok_or_else(|| format!("{name} ended at once"))?;
+        Ok(Self { name: name.to_owned(), process, pid, log })
     }
 
     /// Waits until it answers, and checks that the filter has acted where one is expected.
@@ -82,16 +64,8 @@ impl Server {
             }),
         };
         match response {
-            Ok(response)
-                if filtered
-                    && !response
-                        .to_ascii_lowercase()
-                        .contains("\r\nx-read-set: 1\r\n") =>
-            {
-                Err(format!(
-                    "{}: the filter has not acted on this response:\n{response}",
-                    self.name
-                ))
+            Ok(response) if filtered && !response.to_ascii_lowercase().contains("\r\nx-read-set: 1\r\n") => {
+                Err(format!("{}: the filter has not acted on this response:\n{response}", self.name))
             }
             Ok(_) => Ok(()),
             Err(why) => {
@@ -120,11 +94,7 @@ impl Server {
 /// Returns the response to one request, on a connection of its own.
 async fn get(address: SocketAddr) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
-    stream
-        .write_all(
-            format!("GET / HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").as_bytes(),
-        )
-        .await?;
+    stream.write_all(format!("GET / HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").as_bytes()).await?;
     let mut response = Vec::new();
     stream.read_to_end(&mut response).await?;
     Ok(String::from_utf8_lossy(&response).into_owned())

@@ -49,30 +49,15 @@ impl Tools {
         if build.contains(&"-p") {
             cargo(&build, &root.join("Cargo.toml"), &target).await?;
         }
-        let proxy_wasm_filter =
-            if any(|contender| matches!(contender, Contender::Envoy { filters: 1.. })) {
-                let manifest = benches.join("proxy-wasm-filter/Cargo.toml");
-                let target = target.join("proxy-wasm");
-                let built = cargo(
-                    &[
-                        "build",
-                        "--release",
-                        "--locked",
-                        "--target",
-                        PROXY_WASM_TARGET,
-                    ],
-                    &manifest,
-                    &target,
-                )
-                .await;
-                built.is_ok().then(|| {
-                    target
-                        .join(PROXY_WASM_TARGET)
-                        .join("release/proxy_wasm_filter.wasm")
-                })
-            } else {
-                None
-            };
+        let proxy_wasm_filter = if any(|contender| matches!(contender, Contender::Envoy { filters: 1.. })) {
+            let manifest = benches.join("proxy-wasm-filter/Cargo.toml");
+            let target = target.join("proxy-wasm");
+            let built =
+                cargo(&["build", "--release", "--locked", "--target", PROXY_WASM_TARGET], &manifest, &target).await;
+            built.is_ok().then(|| target.join(PROXY_WASM_TARGET).join("release/proxy_wasm_filter.wasm"))
+        } else {
+            None
+        };
 
         // The folder of the profile `dev` has another name.
         let built = target.join(if profile == "dev" { "debug" } else { profile });
@@ -83,10 +68,7 @@ impl Tools {
             pingora_mimalloc: built.join("bare-pingora-mimalloc"),
             wrk,
             nginx: in_path("nginx"),
-            envoy: envoy
-                .is_file()
-                .then_some(envoy)
-                .or_else(|| in_path("envoy")),
+            envoy: envoy.is_file().then_some(envoy).or_else(|| in_path("envoy")),
             proxy_wasm_filter,
         })
     }
@@ -120,11 +102,7 @@ async fn cargo(arguments: &[&str], manifest: &Path, target: &Path) -> Result<()>
         .status()
         .await
         .map_err(|error| format!("cannot run cargo: {error}"))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(format!("`cargo {}` failed", arguments.join(" ")))
-    }
+    if status.success() { Ok(()) } else { Err(format!("`cargo {}` failed", arguments.join(" "))) }
 }
 
 /// Returns where a program is: on the search path, or where administrators keep theirs.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use criterion::{Criterion, Throughput};
 use lockgate_host::{Exchange, Filter};
 
+use crate::lean;
 use crate::now::now;
 use crate::world::{ISOLATIONS, World, exchange};
-use crate::lean;
 
 /// In one call of the guest, so that what a call itself costs disappears.
 const HOST_CALLS: u32 = 1_000;

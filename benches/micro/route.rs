@@ -32,7 +32,9 @@ pub(crate) fn benches(criterion: &mut Criterion) {
         }
         assert_eq!(router.find(&Method::GET, "h1.example.com", "/nothing/is/here", &headers), Found::Nothing);
         group.bench_function(BenchmarkId::new("none", routes), |bencher| {
-            bencher.iter(|| router.find(&Method::GET, black_box("h1.example.com"), black_box("/nothing/is/here"), &headers));
+            bencher.iter(|| {
+                router.find(&Method::GET, black_box("h1.example.com"), black_box("/nothing/is/here"), &headers)
+            });
         });
     }
     group.finish();

@@ -36,11 +36,10 @@ pub(crate) fn benches(criterion: &mut Criterion) {
         ("cookie", vec![KeyPart::Cookie("sid".into())]),
         ("query", vec![KeyPart::Query("user".into())]),
         ("client_ip", vec![KeyPart::ClientIp]),
-        ("the third of three keys", vec![
-            KeyPart::Header("x-absent".into()),
-            KeyPart::Cookie("absent".into()),
-            KeyPart::ClientIp,
-        ]),
+        (
+            "the third of three keys",
+            vec![KeyPart::Header("x-absent".into()), KeyPart::Cookie("absent".into()), KeyPart::ClientIp],
+        ),
     ] {
         let split = Split::new("auth-1.5", &key, weight, None);
         group.bench_function(name, |bencher| bencher.iter(|| split.decide(black_box(&request))));

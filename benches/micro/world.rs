@@ -19,10 +19,8 @@ use tempfile::TempDir;
 use tokio::sync::mpsc::unbounded_channel;
 
 /// Instances live for one request, or for as long as the benchmark.
-pub(crate) const ISOLATIONS: [(&str, Isolation); 2] = [
-    ("fresh", Isolation::Request),
-    ("reused", Isolation::Reused { requests: u32::MAX, memory_bytes: u64::MAX }),
-];
+pub(crate) const ISOLATIONS: [(&str, Isolation); 2] =
+    [("fresh", Isolation::Request), ("reused", Isolation::Reused { requests: u32::MAX, memory_bytes: u64::MAX })];
 
 /// A host with a cache of its own.
 pub(crate) struct World {
@@ -76,8 +74,14 @@ pub(crate) fn exchange() -> Box<Exchange> {
         .expect("a request");
     let upstreams = Arc::from([Arc::from("origin")]);
     let client = Ipv4Addr::new(192, 0, 2, 7).into();
-    let mut exchange =
-        Exchange::new(request.into_parts().0, "http", client, Arc::from("0123456789abcdef"), Arc::from("all"), upstreams);
+    let mut exchange = Exchange::new(
+        request.into_parts().0,
+        "http",
+        client,
+        Arc::from("0123456789abcdef"),
+        Arc::from("all"),
+        upstreams,
+    );
     let mut response = Response::new(()).into_parts().0;
     response.headers.insert("content-type", HeaderValue::from_static("text/plain"));
     exchange.response = Some(response);
@@ -102,7 +106,8 @@ rollouts: { next: { upstream: origin, canary: next, weight: 5% } }
     let names = names.join(", ");
     for number in 0..routes {
         let matching = format!("{{ host: h{}.example.com, path: /things-{number}/{{id}} }}", number % 10);
-        writeln!(yaml, "  - {{ match: {matching}, filters: [ {names} ], upstream: origin }}").expect("a string takes everything");
+        writeln!(yaml, "  - {{ match: {matching}, filters: [ {names} ], upstream: origin }}")
+            .expect("a string takes everything");
     }
     let source = Source { file: "lockgate.yaml".into(), text: yaml.into() };
     lockgate_config::parse(source, Path::new(""), &|_| None).unwrap_or_else(|report| panic!("{report}"))
