@@ -31,10 +31,11 @@ that it names, without serving. This is the smallest useful file:
 | name | `auth-1.5` | letters, digits, `-`, `_` and `.`, a letter or digit first, at most 64 characters |
 
 **Variables.** In every text, `${NAME}` stands for a variable of the environment, and `${NAME:-default}` for its value or,
-if it is unset or empty, the default. One that is unset and has no default is an error. `$$` is a dollar; so is a `$`
-that neither `{` nor `$` follows. Keys are not expanded. Numbers, durations and the like may come from variables too.
-Inside `{ }` and `[ ]`, put a text with `${…}` in quotes. Secrets belong into the `settings` of filters and into
-`admin.token`: what variables expand to there is never shown, not in messages, not in logs, not in dumps.
+if it is unset or empty, the default. One that is unset and has no default is an error. Numbers, durations and the like
+may come from variables too; keys are not expanded. `$$` is a dollar, and so is a `$` that neither `{` nor `$` follows: a
+filter's own placeholder is written `$${request.host}`. Inside `{ }` and `[ ]`, put a text with `${…}` in quotes. Secrets
+belong into the `settings` of filters and into `admin.token`: what variables expand to there is never shown, not in
+messages, not in logs, not in dumps.
 
 **Short forms.** Where a key takes a list or a map, and a shorter form says it all, the shorter form may stand there: an
 address for a listener, a list of endpoints for an upstream, one host for a list of one.

@@ -20,19 +20,24 @@ impl Failure {
         match self {
             Self::Unset(name) => {
                 let key = if place.path.is_empty() { "the file".into() } else { format!("`{}`", place.path) };
+                let mut hint = format!("set it in the environment, or give a default: `${{{name}:-…}}`");
+                // Filters have placeholders of their own that look the same.
+                if place.path.contains(".settings") {
+                    hint += &format!("; for the text `${{{name}}}` itself, write `$${{{name}}}`");
+                }
                 Problem::new(format!("the variable `{name}` is not set"), place)
                     .label(format!("{key} needs it"))
-                    .hint(format!("set it in the environment, or give a default: `${{{name}:-…}}`"))
+                    .hint(hint)
             }
-            Self::Open => Problem::new("a variable is not closed", place).label("`${` without `}`").hint(DOLLAR),
+            Self::Open => Problem::new("a variable is not closed", place)
+                .label("`${` without `}`")
+                .hint("write `$$` for a dollar that begins no variable"),
             Self::Name(name) => Problem::new(format!("`{name}` is no name of a variable"), place)
                 .label("expected letters, digits and `_`")
-                .hint(DOLLAR),
+                .hint(format!("write `$${{{name}}}` where no variable is meant, but `${{{name}}}` itself")),
         }
     }
 }
-
-const DOLLAR: &str = "write `$$` for a dollar that begins no variable";
 
 /// Returns a text with its variables replaced; none where there is nothing to replace. As in a shell, a default also
 /// stands in for an empty value, and a dollar that is followed by anything else is just a dollar.
