@@ -88,13 +88,17 @@ guests: setup ## Build every filter and test fixture, into target/filters
 	@$(CARGO) run --quiet --locked -p lockgate-guests -- target/filters
 
 .PHONY: examples
-examples: setup ## Check the example configurations, components and all
+examples: setup ## Check the example configurations and those in deploy, components and all
 	@$(CARGO) run --quiet --locked -p lockgate-guests -- --library target/examples/filters
 	@cp config/examples/*.yaml target/examples/
+	@for file in deploy/lockgate.yaml deploy/compose/config/lockgate.yaml; do \
+	    sed -e 's#/usr/share/lockgate/filters#filters#' -e 's#/var/\(lib\|cache\)/lockgate#var#' \
+	        "$$file" > "target/examples/$$(dirname "$$file" | tr / -).yaml"; \
+	done
 	@$(CARGO) build --quiet --locked -p lockgate
 	@for example in target/examples/*.yaml; do \
 	    echo "examples: $$example"; \
-	    target/debug/lockgate check "$$example"; \
+	    LOCKGATE_LOG=warn LOCKGATE_ADMIN_TOKEN=example target/debug/lockgate check "$$example"; \
 	done
 
 .PHONY: generated
