@@ -34,6 +34,7 @@ demo: setup ## Run a gateway with an origin, two filters and a 20 % canary
 	@$(CARGO) run --quiet --locked -p lockgate-guests -- --library target/library
 	@echo "demo: building the gateway (the first time, this takes some minutes)"
 	@$(CARGO) build --locked -p lockgate
+	@echo "demo: where it says lockgate below, that is target/debug/lockgate"
 	@target/debug/lockgate demo --components target/library $(ARGS)
 
 .PHONY: test
