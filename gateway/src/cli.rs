@@ -91,7 +91,15 @@ enum Command {
 #[derive(Clone, Debug, Args)]
 struct ConfigFile {
     /// The configuration file.
-    #[arg(short, long = "config", value_name = "FILE", env = "LOCKGATE_CONFIG", default_value = "lockgate.yaml")]
+    #[arg(
+        short,
+        long = "config",
+        id = "config",
+        global = true,
+        value_name = "FILE",
+        env = "LOCKGATE_CONFIG",
+        default_value = "lockgate.yaml"
+    )]
     path: PathBuf,
 }
 

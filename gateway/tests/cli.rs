@@ -44,7 +44,7 @@ rollouts: { tag-2: { filter: tag, canary: { settings: { value: v2 } }, weight: 5
 "#,
     );
     assert_eq!(code, Some(0), "{said}");
-    insta::assert_snapshot!(said, @"`lockgate.yaml` is right: 1 routes, 1 filters in 2 versions, 1 rollouts");
+    insta::assert_snapshot!(said, @"`lockgate.yaml` is right: 1 route, 1 filter in 2 versions, 1 rollout");
 }
 
 #[test]
@@ -59,7 +59,30 @@ rollouts:
 "#,
     );
     assert_eq!(code, Some(2), "{said}");
-    insta::assert_snapshot!(said, @"");
+    insta::assert_snapshot!(said, @r"
+    error: there is no upstream `ap`
+      --> lockgate.yaml:4:15
+    4 |   - upstream: ap
+      |               ^^
+      = path: routes[0].upstream
+    hint: did you mean `app`?
+
+    error: missing field `weight`
+      --> lockgate.yaml:6:9
+    6 |   next: { upstream: app, canary: app, wieght: 5% }
+      |         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+      = path: rollouts.next
+    hint: add `weight`; it has no default
+
+    error: unknown field `wieght`
+      --> lockgate.yaml:6:39
+    6 |   next: { upstream: app, canary: app, wieght: 5% }
+      |                                       ^^^^^^ expected one of `filter`, `upstream`, `canary`, `weight`, `key`, `salt`, `override`
+      = path: rollouts.next.wieght
+    hint: did you mean `weight`?
+
+    3 problems in lockgate.yaml
+    ");
 }
 
 #[test]
@@ -75,7 +98,16 @@ routes: [{ filters: [even, core, gone], upstream: app }]
 "#,
     );
     assert_eq!(code, Some(2), "{said}");
-    insta::assert_snapshot!(said, @"");
+    insta::assert_snapshot!(said, @r"
+    error: cannot read component `nowhere.wasm`: No such file or directory (os error 2)
+      --> lockgate.yaml:6:22
+    6 |   gone: { component: nowhere.wasm }
+      |                      ^^^^^^^^^^^^
+      = path: filters.gone.component
+    hint: paths are relative to the configuration file's folder
+
+    1 problem in lockgate.yaml
+    ");
     let (code, said) = check(
         r#"listeners: ["127.0.0.1:0"]
 upstreams: { app: ["127.0.0.1:3000"] }
@@ -86,7 +118,21 @@ routes: [{ filters: [even, core], upstream: app }]
 "#,
     );
     assert_eq!(code, Some(2), "{said}");
-    insta::assert_snapshot!(said, @"");
+    insta::assert_snapshot!(said, @r"
+    error: filter `even` refuses its settings: `even`: 3 is odd; try 4
+      --> lockgate.yaml:4:46
+    4 |   even: { component: failing-configure.wasm, settings: { even: 3 } }
+      |                                              ^^^^^^^^
+      = path: filters.even.settings
+
+    error: component `core-module.wasm` is a core module, not a component; build for wasm32-wasip2, or wrap it with `wasm-tools component new`
+      --> lockgate.yaml:5:22
+    5 |   core: { component: core-module.wasm }
+      |                      ^^^^^^^^^^^^^^^^
+      = path: filters.core.component
+
+    2 problems in lockgate.yaml
+    ");
 }
 
 #[test]
@@ -232,8 +278,8 @@ async fn a_reload_that_is_refused_shows_the_file_and_ends_with_2() {
     gateway.write_config(&CONFIG.replace("upstream: app", "upstream: ap"));
     let (status, said) = gateway.cli(&["reload", "--admin", &gateway.admin_url("")]).await;
     assert_eq!(status.code(), Some(2), "{said}");
-    assert!(said.contains("error: unknown upstream `ap`"), "{said}");
+    assert!(said.contains("error: there is no upstream `ap`"), "{said}");
     gateway.write_config(&CONFIG.replace("value: v1", "value: v3"));
     let (status, said) = gateway.cli(&["reload"]).await;
-    assert!(status.success() && said.starts_with("reloaded: generation 2, 1 filter versions loaded"), "{said}");
+    assert!(status.success() && said.starts_with("reloaded: generation 2, 1 filter version loaded"), "{said}");
 }

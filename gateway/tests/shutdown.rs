@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use harness::{Gateway, Upstream};
 use reqwest::StatusCode;
 use rustix::process::Signal;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 const CONFIG: &str = r#"
@@ -82,27 +81,6 @@ async fn a_second_signal_ends_at_once() {
 }
 
 #[tokio::test]
-async fn a_kept_alive_connection_hears_that_its_response_is_the_last() {
-    let up = Upstream::start().await;
-    let mut gateway = Gateway::start(CONFIG, &up).await;
-    let slow = tokio::spawn(gateway.client().get(gateway.url("/hold")).send());
-    let mut client = TcpStream::connect(gateway.http()).await.unwrap();
-    client.write_all(b"GET /text/one HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
-    let first = read_until(&mut client, "one").await;
-    assert!(!first.to_ascii_lowercase().contains("connection: close"), "{first}");
-
-    up.holding(1).await;
-    gateway.signal(Signal::TERM);
-    gateway.says("draining").await;
-    client.write_all(b"GET /text/two HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
-    let second = read_until(&mut client, "two").await;
-    assert!(second.to_ascii_lowercase().contains("connection: close"), "{second}");
-    up.release(1);
-    slow.await.unwrap().unwrap();
-    assert!(gateway.ended().await.success());
-}
-
-#[tokio::test]
 async fn sigquit_without_a_successor_is_refused_and_traffic_goes_on() {
     let up = Upstream::start().await;
     let gateway = Gateway::start(CONFIG, &up).await;
@@ -111,16 +89,4 @@ async fn sigquit_without_a_successor_is_refused_and_traffic_goes_on() {
     assert_eq!(gateway.get("/").await.status, StatusCode::OK);
     let ready = gateway.admin(reqwest::Method::GET, "/readyz", None).await;
     assert_eq!(ready.status, StatusCode::OK);
-}
-
-async fn read_until(client: &mut TcpStream, end: &str) -> String {
-    let mut text = Vec::new();
-    while !String::from_utf8_lossy(&text).ends_with(end) {
-        let mut piece = [0; 4096];
-        let read = tokio::time::timeout(Duration::from_secs(30), client.read(&mut piece)).await;
-        let n = read.expect("the gateway answers").expect("the connection holds");
-        assert!(n > 0, "closed after {:?}", String::from_utf8_lossy(&text));
-        text.extend_from_slice(&piece[..n]);
-    }
-    String::from_utf8_lossy(&text).into_owned()
 }

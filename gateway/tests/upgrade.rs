@@ -10,12 +10,15 @@ use harness::{Gateway, Upstream};
 use reqwest::{Method, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+/// The filter has time: a busy machine is not what is tested.
 const CONFIG: &str = r#"
 server: { drain: 20s }
 upstreams: { app: ["${UPSTREAM}"] }
-filters: { tag: { component: filters/tag.wasm, settings: { value: v1 } } }
+filters: { tag: { component: filters/tag.wasm, settings: { value: v1 }, limits: { deadline: 1s } } }
 routes: [{ filters: [tag], upstream: app }]
 rollouts:
   tag-2: { filter: tag, canary: { settings: { value: v2 } }, weight: 0%, key: [{ header: x-user-id }] }
@@ -140,6 +143,24 @@ async fn a_request_in_flight_survives_an_upgrade() {
 }
 
 #[tokio::test]
+async fn a_kept_alive_connection_outlives_an_upgrade_by_one_response() {
+    let up = Upstream::start().await;
+    let mut gateway = Gateway::start(CONFIG, &up).await;
+    let mut client = TcpStream::connect(gateway.http()).await.unwrap();
+    client.write_all(b"GET /text/one HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let first = read_until(&mut client, "one").await;
+    assert!(!first.to_ascii_lowercase().contains("connection: close"), "{first}");
+
+    let (status, said) = gateway.cli(&["upgrade"]).await;
+    assert!(status.success(), "{said}");
+    let _successor = Successor::in_words(&said);
+    client.write_all(b"GET /text/two HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let second = read_until(&mut client, "two").await;
+    assert!(second.to_ascii_lowercase().contains("connection: close"), "{second}");
+    assert!(gateway.ended().await.success());
+}
+
+#[tokio::test]
 async fn a_successor_that_cannot_load_leaves_everything_as_it_was() {
     let up = Upstream::start().await;
     let gateway = Gateway::start(&CONFIG.replace("drain: 20s", "drain: 20s, watch: false"), &up).await;
@@ -168,6 +189,7 @@ async fn a_binary_that_ends_at_once_leaves_everything_as_it_was() {
 async fn a_successor_that_dies_with_the_sockets_leaves_everything_as_it_was() {
     let up = Upstream::start().await;
     let gateway = Gateway::start(CONFIG, &up).await;
+    gateway.says("serving").await;
     // A successor in name: it asks, takes the sockets, and never serves.
     let socket = gateway.path().join("state/upgrade.sock");
     let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
@@ -219,4 +241,16 @@ async fn assert_still_serves(gateway: &Gateway) {
     let weight = Some(json!({ "weight": "1%" }));
     let reply = gateway.admin(Method::PUT, "/api/v1/rollouts/tag-2/weight", weight).await;
     assert!(reply.status.is_success(), "{}", reply.text());
+}
+
+async fn read_until(client: &mut TcpStream, end: &str) -> String {
+    let mut text = Vec::new();
+    while !String::from_utf8_lossy(&text).ends_with(end) {
+        let mut piece = [0; 4096];
+        let read = tokio::time::timeout(Duration::from_secs(30), client.read(&mut piece)).await;
+        let n = read.expect("the gateway answers").expect("the connection holds");
+        assert!(n > 0, "closed after {:?}", String::from_utf8_lossy(&text));
+        text.extend_from_slice(&piece[..n]);
+    }
+    String::from_utf8_lossy(&text).into_owned()
 }

@@ -8,7 +8,7 @@ use lockgate_config::units::ByteSize;
 use lockgate_host::{CacheEntry, Host};
 use serde_json::json;
 
-use super::output::{Table, print, print_json};
+use super::output::{Table, count, print, print_json};
 use super::{ConfigFile, Failure};
 use crate::control::reload::host;
 
@@ -56,7 +56,7 @@ impl Cache {
             return print_json(&json!(entries));
         }
         let bytes: u64 = entries.iter().map(|entry| entry.bytes).sum();
-        let sum = format!("{} artifacts {what}, {}", entries.len(), ByteSize(bytes));
+        let sum = format!("{} {what}, {}", count(entries.len(), "artifact"), ByteSize(bytes));
         if entries.is_empty() { print(&sum) } else { print(&format!("{}{sum}", table(&entries))) }
     }
 

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use lockgate_config::model::Config;
 
 use super::Failure;
-use super::output::{print, print_json};
+use super::output::{count, print, print_json};
 use super::progress::progress;
 use crate::control::reload::{Draft, host};
 use crate::control::watch::Fingerprint;
@@ -40,17 +41,18 @@ impl Check {
     pub(super) fn run(self) -> Result<(), Failure> {
         let name = self.path.display();
         let loaded = lockgate_config::load(&self.path)?;
-        let mut checked = format!("{} routes, {} filters", loaded.config.routes.len(), loaded.config.filters.len());
+        let Config { routes, filters, rollouts, .. } = &loaded.config;
+        let mut checked = format!("{}, {}", count(routes.len(), "route"), count(filters.len(), "filter"));
         if !self.no_components {
             let draft = Draft::read(&self.path, &mut Fingerprint::default())?;
             let versions = draft.versions();
             let host = host(&draft.facts.config).map_err(Failure::failed)?;
             draft.load(&versions, &host, &*progress())?;
-            checked = format!("{checked} in {} versions", versions.len());
+            checked = format!("{checked} in {}", count(versions.len(), "version"));
         }
         if self.dump {
             return print_json(&lockgate_config::dump(&loaded.config));
         }
-        print(&format!("`{name}` is right: {checked}, {} rollouts", loaded.config.rollouts.len()))
+        print(&format!("`{name}` is right: {checked}, {}", count(rollouts.len(), "rollout")))
     }
 }

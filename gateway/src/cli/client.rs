@@ -29,7 +29,7 @@ pub(super) struct Gateway {
     config: ConfigFile,
     /// The admin address of the gateway: `127.0.0.1:9901` or `unix:/run/lockgate/admin.sock`. Default: the configuration
     /// file's.
-    #[arg(long, value_name = "ADDRESS", env = "LOCKGATE_ADMIN")]
+    #[arg(long, global = true, value_name = "ADDRESS", env = "LOCKGATE_ADMIN")]
     admin: Option<String>,
     /// The admin token. Default: the configuration file's.
     // From the environment only: an argument is seen by everybody on the machine.

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::output::print;
+use super::output::{count, print};
 use super::progress::progress;
 use super::{ConfigFile, Failure};
 use crate::control::reload::{Draft, host};
@@ -24,6 +24,7 @@ impl Compile {
         let host = host(&draft.facts.config).map_err(Failure::failed)?;
         draft.load(&versions, &host, &*progress())?;
         let stats = host.cache().stats();
-        print(&format!("{} versions: {} compiled, {} in the cache already", versions.len(), stats.misses, stats.hits))
+        let versions = count(versions.len(), "version");
+        print(&format!("{versions}: {} compiled, {} in the cache already", stats.misses, stats.hits))
     }
 }

@@ -5,7 +5,7 @@ use http::Method;
 
 use super::Failure;
 use super::client::Gateway;
-use super::output::{print, print_json};
+use super::output::{count, print, print_json};
 
 /// Make the running gateway read its configuration file and its components again.
 ///
@@ -26,14 +26,14 @@ impl Reload {
         if self.json {
             return print_json(&answer);
         }
-        let count = |key: &str| answer[key].as_u64().unwrap_or(0);
+        let number = |key: &str| answer[key].as_u64().unwrap_or(0);
         match answer["outcome"].as_str() {
             Some("unchanged") => print("unchanged: the file and its components are what serves already"),
             _ => print(&format!(
-                "reloaded: generation {}, {} filter versions loaded, {} kept",
-                count("generation"),
-                count("loaded"),
-                count("reused")
+                "reloaded: generation {}, {} loaded, {} kept",
+                number("generation"),
+                count(number("loaded"), "filter version"),
+                number("reused")
             )),
         }
     }
