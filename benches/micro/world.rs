@@ -105,7 +105,7 @@ rollouts: { next: { upstream: origin, canary: next, weight: 5% } }
     yaml.push_str("routes:\n");
     let names = names.join(", ");
     for number in 0..routes {
-        let matching = format!("{{ host: h{}.example.com, path: /things-{number}/{{id}} }}", number % 10);
+        let matching = format!("{{ host: h{}.example.com, path: \"/things-{number}/{{id}}\" }}", number % 10);
         writeln!(yaml, "  - {{ match: {matching}, filters: [ {names} ], upstream: origin }}")
             .expect("a string takes everything");
     }

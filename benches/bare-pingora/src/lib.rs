@@ -28,20 +28,11 @@ impl ProxyHttp for Bare {
 
 /// Serves until it is killed, as the two arguments say: the address to listen at, and the upstream's.
 pub fn main() -> ExitCode {
-    let addresses: Vec<SocketAddr> = env::args()
-        .skip(1)
-        .filter_map(|argument| argument.parse().ok())
-        .collect();
+    let addresses: Vec<SocketAddr> = env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
     let [listen, upstream] = addresses[..] else {
         return ExitCode::from(2);
     };
-    let mut server = Server::new_with_opt_and_conf(
-        None,
-        ServerConf {
-            threads: 1,
-            ..ServerConf::default()
-        },
-    );
+    let mut server = Server::new_with_opt_and_conf(None, ServerConf { threads: 1, ..ServerConf::default() });
     server.bootstrap();
     let mut service = http_proxy_service(&server.configuration, Bare { upstream });
     service.add_tcp(&listen.to_string());
