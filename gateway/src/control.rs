@@ -1,6 +1,6 @@
 //! The control plane: decides what serves. One task, the control loop, owns the configuration, the loaded versions, the
-//! rollouts' states, the quarantine and the generation; everything that happens reaches it as an [`Event`](keeper), one
-//! after the other. What it decides becomes a snapshot, and one pointer is swapped.
+//! rollouts' states, the quarantine and the generation; everything that happens reaches it as an event, one after
+//! the other. What it decides becomes a snapshot, and one pointer is swapped.
 //!
 //! The order of every change is: write the state, write the audit log, swap, publish, answer. Nobody is told of a
 //! promotion that a crash could undo, and no request is served by a state that is not on disk.
@@ -17,6 +17,7 @@ mod export;
 pub mod facts;
 mod keeper;
 pub mod quarantine;
+mod reconcile;
 pub mod reload;
 pub mod rollout;
 pub mod snapshot;
@@ -39,16 +40,16 @@ use lockgate_host::{Host, HostError, Progress, Stage};
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch as tokio_watch};
 
-pub use self::audit::AuditEntry;
 use self::audit::Audit;
+pub use self::audit::AuditEntry;
 pub use self::explain::{Asked, Explanation};
 use self::keeper::{Decision, Event, Keeper};
 use self::quarantine::Why;
 use self::rollout::Refused;
 use self::snapshot::SnapshotCell;
 use self::state::StoreError;
-pub use self::status::{RolloutView, Status};
 use self::status::Published;
+pub use self::status::{RolloutView, Status};
 use crate::metrics::Metrics;
 
 /// Binds listeners that are not bound yet, before a reload takes effect; those that are no longer wanted stay until
@@ -243,9 +244,7 @@ impl fmt::Display for Refusal {
             Self::NotAllowed { rollout, refused } => write!(f, "rollout `{rollout}`: {refused}"),
             Self::Config(report) | Self::Load(report) | Self::Restart(report) => report.fmt(f),
             Self::Listener(why) | Self::State(why) | Self::Stopped(why) => f.write_str(why),
-            Self::HandedOver => {
-                f.write_str("this process has handed over to another one, which decides: ask that one")
-            }
+            Self::HandedOver => f.write_str("this process has handed over to another one, which decides: ask that one"),
         }
     }
 }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use lockgate::control::reload::Draft;
 use lockgate::control::snapshot::{Route, Snapshot};
 use lockgate::control::version::Version;
+use lockgate::control::watch::Fingerprint;
 use lockgate::control::{
     Actor, Asked, Cause, Control, LogProgress, Options, Refusal, Reloaded, RolloutView, StartError,
 };
@@ -529,6 +531,8 @@ async fn the_export_brings_the_file_up_to_the_state() {
       tag-2:
         weight: 12.5%
     ");
+    let draft = Draft::read(&plane.path("lockgate.yaml"), &mut Fingerprint::default()).expect("it is right");
+    assert_eq!(draft.overlaid().expect("it can be read"), Some(plane.control.export()), "a check says the same");
     plane.control.promote("tag-2", actor()).await.expect("it is under way");
     insta::assert_snapshot!(plane.control.export(), @r#"
     filters:

@@ -15,21 +15,23 @@ use tokio::time::MissedTickBehavior;
 
 use crate::control::audit::{Audit, AuditEntry};
 use crate::control::build::build;
-use crate::control::choose::{self, Loaded, chosen, components, fallbacks, remember};
+use crate::control::choose::{self, Loaded, chosen, components, fallbacks};
 use crate::control::drain::{self, Drains};
 use crate::control::facts::Facts;
-use crate::control::quarantine::{Entry, Why};
+use crate::control::quarantine::Why;
+use crate::control::reconcile::{entry, reconcile};
 use crate::control::reload::{Draft, host};
-use crate::control::rollout::{self, Effect, State, Step, step};
+use crate::control::rollout::State;
 use crate::control::snapshot::SnapshotCell;
 use crate::control::state::{Saved, Store};
 use crate::control::status::{LastReload, Published};
 use crate::control::time::Timestamp;
-use crate::control::version::{Failing, Version, label_of};
+use crate::control::version::{Failing, label_of};
 use crate::control::watch::Fingerprint;
 use crate::control::{Actor, Cause, Options, Refusal, Reloaded, RolloutView, StartError};
 use crate::metrics::{Metrics, ReloadOutcome};
 
+mod decide;
 mod job;
 
 use job::{Prepared, Ready, Tools};
@@ -272,8 +274,6 @@ impl Keeper {
         });
     }
 
-    // Reloads.
-
     fn reload(&mut self, asked: Asked) {
         if !self.deciding {
             answer(vec![asked], &Err(Refusal::HandedOver));
@@ -387,191 +387,6 @@ impl Keeper {
         }));
     }
 
-    // Decisions about rollouts.
-
-    async fn decide(&mut self, name: &str, decision: Decision, by: Actor) -> Result<RolloutView, Refusal> {
-        if !self.deciding {
-            return Err(Refusal::HandedOver);
-        }
-        let facts = Arc::clone(&self.loaded.facts);
-        let found = facts.rollout(name).and_then(|index| Some((index, choose::state(&facts, &self.saved, index)?)));
-        let Some((index, state)) = found else { return Err(unknown_rollout(&facts, name)) };
-        let event = match decision {
-            Decision::SetWeight(weight) => rollout::Event::SetWeight(weight),
-            Decision::Promote => rollout::Event::Promote,
-            Decision::RollBack(why) => rollout::Event::RollBack(why),
-            Decision::Resume => {
-                rollout::Event::Resume { quarantined: quarantined_canary(&facts, &self.saved, index).is_some() }
-            }
-        };
-        let now = Timestamp::now();
-        let (state, effects) =
-            step(state, event, now).map_err(|refused| Refusal::NotAllowed { rollout: name.to_owned(), refused })?;
-        let swap = effects.contains(&Effect::Swap);
-        if !effects.is_empty() {
-            let superseding = effects.contains(&Effect::Supersede);
-            let mut next = self.saved.clone();
-            let mut entries = Vec::new();
-            enter(&mut next, &mut entries, name, (state, effects), &by, now);
-            remember(&facts, &mut next, superseding, now);
-            self.commit(&next, entries).await?;
-            self.saved = next;
-        }
-        if swap {
-            self.swap();
-            self.show_metrics(&facts, &self.saved);
-            self.publish();
-            let state = choose::state(&facts, &self.saved, index).map(ToString::to_string).unwrap_or_default();
-            tracing::info!(rollout = name, %by, %state, generation = self.generation, "rollout moved");
-        }
-        let view = self.published.read().rollout(index, &self.cell.current());
-        view.ok_or_else(|| unknown_rollout(&facts, name))
-    }
-
-    // The quarantine.
-
-    async fn quarantine(&mut self, failing: Failing) {
-        if !self.deciding {
-            tracing::warn!(filter = %failing.filter, "a version fails too often, but another process decides");
-            return;
-        }
-        let facts = Arc::clone(&self.loaded.facts);
-        let (now, by) = (Timestamp::now(), Actor::gateway());
-        let window_ms = u64::try_from(failing.window.as_millis()).unwrap_or(u64::MAX);
-        let why = Why::Failures { failures: failing.failures, window_ms };
-        let mut next = self.saved.clone();
-        let added = next.quarantine.add(Entry {
-            filter: failing.filter.to_string(),
-            version: failing.version,
-            why: why.clone(),
-            since: now,
-        });
-        if !added {
-            return;
-        }
-        let label = label_of(&failing.version);
-        let mut entries = vec![AuditEntry {
-            why: Some(why.clone()),
-            ..entry(&by, "quarantine", &format!("filter {} {label}", failing.filter), "", "in quarantine")
-        }];
-        // Wherever it is a canary, its rollout ends.
-        for index in 0..facts.config.rollouts.len() {
-            let name = facts.config.rollouts[index].name.to_string();
-            if quarantined_canary(&facts, &next, index).is_some()
-                && let Some(state) = choose::state(&facts, &next, index)
-                && let Ok(step) = step(state, rollout::Event::RollBack(why.clone()), now)
-            {
-                enter(&mut next, &mut entries, &name, step, &by, now);
-            }
-        }
-        remember(&facts, &mut next, false, now);
-        tracing::error!(filter = %failing.filter, version = %label, %why, "version quarantined");
-        if let Err(refusal) = self.commit(&next, entries).await {
-            // Users come first: a version that fails does not go on serving because a disk is full.
-            tracing::error!(error = %refusal, "the quarantine holds, but is lost with this process");
-        }
-        let before = std::mem::replace(&mut self.saved, next);
-        self.swap();
-        self.show_metrics(&facts, &before);
-        self.publish();
-        self.recover();
-    }
-
-    async fn release(&mut self, label: &str, by: &Actor) -> Result<(), Refusal> {
-        if !self.deciding {
-            return Err(Refusal::HandedOver);
-        }
-        let facts = Arc::clone(&self.loaded.facts);
-        let mut next = self.saved.clone();
-        let released = next.quarantine.release(|entry| &*label_of(&entry.version) == label);
-        if released.is_empty() {
-            let known = self.saved.quarantine.entries().map(|entry| label_of(&entry.version).to_string()).collect();
-            return Err(Refusal::UnknownVersion { label: label.to_owned(), known });
-        }
-        let entries = released.iter().map(|released| AuditEntry {
-            why: Some(released.why.clone()),
-            ..entry(by, "release", &format!("filter {} {label}", released.filter), "in quarantine", "")
-        });
-        self.commit(&next, entries.collect()).await?;
-        let before = std::mem::replace(&mut self.saved, next);
-        for released in &released {
-            if let Some(filter) = facts.filter(&released.filter) {
-                let versions = self.loaded.versions(filter).into_iter();
-                versions.filter(|version| *version.id() == released.version).for_each(|version| version.forgive());
-            }
-        }
-        self.swap();
-        self.show_metrics(&facts, &before);
-        self.publish();
-        tracing::info!(version = label, %by, "version released from quarantine");
-        Ok(())
-    }
-
-    /// Loads last good versions that have to serve, but are not loaded.
-    fn recover(&mut self) {
-        for (filter, kept) in job::missing(&self.loaded, &self.saved, &self.unusable) {
-            let key = (filter.name.to_string(), kept.version);
-            if !self.recovering.insert(key.clone()) {
-                continue;
-            }
-            let (tools, events, policy) = (Arc::clone(&self.tools), self.events.clone(), filter.policy.clone());
-            let (filter, kept) = (filter.clone(), kept.clone());
-            tokio::spawn(async move {
-                let loaded = blocking(move || job::load_kept(&filter, &kept, &tools)).await;
-                let outcome = loaded.and_then(std::convert::identity);
-                if let Some(events) = events.upgrade() {
-                    let event = Event::Recovered { filter: key.0, id: key.1, policy: Box::new(policy), outcome };
-                    drop(events.send(event).await);
-                }
-            });
-        }
-    }
-
-    async fn recovered(
-        &mut self,
-        name: String,
-        id: VersionId,
-        policy: FilterPolicy,
-        outcome: Result<Arc<lockgate_host::Filter>, String>,
-    ) {
-        let key = (name.clone(), id);
-        self.recovering.remove(&key);
-        let label = label_of(&id);
-        match outcome {
-            Ok(_) if !self.wants(&key, &policy) => {}
-            Ok(filter) => {
-                let version = Version::new(filter, policy.on_failure, &self.tools.metrics, &self.tools.failing);
-                Arc::make_mut(&mut self.loaded).spares.insert(key, (policy, version));
-                tracing::warn!(filter = name, version = %label, "the last good version serves");
-                let entry =
-                    entry(&Actor::gateway(), "fall-back", &format!("filter {name}"), "", &format!("{label} serves"));
-                if self.deciding
-                    && let Err(refusal) = self.commit(&self.saved.clone(), vec![entry]).await
-                {
-                    tracing::error!(error = %refusal, "the audit log has no entry of a fall-back");
-                }
-                self.swap();
-                self.publish();
-            }
-            Err(error) => {
-                tracing::error!(filter = name, version = %label, %error, "the last good version cannot be loaded");
-                self.unusable.insert(key);
-            }
-        }
-        self.recover();
-    }
-
-    /// Returns whether a last good version is still to serve, under this policy.
-    fn wants(&self, (name, id): &(String, VersionId), policy: &FilterPolicy) -> bool {
-        let (facts, saved) = (&self.loaded.facts, &self.saved);
-        facts.filter(name).is_some_and(|filter| {
-            facts.config.filters[filter].policy == *policy
-                && fallbacks(facts, saved, filter).any(|kept| kept.version == *id)
-        })
-    }
-
-    // Who decides.
-
     async fn begin(&mut self) -> Result<(), StartError> {
         if self.deciding {
             return Ok(());
@@ -620,8 +435,6 @@ impl Keeper {
         self.publish();
         tracing::info!("this process no longer decides");
     }
-
-    // What every change ends with.
 
     async fn commit(&self, next: &Saved, entries: Vec<AuditEntry>) -> Result<(), Refusal> {
         commit(&self.tools, &self.audit, &self.saved, next, entries).await.map_err(Refusal::State)
@@ -685,61 +498,6 @@ impl Keeper {
     }
 }
 
-/// Returns why a rollout's canary is in quarantine, where it is.
-fn quarantined_canary(facts: &Facts, saved: &Saved, rollout: usize) -> Option<Why> {
-    let canary = facts.canaries[rollout].as_ref()?;
-    let lockgate_config::model::RolloutSubject::Filter { filter, .. } = facts.config.rollouts[rollout].subject else {
-        return None;
-    };
-    saved.quarantine.get(&facts.config.filters[filter].name, canary).map(|entry| entry.why.clone())
-}
-
-/// Returns what is to be kept for a file, from what was kept before it was read, with the entries for the audit log.
-fn reconcile(facts: &Facts, saved: &Saved, by: &Actor, now: Timestamp) -> (Saved, Vec<AuditEntry>) {
-    let mut next = saved.clone();
-    let mut entries = Vec::new();
-    for (name, state) in &saved.rollouts {
-        if facts.rollout(name).is_none() {
-            next.rollouts.remove(name);
-            entries.push(entry(by, "end", &format!("rollout {name}"), &state.to_string(), ""));
-        }
-    }
-    for (index, rollout) in facts.config.rollouts.iter().enumerate() {
-        let (versions, weight) = (facts.versions(index), rollout.weight);
-        let quarantined = quarantined_canary(facts, saved, index);
-        let stepped = match saved.rollouts.get(&*rollout.name) {
-            None => Ok(State::begin(versions, weight, quarantined, now)),
-            Some(state) => step(state, rollout::Event::Declared { versions, weight, quarantined }, now),
-        };
-        // What the file declares is never refused.
-        if let Ok(stepped) = stepped {
-            enter(&mut next, &mut entries, &rollout.name, stepped, by, now);
-        }
-    }
-    remember(facts, &mut next, true, now);
-    (next, entries)
-}
-
-/// Enters a step into what is kept and what is logged.
-fn enter(saved: &mut Saved, entries: &mut Vec<AuditEntry>, name: &str, step: Step, by: &Actor, now: Timestamp) {
-    let (state, effects) = step;
-    saved.rollouts.insert(name.to_owned(), state);
-    for effect in effects {
-        if let Effect::Record { action, before, after, why } = effect {
-            let subject = format!("rollout {name}");
-            entries.push(AuditEntry {
-                time: now,
-                actor: by.to_string(),
-                action: action.to_owned(),
-                subject,
-                before,
-                after,
-                why,
-            });
-        }
-    }
-}
-
 /// Writes state and audit log. Where the log cannot be written, the state is put back: nothing happens without a trace.
 async fn commit(
     tools: &Tools,
@@ -775,18 +533,6 @@ fn answer(asked: Vec<Asked>, outcome: &Result<Reloaded, Refusal>) {
     for reply in asked.into_iter().filter_map(|asked| asked.reply) {
         // Whoever asked may have gone away.
         drop(reply.send(outcome.clone()));
-    }
-}
-
-fn entry(by: &Actor, action: &str, subject: &str, before: &str, after: &str) -> AuditEntry {
-    AuditEntry {
-        time: Timestamp::now(),
-        actor: by.to_string(),
-        action: action.to_owned(),
-        subject: subject.to_owned(),
-        before: before.to_owned(),
-        after: after.to_owned(),
-        why: None,
     }
 }
 

@@ -13,7 +13,13 @@ use lockgate_config::problem::{Place, Problem, Report, Source};
 use lockgate_host::{Digest, FilterSpec, Host, HostError, LoadError, Progress, VersionId};
 use parking_lot::Mutex;
 
+use crate::control::Actor;
+use crate::control::export::Export;
 use crate::control::facts::{Facts, grants, shown, spec};
+use crate::control::reconcile::reconcile;
+use crate::control::rollout::State;
+use crate::control::state::{Store, StoreError};
+use crate::control::time::Timestamp;
 use crate::control::watch::Fingerprint;
 
 /// Filters that are loaded at the same time. Compiling has threads of its own; what is left is reading, checking and
@@ -107,6 +113,19 @@ impl Draft {
         self.components.get(&version.component)
     }
 
+    /// Returns what the state on disk overlays in the file, as the YAML that would bring the file up to it; none where the
+    /// file says what is, or would be, in force. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// The state cannot be read.
+    pub fn overlaid(&self) -> Result<Option<String>, StoreError> {
+        let facts = &self.facts;
+        let restored = Store::at(&facts.config.server.state_dir).restore()?;
+        let (saved, _) = reconcile(facts, &restored.saved, &Actor::gateway(), Timestamp::now());
+        Ok(saved.rollouts.values().any(State::differs_from_file).then(|| Export { facts, saved: &saved }.to_string()))
+    }
+
     /// Loads versions, several at a time, and returns their filters in the same order.
     ///
     /// # Errors
@@ -137,12 +156,15 @@ impl Draft {
     }
 }
 
+/// A component's bytes, with their digest.
+type Component = (Digest, Arc<[u8]>);
+
 /// Reads components, each file once.
 struct Reader<'a> {
     source: &'a Source,
     seen: &'a mut Fingerprint,
     /// None where it cannot be read.
-    components: BTreeMap<PathBuf, Option<(Digest, Arc<[u8]>)>>,
+    components: BTreeMap<PathBuf, Option<Component>>,
     problems: Vec<Problem>,
 }
 

@@ -13,9 +13,10 @@ use lockgate_host::{Host, Progress, VersionId};
 use parking_lot::Mutex;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{blocking, reconcile};
+use super::blocking;
 use crate::control::choose::{Loaded, fallbacks, named};
 use crate::control::facts::{Facts, spec};
+use crate::control::reconcile::reconcile;
 use crate::control::reload::Draft;
 use crate::control::state::{Kept, Saved, Store};
 use crate::control::time::Timestamp;

@@ -1,0 +1,87 @@
+//! Brings together what the file says and what was kept. Pure.
+
+use lockgate_config::model::RolloutSubject;
+
+use crate::control::Actor;
+use crate::control::audit::AuditEntry;
+use crate::control::choose::remember;
+use crate::control::facts::Facts;
+use crate::control::quarantine::Why;
+use crate::control::rollout::{self, Effect, State, Step, step};
+use crate::control::state::Saved;
+use crate::control::time::Timestamp;
+
+/// Returns why a rollout's canary is in quarantine, where it is.
+pub(super) fn quarantined_canary(facts: &Facts, saved: &Saved, rollout: usize) -> Option<Why> {
+    let canary = facts.canaries[rollout].as_ref()?;
+    let RolloutSubject::Filter { filter, .. } = facts.config.rollouts[rollout].subject else {
+        return None;
+    };
+    saved.quarantine.get(&facts.config.filters[filter].name, canary).map(|entry| entry.why.clone())
+}
+
+/// Returns what is to be kept for a file, from what was kept before it was read, with the entries for the audit log.
+pub(super) fn reconcile(facts: &Facts, saved: &Saved, by: &Actor, now: Timestamp) -> (Saved, Vec<AuditEntry>) {
+    let mut next = saved.clone();
+    let mut entries = Vec::new();
+    for (name, state) in &saved.rollouts {
+        if facts.rollout(name).is_none() {
+            next.rollouts.remove(name);
+            entries.push(entry(by, "end", &format!("rollout {name}"), &state.to_string(), ""));
+        }
+    }
+    for (index, rollout) in facts.config.rollouts.iter().enumerate() {
+        let (versions, weight) = (facts.versions(index), rollout.weight);
+        let quarantined = quarantined_canary(facts, saved, index);
+        let stepped = match saved.rollouts.get(&*rollout.name) {
+            None => Ok(State::begin(versions, weight, quarantined, now)),
+            Some(state) => step(state, rollout::Event::Declared { versions, weight, quarantined }, now),
+        };
+        // What the file declares is never refused.
+        if let Ok(stepped) = stepped {
+            enter(&mut next, &mut entries, &rollout.name, stepped, by, now);
+        }
+    }
+    remember(facts, &mut next, true, now);
+    (next, entries)
+}
+
+/// Enters a step into what is kept and what is logged.
+pub(super) fn enter(
+    saved: &mut Saved,
+    entries: &mut Vec<AuditEntry>,
+    name: &str,
+    step: Step,
+    by: &Actor,
+    now: Timestamp,
+) {
+    let (state, effects) = step;
+    saved.rollouts.insert(name.to_owned(), state);
+    for effect in effects {
+        if let Effect::Record { action, before, after, why } = effect {
+            let subject = format!("rollout {name}");
+            entries.push(AuditEntry {
+                time: now,
+                actor: by.to_string(),
+                action: action.to_owned(),
+                subject,
+                before,
+                after,
+                why,
+            });
+        }
+    }
+}
+
+/// Returns an entry for the audit log, of now.
+pub(super) fn entry(by: &Actor, action: &str, subject: &str, before: &str, after: &str) -> AuditEntry {
+    AuditEntry {
+        time: Timestamp::now(),
+        actor: by.to_string(),
+        action: action.to_owned(),
+        subject: subject.to_owned(),
+        before: before.to_owned(),
+        after: after.to_owned(),
+        why: None,
+    }
+}
