@@ -7,7 +7,6 @@ use std::path::Path;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::AbortHandle;
 
 use crate::process::Server;
 use crate::tools::Tools;
@@ -19,20 +18,12 @@ const BODY_BYTES: usize = 1024;
 /// Longest header of a request that the server in this process reads, in bytes.
 const HEADER_BYTES_MAX: usize = 16 << 10;
 
-/// A running origin; it ends with this.
+/// A running origin; it ends with this, or with this program.
 #[derive(Debug)]
 pub(crate) struct Origin {
     address: SocketAddr,
-    runs: Runs,
-}
-
-#[derive(Debug)]
-enum Runs {
-    Nginx {
-        /// Kept for what its end does.
-        _server: Server,
-    },
-    Here(AbortHandle),
+    /// None: it is in this process.
+    nginx: Option<Server>,
 }
 
 impl Origin {
@@ -57,20 +48,20 @@ impl Origin {
         let cpu = cpu::current();
         let mut server = Server::start("origin", command, cpu, cpu, &dir)?;
         server.ready(address, false).await?;
-        Ok(Self { address, runs: Runs::Nginx { _server: server } })
+        Ok(Self { address, nginx: Some(server) })
     }
 
     async fn start_here() -> Result<Self> {
         let listener =
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(|error| format!("no origin: {error}"))?;
         let address = listener.local_addr().map_err(|error| format!("no origin: {error}"))?;
-        let accept = tokio::spawn(async move {
+        tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 // An error is the proxy's end.
                 tokio::spawn(answer(stream));
             }
         });
-        Ok(Self { address, runs: Runs::Here(accept.abort_handle()) })
+        Ok(Self { address, nginx: None })
     }
 
     /// Returns where it listens.
@@ -80,18 +71,7 @@ impl Origin {
 
     /// Returns what it is, for the table.
     pub(crate) const fn kind(&self) -> &'static str {
-        match self.runs {
-            Runs::Nginx { .. } => "nginx",
-            Runs::Here(_) => "the origin of this program",
-        }
-    }
-}
-
-impl Drop for Origin {
-    fn drop(&mut self) {
-        if let Runs::Here(accept) = &self.runs {
-            accept.abort();
-        }
+        if self.nginx.is_some() { "nginx" } else { "the origin of this program" }
     }
 }
 
@@ -113,6 +93,25 @@ async fn answer(mut stream: TcpStream) -> io::Result<()> {
         if request.ends_with(b"\r\n\r\n") {
             request.clear();
             stream.write_all(response.as_bytes()).await?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_origin_of_this_program_answers_every_request_of_a_connection_with_1_kib() {
+        let origin = Origin::start_here().await.expect("an origin");
+        let mut stream = TcpStream::connect(origin.address()).await.expect("a connection");
+        for _ in 0..2 {
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("a request");
+            let mut response = Vec::new();
+            while !response.ends_with(body().as_bytes()) {
+                assert_ne!(stream.read_buf(&mut response).await.expect("a response"), 0, "the connection stays open");
+            }
+            assert!(response.starts_with(b"HTTP/1.1 200 OK\r\n"));
         }
     }
 }
