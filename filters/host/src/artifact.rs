@@ -55,15 +55,9 @@ impl<'a> Code<'a> {
 }
 
 /// Returns the bytes of an artifact.
-pub(crate) fn seal(
-    mac_key: &[u8; 32],
-    key: Key,
-    manifest: &Manifest,
-    code: &Code<'_>,
-) -> Result<Vec<u8>, String> {
+pub(crate) fn seal(mac_key: &[u8; 32], key: Key, manifest: &Manifest, code: &Code<'_>) -> Result<Vec<u8>, String> {
     let manifest = serde_json::to_vec(manifest).map_err(|error| error.to_string())?;
-    let manifest_length =
-        u32::try_from(manifest.len()).map_err(|_| "the manifest is too large".to_owned())?;
+    let manifest_length = u32::try_from(manifest.len()).map_err(|_| "the manifest is too large".to_owned())?;
     let mut bytes = Vec::with_capacity(HEADER_BYTES + manifest.len() + code.0.len());
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&[0; 32]);
@@ -78,11 +72,7 @@ pub(crate) fn seal(
 }
 
 /// Returns what is in the bytes of an artifact, if they are what [`seal`] made for this `key`.
-pub(crate) fn open<'a>(
-    mac_key: &[u8; 32],
-    key: Key,
-    bytes: &'a [u8],
-) -> Result<(Manifest, Code<'a>), Reject> {
+pub(crate) fn open<'a>(mac_key: &[u8; 32], key: Key, bytes: &'a [u8]) -> Result<(Manifest, Code<'a>), Reject> {
     if bytes.len() < HEADER_BYTES || !bytes.starts_with(MAGIC) {
         return Err(Reject::Truncated);
     }
@@ -94,22 +84,13 @@ pub(crate) fn open<'a>(
     if bytes[KEY_AT] != key.0 {
         return Err(Reject::Misplaced);
     }
-    let manifest_length = u32::from_le_bytes(
-        bytes[MANIFEST_LENGTH_AT]
-            .try_into()
-            .map_err(|_| Reject::Truncated)?,
-    );
-    let code_length = u64::from_le_bytes(
-        bytes[CODE_LENGTH_AT]
-            .try_into()
-            .map_err(|_| Reject::Truncated)?,
-    );
+    let manifest_length = u32::from_le_bytes(bytes[MANIFEST_LENGTH_AT].try_into().map_err(|_| Reject::Truncated)?);
+    let code_length = u64::from_le_bytes(bytes[CODE_LENGTH_AT].try_into().map_err(|_| Reject::Truncated)?);
     let code_at = HEADER_BYTES + manifest_length as usize;
     if bytes.len() as u64 != (code_at as u64).saturating_add(code_length) {
         return Err(Reject::Truncated);
     }
-    let manifest =
-        serde_json::from_slice(&bytes[HEADER_BYTES..code_at]).map_err(|_| Reject::Truncated)?;
+    let manifest = serde_json::from_slice(&bytes[HEADER_BYTES..code_at]).map_err(|_| Reject::Truncated)?;
     Ok((manifest, Code(&bytes[code_at..])))
 }
 
@@ -121,10 +102,7 @@ mod tests {
     const KEY: Key = Key([1; 32]);
 
     fn sealed() -> Vec<u8> {
-        let manifest = Manifest {
-            declarations: Declarations::default(),
-            not_snapshotted: None,
-        };
+        let manifest = Manifest { declarations: Declarations::default(), not_snapshotted: None };
         seal(&MAC_KEY, KEY, &manifest, &Code::just_compiled(b"code")).unwrap()
     }
 
@@ -132,14 +110,8 @@ mod tests {
     fn an_artifact_opens_under_its_own_key_only() {
         let bytes = sealed();
         let (manifest, code) = open(&MAC_KEY, KEY, &bytes).ok().unwrap();
-        assert_eq!(
-            (manifest.not_snapshotted, code.as_bytes()),
-            (None, &b"code"[..])
-        );
-        assert_eq!(
-            open(&MAC_KEY, Key([2; 32]), &bytes).err(),
-            Some(Reject::Misplaced)
-        );
+        assert_eq!((manifest.not_snapshotted, code.as_bytes()), (None, &b"code"[..]));
+        assert_eq!(open(&MAC_KEY, Key([2; 32]), &bytes).err(), Some(Reject::Misplaced));
         assert_eq!(open(&[8; 32], KEY, &bytes).err(), Some(Reject::Tampered));
     }
 
@@ -150,10 +122,7 @@ mod tests {
             for bit in 0..8 {
                 let mut flipped = bytes.clone();
                 flipped[at] ^= 1 << bit;
-                assert!(
-                    open(&MAC_KEY, KEY, &flipped).is_err(),
-                    "byte {at} bit {bit}"
-                );
+                assert!(open(&MAC_KEY, KEY, &flipped).is_err(), "byte {at} bit {bit}");
             }
             assert!(open(&MAC_KEY, KEY, &bytes[..at]).is_err(), "cut at {at}");
         }

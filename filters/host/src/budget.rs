@@ -23,22 +23,11 @@ pub struct Need {
 
 impl Need {
     const KINDS: usize = 5;
-    const NAMES: [&'static str; Self::KINDS] = [
-        "component instances",
-        "core instances",
-        "memories",
-        "tables",
-        "stacks",
-    ];
+    const NAMES: [&'static str; Self::KINDS] =
+        ["component instances", "core instances", "memories", "tables", "stacks"];
 
     fn slots(self) -> [u32; Self::KINDS] {
-        [
-            self.component_instances,
-            self.core_instances,
-            self.memories,
-            self.tables,
-            self.stacks,
-        ]
+        [self.component_instances, self.core_instances, self.memories, self.tables, self.stacks]
     }
 }
 
@@ -59,10 +48,7 @@ pub(crate) struct Budget {
 
 impl Budget {
     pub(crate) fn new(total: Need) -> Self {
-        Self {
-            total,
-            used: Default::default(),
-        }
+        Self { total, used: Default::default() }
     }
 
     /// Takes what `need` asks for, all or nothing. The error names the kind that ran out.
@@ -77,49 +63,25 @@ impl Budget {
                 return Err(Need::NAMES[kind]);
             }
         }
-        Ok(Reservation {
-            budget: self.clone(),
-            need,
-        })
+        Ok(Reservation { budget: self.clone(), need })
     }
 
     /// Returns the kind of slot of which `need` asks for more than there are at all, with how many.
     pub(crate) fn can_never_hold(&self, need: Need) -> Option<(&'static str, u32, u32)> {
-        let kinds = Need::NAMES
-            .into_iter()
-            .zip(need.slots().into_iter().zip(self.total.slots()));
-        kinds
-            .map(|(name, (need, total))| (name, need, total))
-            .find(|(_, need, total)| need > total)
+        let kinds = Need::NAMES.into_iter().zip(need.slots().into_iter().zip(self.total.slots()));
+        kinds.map(|(name, (need, total))| (name, need, total)).find(|(_, need, total)| need > total)
     }
 
     /// Returns whether three quarters of any kind are in use: then nobody should sit on idle instances.
     pub(crate) fn is_tight(&self) -> bool {
         let totals = self.total.slots();
-        self.used
-            .iter()
-            .zip(totals)
-            .any(|(used, total)| used.load(Ordering::Relaxed) > total - total / 4)
+        self.used.iter().zip(totals).any(|(used, total)| used.load(Ordering::Relaxed) > total - total / 4)
     }
 
     pub(crate) fn pool_use(&self) -> PoolUse {
-        let [
-            component_instances,
-            core_instances,
-            memories,
-            tables,
-            stacks,
-        ] = std::array::from_fn(|kind| self.used[kind].load(Ordering::Relaxed));
-        PoolUse {
-            used: Need {
-                component_instances,
-                core_instances,
-                memories,
-                tables,
-                stacks,
-            },
-            total: self.total,
-        }
+        let [component_instances, core_instances, memories, tables, stacks] =
+            std::array::from_fn(|kind| self.used[kind].load(Ordering::Relaxed));
+        PoolUse { used: Need { component_instances, core_instances, memories, tables, stacks }, total: self.total }
     }
 }
 
@@ -142,13 +104,7 @@ impl Drop for Reservation {
 mod tests {
     use super::*;
 
-    const LEAN: Need = Need {
-        component_instances: 1,
-        core_instances: 3,
-        memories: 1,
-        tables: 2,
-        stacks: 0,
-    };
+    const LEAN: Need = Need { component_instances: 1, core_instances: 3, memories: 1, tables: 2, stacks: 0 };
 
     #[test]
     fn a_reservation_is_all_or_nothing() {
@@ -164,10 +120,7 @@ mod tests {
         assert_eq!(budget.pool_use().used, LEAN);
         drop(first);
         assert_eq!(budget.pool_use().used, Need::default());
-        assert_eq!(
-            budget.can_never_hold(Need { stacks: 1, ..LEAN }),
-            Some(("stacks", 1, 0))
-        );
+        assert_eq!(budget.can_never_hold(Need { stacks: 1, ..LEAN }), Some(("stacks", 1, 0)));
     }
 
     #[test]
@@ -183,8 +136,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..2_000 {
-                        let held: Vec<_> =
-                            (0..3).filter_map(|_| budget.reserve(LEAN).ok()).collect();
+                        let held: Vec<_> = (0..3).filter_map(|_| budget.reserve(LEAN).ok()).collect();
                         assert!(held.len() <= 3);
                     }
                 });

@@ -64,13 +64,7 @@ pub enum Reject {
 
 impl Reject {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 5] = [
-        Self::Truncated,
-        Self::Tampered,
-        Self::Misplaced,
-        Self::Engine,
-        Self::Unreadable,
-    ];
+    pub const ALL: [Self; 5] = [Self::Truncated, Self::Tampered, Self::Misplaced, Self::Engine, Self::Unreadable];
 
     /// Returns the name for logs and metric labels.
     pub fn as_str(self) -> &'static str {
@@ -124,28 +118,16 @@ pub struct Cache {
 impl std::fmt::Debug for Cache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The key stays out of logs.
-        f.debug_struct("Cache")
-            .field("dir", &self.dir)
-            .field("bytes_max", &self.bytes_max)
-            .finish_non_exhaustive()
+        f.debug_struct("Cache").field("dir", &self.dir).field("bytes_max", &self.bytes_max).finish_non_exhaustive()
     }
 }
 
 impl Cache {
     /// Opens the cache in `dir`, and makes folder and key where there are none.
     pub(crate) fn new(dir: &Path, key_file: &Path, bytes_max: u64) -> Result<Self, HostError> {
-        let refuse = |path: &Path, problem: String| HostError::Cache {
-            path: path.to_owned(),
-            problem,
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(|error| refuse(dir, error.to_string()))?;
-        let metadata = dir
-            .symlink_metadata()
-            .map_err(|error| refuse(dir, error.to_string()))?;
+        let refuse = |path: &Path, problem: String| HostError::Cache { path: path.to_owned(), problem };
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| refuse(dir, error.to_string()))?;
+        let metadata = dir.symlink_metadata().map_err(|error| refuse(dir, error.to_string()))?;
         if !metadata.is_dir() {
             return Err(refuse(dir, "it is not a folder".to_owned()));
         }
@@ -182,11 +164,7 @@ impl Cache {
                 continue;
             };
             let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            entries.push(CacheEntry {
-                key: key.to_owned(),
-                bytes: metadata.len(),
-                used,
-            });
+            entries.push(CacheEntry { key: key.to_owned(), bytes: metadata.len(), used });
         }
         entries.sort_by(|a, b| (a.used, &a.key).cmp(&(b.used, &b.key)));
         Ok(entries)
@@ -208,11 +186,8 @@ impl Cache {
         CacheStats {
             hits: self.hits.load(Ordering::Relaxed),
             misses: self.misses.load(Ordering::Relaxed),
-            rejects: rejects
-                .map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
-                .collect(),
-            compile_seconds: Duration::from_micros(self.compile_micros.load(Ordering::Relaxed))
-                .as_secs_f64(),
+            rejects: rejects.map(|(reason, count)| (reason, count.load(Ordering::Relaxed))).collect(),
+            compile_seconds: Duration::from_micros(self.compile_micros.load(Ordering::Relaxed)).as_secs_f64(),
         }
     }
 
@@ -246,10 +221,7 @@ impl Cache {
         };
         let mut making = self.making.lock();
         drop(gate);
-        if making
-            .get(&key)
-            .is_some_and(|gate| Arc::strong_count(gate) == 1)
-        {
+        if making.get(&key).is_some_and(|gate| Arc::strong_count(gate) == 1) {
             making.remove(&key);
         }
         made
@@ -258,18 +230,13 @@ impl Cache {
     /// Returns the artifact of `key`, ready to run, if it is there and passes.
     pub(crate) fn load(&self, engine: &Engine, key: Key) -> Option<(Component, Manifest)> {
         let loaded = match self.read(key) {
-            Ok(Some(bytes)) => {
-                artifact::open(&self.mac_key, key, &bytes).and_then(|(manifest, code)| {
-                    let component = run(engine, &code).map_err(|error| {
-                        tracing::debug!(
-                            error = format!("{error:#}"),
-                            "an artifact is another engine's"
-                        );
-                        Reject::Engine
-                    })?;
-                    Ok((component, manifest))
-                })
-            }
+            Ok(Some(bytes)) => artifact::open(&self.mac_key, key, &bytes).and_then(|(manifest, code)| {
+                let component = run(engine, &code).map_err(|error| {
+                    tracing::debug!(error = format!("{error:#}"), "an artifact is another engine's");
+                    Reject::Engine
+                })?;
+                Ok((component, manifest))
+            }),
             Ok(None) => {
                 self.misses.fetch_add(1, Ordering::Relaxed);
                 return None;
@@ -306,8 +273,7 @@ impl Cache {
         code: &[u8],
         took: Duration,
     ) -> wasmtime::Result<Component> {
-        self.compile_micros
-            .fetch_add(took.as_micros() as u64, Ordering::Relaxed);
+        self.compile_micros.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
         let code = Code::just_compiled(code);
         let component = run(engine, &code)?;
         let kept = artifact::seal(&self.mac_key, key, manifest, &code)
@@ -327,9 +293,7 @@ impl Cache {
     fn read(&self, key: Key) -> std::io::Result<Option<Vec<u8>>> {
         let file = OpenOptions::new()
             .read(true)
-            .custom_flags(
-                (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32,
-            )
+            .custom_flags((rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32)
             .open(self.file(key));
         let mut file = match file {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -340,9 +304,7 @@ impl Cache {
             return Err(std::io::Error::other("it is not an artifact's file"));
         }
         let mut bytes = Vec::with_capacity(metadata.len() as usize);
-        Read::by_ref(&mut file)
-            .take(ARTIFACT_BYTES_MAX)
-            .read_to_end(&mut bytes)?;
+        Read::by_ref(&mut file).take(ARTIFACT_BYTES_MAX).read_to_end(&mut bytes)?;
         // The time of the last use decides what is pruned; without it the artifact is still good.
         if let Err(error) = file.set_modified(SystemTime::now()) {
             tracing::debug!(%error, "an artifact's time of use could not be set");
@@ -352,15 +314,9 @@ impl Cache {
 
     fn write(&self, key: Key, bytes: &[u8]) -> std::io::Result<()> {
         let number = self.temporary.fetch_add(1, Ordering::Relaxed);
-        let temporary = self
-            .dir
-            .join(format!(".{key}.{}.{number}", std::process::id()));
+        let temporary = self.dir.join(format!(".{key}.{}.{number}", std::process::id()));
         let written = (|| {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&temporary)?;
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
             file.write_all(bytes)?;
             file.sync_all()?;
             std::fs::rename(&temporary, self.file(key))?;
@@ -414,20 +370,12 @@ fn mac_key(path: &Path) -> Result<[u8; 32], String> {
     let mut key = [0; 32];
     getrandom(&mut key, GetRandomFlags::empty()).map_err(|error| error.to_string())?;
     if let Some(parent) = path.parent() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(parent)
-            .map_err(|error| error.to_string())?;
+        DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(|error| error.to_string())?;
     }
     // Written aside and linked into place: of two processes that start at the same time one wins, and both use its key.
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
     let written = (|| {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(&key)?;
         file.sync_all()?;
         match std::fs::hard_link(&temporary, path) {
@@ -436,17 +384,12 @@ fn mac_key(path: &Path) -> Result<[u8; 32], String> {
         }
     })();
     let removed = std::fs::remove_file(&temporary);
-    written
-        .and(removed)
-        .map_err(|error: std::io::Error| error.to_string())?;
+    written.and(removed).map_err(|error: std::io::Error| error.to_string())?;
     read_mac_key(path)?.ok_or_else(|| "it vanished while it was being made".to_owned())
 }
 
 fn read_mac_key(path: &Path) -> Result<Option<[u8; 32]>, String> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
-        .open(path);
+    let file = OpenOptions::new().read(true).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32).open(path);
     let file = match file {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         file => file.map_err(|error| error.to_string())?,
@@ -454,12 +397,8 @@ fn read_mac_key(path: &Path) -> Result<Option<[u8; 32]>, String> {
     let metadata = file.metadata().map_err(|error| error.to_string())?;
     check_owner(&metadata, 0o077, "chmod 600")?;
     let mut key = Vec::new();
-    file.take(33)
-        .read_to_end(&mut key)
-        .map_err(|error| error.to_string())?;
-    let key = key
-        .try_into()
-        .map_err(|_| "it is no key of 32 bytes; remove it, and a new one is made".to_owned())?;
+    file.take(33).read_to_end(&mut key).map_err(|error| error.to_string())?;
+    let key = key.try_into().map_err(|_| "it is no key of 32 bytes; remove it, and a new one is made".to_owned())?;
     Ok(Some(key))
 }
 
@@ -467,21 +406,11 @@ fn read_mac_key(path: &Path) -> Result<Option<[u8; 32]>, String> {
 fn check_owner(metadata: &std::fs::Metadata, mode: u32, cure: &str) -> Result<(), String> {
     let user = rustix::process::geteuid().as_raw();
     if metadata.uid() != user {
-        return Err(format!(
-            "it belongs to user {}, not to user {user}, as which the gateway runs",
-            metadata.uid()
-        ));
+        return Err(format!("it belongs to user {}, not to user {user}, as which the gateway runs", metadata.uid()));
     }
     if metadata.mode() & mode != 0 {
-        let kind = if mode & 0o044 != 0 {
-            "read"
-        } else {
-            "write to"
-        };
-        return Err(format!(
-            "others can {kind} it (mode {:o}); `{cure}` it",
-            metadata.mode() & 0o777
-        ));
+        let kind = if mode & 0o044 != 0 { "read" } else { "write to" };
+        return Err(format!("others can {kind} it (mode {:o}); `{cure}` it", metadata.mode() & 0o777));
     }
     Ok(())
 }

@@ -65,36 +65,21 @@ pub(crate) struct Declarations {
 impl Declarations {
     /// Adds a metric and returns its id. The error says what is wrong with it.
     pub(crate) fn metric(&mut self, metric: MetricDeclaration) -> Result<u32, String> {
-        let MetricDeclaration {
-            name,
-            help,
-            label,
-            kind,
-        } = &metric;
+        let MetricDeclaration { name, help, label, kind } = &metric;
         check_name("metric", name)?;
         if self.metrics.len() >= METRICS_MAX {
-            return Err(format!(
-                "the metric `{name}` is one too many: a filter has at most {METRICS_MAX}"
-            ));
+            return Err(format!("the metric `{name}` is one too many: a filter has at most {METRICS_MAX}"));
         }
         if self.metrics.iter().any(|other| other.name == *name) {
             return Err(format!("the metric `{name}` is declared twice"));
         }
         if help.len() > HELP_BYTES_MAX {
-            return Err(format!(
-                "the help of the metric `{name}` is longer than {HELP_BYTES_MAX} bytes"
-            ));
+            return Err(format!("the help of the metric `{name}` is longer than {HELP_BYTES_MAX} bytes"));
         }
-        if let Some(LabelDeclaration {
-            name: label,
-            values,
-        }) = label
-        {
+        if let Some(LabelDeclaration { name: label, values }) = label {
             check_name("label", label)?;
             if LABELS_TAKEN.contains(&label.as_str()) {
-                return Err(format!(
-                    "the label `{label}` of the metric `{name}` is one that the gateway sets"
-                ));
+                return Err(format!("the label `{label}` of the metric `{name}` is one that the gateway sets"));
             }
             if values.is_empty() || values.len() > LABEL_VALUES_MAX {
                 return Err(format!(
@@ -104,9 +89,7 @@ impl Declarations {
             }
             for (at, value) in values.iter().enumerate() {
                 if value.len() > LABEL_VALUE_BYTES_MAX {
-                    return Err(format!(
-                        "a value of the label `{label}` is longer than {LABEL_VALUE_BYTES_MAX} bytes"
-                    ));
+                    return Err(format!("a value of the label `{label}` is longer than {LABEL_VALUE_BYTES_MAX} bytes"));
                 }
                 if values[..at].contains(value) {
                     return Err(format!("the label `{label}` has the value `{value}` twice"));
@@ -120,11 +103,8 @@ impl Declarations {
                     buckets.len()
                 ));
             }
-            if !buckets.iter().all(|bound| bound.is_finite()) || !buckets.is_sorted_by(|a, b| a < b)
-            {
-                return Err(format!(
-                    "the buckets of the histogram `{name}` must be finite and ascending"
-                ));
+            if !buckets.iter().all(|bound| bound.is_finite()) || !buckets.is_sorted_by(|a, b| a < b) {
+                return Err(format!("the buckets of the histogram `{name}` must be finite and ascending"));
             }
         }
         self.metrics.push(metric);
@@ -133,32 +113,22 @@ impl Declarations {
 }
 
 /// Returns whether `metrics` has an `id` of this sort with a label value number `label`.
-pub(crate) fn is_declared(
-    metrics: &[MetricDeclaration],
-    id: u32,
-    label: u32,
-    histogram: bool,
-) -> bool {
+pub(crate) fn is_declared(metrics: &[MetricDeclaration], id: u32, label: u32, histogram: bool) -> bool {
     metrics.get(id as usize).is_some_and(|metric| {
         let values = metric.label.as_ref().map_or(1, |label| label.values.len());
-        (label as usize) < values
-            && matches!(metric.kind, MetricKind::Histogram { .. }) == histogram
+        (label as usize) < values && matches!(metric.kind, MetricKind::Histogram { .. }) == histogram
     })
 }
 
 fn check_name(what: &str, name: &str) -> Result<(), String> {
     let valid = name.starts_with(|first: char| first.is_ascii_lowercase())
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
         && name.len() <= NAME_BYTES_MAX;
     if valid {
         return Ok(());
     }
     let shown: String = name.escape_debug().take(NAME_BYTES_MAX).collect();
-    Err(format!(
-        "`{shown}` is no name for a {what}: it must be `[a-z][a-z0-9_]*`, at most {NAME_BYTES_MAX} bytes"
-    ))
+    Err(format!("`{shown}` is no name for a {what}: it must be `[a-z][a-z0-9_]*`, at most {NAME_BYTES_MAX} bytes"))
 }
 
 #[cfg(test)]
@@ -170,31 +140,18 @@ mod tests {
             name: name.to_owned(),
             values: values.iter().map(|value| (*value).to_owned()).collect(),
         });
-        MetricDeclaration {
-            name: name.to_owned(),
-            help: String::new(),
-            label,
-            kind: MetricKind::Counter,
-        }
+        MetricDeclaration { name: name.to_owned(), help: String::new(), label, kind: MetricKind::Counter }
     }
 
     fn histogram(buckets: &[f64]) -> MetricDeclaration {
-        MetricDeclaration {
-            kind: MetricKind::Histogram {
-                buckets: buckets.to_vec(),
-            },
-            ..counter("h", None)
-        }
+        MetricDeclaration { kind: MetricKind::Histogram { buckets: buckets.to_vec() }, ..counter("h", None) }
     }
 
     #[test]
     fn ids_count_up_and_know_their_labels() {
         let mut declared = Declarations::default();
         assert_eq!(declared.metric(counter("plain", None)), Ok(0));
-        assert_eq!(
-            declared.metric(counter("by_reason", Some(("reason", &["a", "b"])))),
-            Ok(1)
-        );
+        assert_eq!(declared.metric(counter("by_reason", Some(("reason", &["a", "b"])))), Ok(1));
         assert_eq!(declared.metric(histogram(&[0.1, 1.0])), Ok(2));
         let metrics = &declared.metrics;
         for (id, label, histogram, expected) in [
@@ -206,11 +163,7 @@ mod tests {
             (2, 0, true, true),
             (3, 0, false, false),
         ] {
-            assert_eq!(
-                is_declared(metrics, id, label, histogram),
-                expected,
-                "{id} {label} {histogram}"
-            );
+            assert_eq!(is_declared(metrics, id, label, histogram), expected, "{id} {label} {histogram}");
         }
     }
 
@@ -233,18 +186,13 @@ mod tests {
             histogram(&[f64::NAN]),
             histogram(&[0.0; 33]),
         ] {
-            assert!(
-                Declarations::default().metric(metric.clone()).is_err(),
-                "{metric:?}"
-            );
+            assert!(Declarations::default().metric(metric.clone()).is_err(), "{metric:?}");
         }
         let mut declared = Declarations::default();
         declared.metric(counter("a", None)).unwrap();
         assert!(declared.metric(counter("a", None)).is_err(), "twice");
         for number in 1..METRICS_MAX {
-            declared
-                .metric(counter(&format!("m{number}"), None))
-                .unwrap();
+            declared.metric(counter(&format!("m{number}"), None)).unwrap();
         }
         assert!(declared.metric(counter("one_too_many", None)).is_err());
     }

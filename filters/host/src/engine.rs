@@ -8,8 +8,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use wasmtime::{
-    Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
-    WasmBacktraceDetails,
+    Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, WasmBacktraceDetails,
 };
 
 use crate::budget::Need;
@@ -98,11 +97,8 @@ impl Engines {
             }
         };
         let mut config = base();
-        config
-            .cranelift_opt_level(OptLevel::None)
-            .allocation_strategy(InstanceAllocationStrategy::OnDemand);
-        let prepare =
-            Engine::new(&config).map_err(|error| HostError::Engine(format!("{error:#}")))?;
+        config.cranelift_opt_level(OptLevel::None).allocation_strategy(InstanceAllocationStrategy::OnDemand);
+        let prepare = Engine::new(&config).map_err(|error| HostError::Engine(format!("{error:#}")))?;
         let engines = Self { serve, prepare };
         engines.start_clock()?;
         Ok(engines)
@@ -151,8 +147,5 @@ fn base() -> Config {
 /// Returns a deadline in epochs from now: at least one whole epoch, since the present one may end at once.
 pub(crate) fn epochs(deadline: Duration) -> u64 {
     let millis = deadline.as_nanos().div_ceil(EPOCH.as_nanos());
-    u64::try_from(millis)
-        .unwrap_or(u64::MAX / 2)
-        .min(u64::MAX / 2)
-        + 1
+    u64::try_from(millis).unwrap_or(u64::MAX / 2).min(u64::MAX / 2) + 1
 }

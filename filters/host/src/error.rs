@@ -46,9 +46,7 @@ pub enum LoadError {
     #[error("is not a valid component: {0}")]
     Invalid(String),
     /// Made for another contract.
-    #[error(
-        "was built for `{found}`; this gateway speaks `lockgate:filter@0.1`: rebuild it with the matching SDK"
-    )]
+    #[error("was built for `{found}`; this gateway speaks `lockgate:filter@0.1`: rebuild it with the matching SDK")]
     Contract {
         /// The interface that it names.
         found: String,
@@ -92,12 +90,7 @@ pub enum LoadError {
 /// Returns the items in backticks, with commas; at most eight of them.
 fn list(items: &[String]) -> String {
     const SHOWN_MAX: usize = 8;
-    let mut text = items
-        .iter()
-        .take(SHOWN_MAX)
-        .map(|item| format!("`{item}`"))
-        .collect::<Vec<_>>()
-        .join(", ");
+    let mut text = items.iter().take(SHOWN_MAX).map(|item| format!("`{item}`")).collect::<Vec<_>>().join(", ");
     if items.len() > SHOWN_MAX {
         text.push_str(&format!(" and {} more", items.len() - SHOWN_MAX));
     }
@@ -125,15 +118,8 @@ pub enum CallErrorKind {
 
 impl CallErrorKind {
     /// All kinds, in the order of their numbers (`kind as usize`).
-    pub const ALL: [Self; 7] = [
-        Self::Trap,
-        Self::Deadline,
-        Self::Memory,
-        Self::Stack,
-        Self::Copy,
-        Self::Exhausted,
-        Self::InvalidResponse,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Trap, Self::Deadline, Self::Memory, Self::Stack, Self::Copy, Self::Exhausted, Self::InvalidResponse];
 
     /// Returns the name for logs and metric labels.
     pub fn as_str(self) -> &'static str {
@@ -167,10 +153,7 @@ pub struct CallError {
 
 impl CallError {
     pub(crate) fn new(kind: CallErrorKind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-        }
+        Self { kind, message: message.into() }
     }
 
     /// Sorts an error of Wasmtime's. `memory_refused` tells that the limiter said no before: what follows a refused
@@ -183,19 +166,11 @@ impl CallError {
             Some(Trap::StackOverflow) => CallErrorKind::Stack,
             _ if memory_refused => CallErrorKind::Memory,
             // Wasmtime keeps this error's type to itself; a test holds the sentence.
-            _ if error
-                .root_cause()
-                .to_string()
-                .contains("fuel allocated for hostcalls") =>
-            {
-                CallErrorKind::Copy
-            }
+            _ if error.root_cause().to_string().contains("fuel allocated for hostcalls") => CallErrorKind::Copy,
             _ => CallErrorKind::Trap,
         };
         let mut message = match kind {
-            CallErrorKind::Deadline => {
-                "the deadline passed while the filter was running".to_owned()
-            }
+            CallErrorKind::Deadline => "the deadline passed while the filter was running".to_owned(),
             CallErrorKind::Stack => "the stack is full: the filter recursed too deeply".to_owned(),
             CallErrorKind::Copy => "more than `copy_bytes` was copied in one call".to_owned(),
             _ => error.root_cause().to_string(),
@@ -205,6 +180,9 @@ impl CallError {
         }
         if let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() {
             let frames: Vec<_> = backtrace.frames().iter().map(frame).collect();
+            // How a language gets from its panic to the trap is the same each time, and says nothing.
+            let began = frames.iter().position(|frame| !is_panicking(frame)).unwrap_or(0);
+            let frames = &frames[began..];
             if !frames.is_empty() {
                 message.push_str(" (at ");
                 message.push_str(&frames.join(" < "));
@@ -217,19 +195,24 @@ impl CallError {
 
 /// Returns one frame of a guest's stack: its function, and the line where the component carries debug information.
 fn frame(frame: &wasmtime::FrameInfo) -> String {
-    if let Some(symbol) = frame.symbols().first() {
-        let name = symbol.name().or_else(|| frame.func_name()).unwrap_or("?");
-        if let (Some(file), Some(line)) = (symbol.file(), symbol.line()) {
+    let symbol = frame.symbols().first();
+    let name = symbol.and_then(|symbol| symbol.name()).or_else(|| frame.func_name());
+    let name = match (name, frame.module().name()) {
+        (Some(name), _) => format!("{:#}", rustc_demangle::demangle(name)),
+        (None, Some(module)) => format!("{module} function {}", frame.func_index()),
+        (None, None) => format!("function {}", frame.func_index()),
+    };
+    match symbol.map(|symbol| (symbol.file(), symbol.line())) {
+        Some((Some(file), Some(line))) => {
             // The last two parts of a path tell enough, and hide whose machine it was built on.
             let mut parts: Vec<&str> = file.rsplit('/').take(2).collect();
             parts.reverse();
-            return format!("{name} {}:{line}", parts.join("/"));
+            format!("{name} {}:{line}", parts.join("/"))
         }
-        return name.to_owned();
+        _ => name,
     }
-    match (frame.func_name(), frame.module().name()) {
-        (Some(name), _) => name.to_owned(),
-        (None, Some(module)) => format!("{module} function {}", frame.func_index()),
-        (None, None) => format!("function {}", frame.func_index()),
-    }
+}
+
+fn is_panicking(frame: &str) -> bool {
+    frame == "abort" || ["std::", "core::panicking::", "__rustc"].iter().any(|prefix| frame.starts_with(prefix))
 }

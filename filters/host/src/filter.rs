@@ -142,18 +142,12 @@ impl Filter {
 
     /// Returns how a request's body is handed over.
     pub fn request_body(&self) -> BodyMode {
-        mode(
-            self.exports.on_request_body.is_some(),
-            self.declarations.request_body,
-        )
+        mode(self.exports.on_request_body.is_some(), self.declarations.request_body)
     }
 
     /// Returns how a response's body is handed over.
     pub fn response_body(&self) -> BodyMode {
-        mode(
-            self.exports.on_response_body.is_some(),
-            self.declarations.response_body,
-        )
+        mode(self.exports.on_response_body.is_some(), self.declarations.response_body)
     }
 
     /// Returns how the filter is called.
@@ -214,11 +208,7 @@ impl Filter {
     pub fn acquire(self: &Arc<Self>, track: &'static str) -> Result<Instance, CallError> {
         if let Isolation::Reused { .. } = self.isolation {
             let idle = self.idle.lock().pop();
-            if let Some(Idle {
-                mut warm,
-                reservation,
-            }) = idle
-            {
+            if let Some(Idle { mut warm, reservation }) = idle {
                 warm.renew(track);
                 return Ok(Instance::reused(self.clone(), track, warm, reservation));
             }
@@ -233,23 +223,14 @@ impl Filter {
             Ok(reservation) => Ok(Instance::fresh(self.clone(), track, reservation)),
             Err(kind) => {
                 self.taken.fetch_sub(1, Ordering::Relaxed);
-                Err(CallError::new(
-                    CallErrorKind::Exhausted,
-                    format!("no {kind} are left in the gateway's pool"),
-                ))
+                Err(CallError::new(CallErrorKind::Exhausted, format!("no {kind} are left in the gateway's pool")))
             }
         }
     }
 
     /// Takes an instance back, or lets it go.
     pub(crate) fn give_back(&self, warm: Option<Warm>, reservation: Reservation) {
-        if let (
-            Isolation::Reused {
-                requests,
-                memory_bytes,
-            },
-            Some(warm),
-        ) = (self.isolation, warm)
+        if let (Isolation::Reused { requests, memory_bytes }, Some(warm)) = (self.isolation, warm)
             && warm.requests < requests
             && warm.memory_bytes() <= memory_bytes
             && !self.budget.is_tight()
@@ -266,21 +247,17 @@ impl Filter {
     pub(crate) fn store(&self, track: &'static str) -> Store<State> {
         let mut store = Store::new(self.pre.engine(), State::new(self.shared.clone(), track));
         store.limiter(|state| state);
-        store.set_hostcall_fuel(
-            usize::try_from(self.shared.limits.copy_bytes).unwrap_or(usize::MAX),
-        );
+        store.set_hostcall_fuel(usize::try_from(self.shared.limits.copy_bytes).unwrap_or(usize::MAX));
         if self.lane == Lane::Fibre {
             // A busy guest lets others have the thread once an epoch, and can be dropped there.
             store.epoch_deadline_async_yield_and_update(1);
+        } else {
+            store.epoch_deadline_callback(|mut store| Ok(store.data_mut().overdue()));
         }
         store
     }
 }
 
 fn mode(exported: bool, declared: Option<BodyMode>) -> BodyMode {
-    if exported {
-        declared.unwrap_or(BodyMode::Stream)
-    } else {
-        BodyMode::None
-    }
+    if exported { declared.unwrap_or(BodyMode::Stream) } else { BodyMode::None }
 }

@@ -40,26 +40,17 @@ pub(crate) fn is_owned_by_gateway(name: &HeaderName) -> bool {
             | header::TRAILER
             | header::TRANSFER_ENCODING
             | header::UPGRADE
-    ) || matches!(
-        name.as_str(),
-        "keep-alive" | "proxy-connection" | "http2-settings"
-    ) || name.as_str().starts_with("x-lockgate-")
+    ) || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings")
+        || name.as_str().starts_with("x-lockgate-")
 }
 
 fn writable(name: &str) -> Result<HeaderName, HeaderError> {
     let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| HeaderError::InvalidName)?;
-    if is_owned_by_gateway(&name) {
-        Err(HeaderError::Forbidden)
-    } else {
-        Ok(name)
-    }
+    if is_owned_by_gateway(&name) { Err(HeaderError::Forbidden) } else { Ok(name) }
 }
 
 fn held_bytes(headers: &HeaderMap) -> usize {
-    headers
-        .iter()
-        .map(|(name, value)| name.as_str().len() + value.len())
-        .sum()
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
 }
 
 /// Sets a header to one value, in place of all it had.
@@ -69,9 +60,7 @@ pub(crate) fn set(headers: &mut HeaderMap, name: &str, value: &[u8]) -> Result<(
     let replaced = headers
         .get_all(&name)
         .iter()
-        .fold((0, 0), |(count, bytes), old| {
-            (count + 1, bytes + name.as_str().len() + old.len())
-        });
+        .fold((0, 0), |(count, bytes), old| (count + 1, bytes + name.as_str().len() + old.len()));
     let bytes = held_bytes(headers) - replaced.1 + name.as_str().len() + value.len();
     if bytes > BYTES_MAX || headers.len() - replaced.0 + 1 > COUNT_MAX {
         return Err(HeaderError::TooLarge);
@@ -134,17 +123,9 @@ mod tests {
             ("x-a", &large, Err(TooLarge)),
         ] {
             let mut headers = HeaderMap::new();
-            assert_eq!(
-                set(&mut headers, name, value.as_bytes()),
-                expected,
-                "set {name}: {value:.20}"
-            );
+            assert_eq!(set(&mut headers, name, value.as_bytes()), expected, "set {name}: {value:.20}");
             let mut headers = HeaderMap::new();
-            assert_eq!(
-                append(&mut headers, name, value.as_bytes()),
-                expected,
-                "append {name}: {value:.20}"
-            );
+            assert_eq!(append(&mut headers, name, value.as_bytes()), expected, "append {name}: {value:.20}");
         }
     }
 
@@ -165,10 +146,7 @@ mod tests {
         for _ in 0..COUNT_MAX {
             append(&mut headers, "x-a", b"1").unwrap();
         }
-        assert_eq!(
-            append(&mut headers, "x-a", b"1"),
-            Err(HeaderError::TooLarge)
-        );
+        assert_eq!(append(&mut headers, "x-a", b"1"), Err(HeaderError::TooLarge));
         assert_eq!(set(&mut headers, "x-b", b"1"), Err(HeaderError::TooLarge));
         set(&mut headers, "x-a", b"1").unwrap();
         assert_eq!(headers.len(), 1);

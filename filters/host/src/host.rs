@@ -57,10 +57,7 @@ pub struct Host {
 
 impl std::fmt::Debug for Host {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Host")
-            .field("cache", &self.cache)
-            .field("pool", &self.pool())
-            .finish_non_exhaustive()
+        f.debug_struct("Host").field("cache", &self.cache).field("pool", &self.pool()).finish_non_exhaustive()
     }
 }
 
@@ -71,11 +68,7 @@ impl Host {
     ///
     /// The cache's folder or key is not the gateway's own, or a thread or engine cannot be started.
     pub fn new(options: Options) -> Result<Arc<Self>, HostError> {
-        let cache = Cache::new(
-            &options.cache_dir,
-            &options.key_file,
-            options.cache_bytes_max,
-        )?;
+        let cache = Cache::new(&options.cache_dir, &options.key_file, options.cache_bytes_max)?;
         let slots = engine::slots(options.instances_max);
         let engines = Engines::new(slots, options.instance_memory_bytes_max)?;
         let compiler = ThreadPoolBuilder::new()
@@ -84,9 +77,7 @@ impl Host {
             .start_handler(|_| {
                 // On Linux a thread has a priority of its own, under its own id.
                 let thread = rustix::thread::gettid();
-                if let Err(error) =
-                    rustix::process::setpriority_process(Some(thread), COMPILE_NICENESS)
-                {
+                if let Err(error) = rustix::process::setpriority_process(Some(thread), COMPILE_NICENESS) {
                     tracing::debug!(%error, "a compile thread keeps its priority");
                 }
             })
@@ -108,11 +99,7 @@ impl Host {
     /// # Errors
     ///
     /// Everything that is wrong with the component, its settings or its limits; each can be shown as it is.
-    pub fn load(
-        &self,
-        spec: &FilterSpec,
-        progress: &dyn Progress,
-    ) -> Result<Arc<Filter>, LoadError> {
+    pub fn load(&self, spec: &FilterSpec, progress: &dyn Progress) -> Result<Arc<Filter>, LoadError> {
         load::load(self, spec, progress)
     }
 
@@ -137,11 +124,7 @@ impl Host {
 
     /// Returns the key-value store of a filter's name: the same for all its versions.
     pub(crate) fn key_value(&self, name: &Arc<str>) -> Arc<KeyValue> {
-        self.key_values
-            .lock()
-            .entry(name.clone())
-            .or_default()
-            .clone()
+        self.key_values.lock().entry(name.clone()).or_default().clone()
     }
 
     /// Returns the outbound connections, which do not exist before the first filter with a grant.

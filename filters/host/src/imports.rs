@@ -37,18 +37,11 @@ pub(crate) fn link(linker: &mut Linker<State>) -> Result<()> {
 }
 
 fn values(headers: &http::HeaderMap, name: &str) -> Vec<Vec<u8>> {
-    headers
-        .get_all(name)
-        .iter()
-        .map(|value| value.as_bytes().to_vec())
-        .collect()
+    headers.get_all(name).iter().map(|value| value.as_bytes().to_vec()).collect()
 }
 
 fn all(headers: &http::HeaderMap) -> Vec<(String, Vec<u8>)> {
-    headers
-        .iter()
-        .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()))
-        .collect()
+    headers.iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect()
 }
 
 /// Fails where a key is longer than any key needs to be.

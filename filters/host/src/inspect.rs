@@ -55,8 +55,7 @@ pub(crate) fn inspect(host: &Host, bytes: &[u8]) -> Result<Inspection, LoadError
         .compiler
         .install(|| {
             let hindrance = Configuring::new(bytes).why_not().map(str::to_owned);
-            wasmtime::component::Component::from_binary(engine, bytes)
-                .map(|component| (component, hindrance))
+            wasmtime::component::Component::from_binary(engine, bytes).map(|component| (component, hindrance))
         })
         .map_err(compile_error)?;
     let exports = load::exports(&component);
@@ -79,17 +78,11 @@ pub(crate) fn inspect(host: &Host, bytes: &[u8]) -> Result<Inspection, LoadError
         need: Need {
             component_instances: 1,
             core_instances: shape.core_instances,
-            memories: resources
-                .as_ref()
-                .map_or(0, |resources| resources.num_memories),
-            tables: resources
-                .as_ref()
-                .map_or(0, |resources| resources.num_tables),
+            memories: resources.as_ref().map_or(0, |resources| resources.num_memories),
+            tables: resources.as_ref().map_or(0, |resources| resources.num_tables),
             stacks: u32::from(lane_with_outbound == Lane::Fibre),
         },
-        memory_bytes_initial: resources
-            .and_then(|resources| resources.max_initial_memory_size)
-            .unwrap_or(0)
+        memory_bytes_initial: resources.and_then(|resources| resources.max_initial_memory_size).unwrap_or(0)
             * (64 << 10),
         snapshot_hindrance: snapshot_hindrance.filter(|_| exports.configure.is_some()),
         exports: shape.exports,

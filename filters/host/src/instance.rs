@@ -13,8 +13,8 @@ use crate::error::{CallError, CallErrorKind};
 use crate::exchange::Exchange;
 use crate::filter::{Filter, Lane};
 use crate::outcome::{
-    BodyOutcome, Outcome, ResponseBodyOutcome, ResponseOutcome, WireBodyOutcome, WireOutcome,
-    WireResponseBodyOutcome, WireResponseOutcome,
+    BodyOutcome, Outcome, ResponseBodyOutcome, ResponseOutcome, WireBodyOutcome, WireOutcome, WireResponseBodyOutcome,
+    WireResponseOutcome,
 };
 use crate::sink::Phase;
 use crate::snapshot::Accepted;
@@ -33,6 +33,7 @@ pub struct Instance {
     warm: Option<Warm>,
     reservation: Option<Reservation>,
     failed: bool,
+    called: bool,
 }
 
 impl std::fmt::Debug for Instance {
@@ -58,13 +59,7 @@ pub(crate) struct Warm {
 
 impl Warm {
     fn new(store: Store<State>, instance: component::Instance) -> Self {
-        Self {
-            store,
-            instance,
-            on_request: None,
-            on_response: None,
-            requests: 0,
-        }
+        Self { store, instance, on_request: None, on_response: None, requests: 0 }
     }
 
     pub(crate) fn renew(&mut self, track: &'static str) {
@@ -85,33 +80,12 @@ impl Warm {
 }
 
 impl Instance {
-    pub(crate) fn fresh(
-        filter: Arc<Filter>,
-        track: &'static str,
-        reservation: Reservation,
-    ) -> Self {
-        Self {
-            filter,
-            track,
-            warm: None,
-            reservation: Some(reservation),
-            failed: false,
-        }
+    pub(crate) fn fresh(filter: Arc<Filter>, track: &'static str, reservation: Reservation) -> Self {
+        Self { filter, track, warm: None, reservation: Some(reservation), failed: false, called: false }
     }
 
-    pub(crate) fn reused(
-        filter: Arc<Filter>,
-        track: &'static str,
-        warm: Warm,
-        reservation: Reservation,
-    ) -> Self {
-        Self {
-            filter,
-            track,
-            warm: Some(warm),
-            reservation: Some(reservation),
-            failed: false,
-        }
+    pub(crate) fn reused(filter: Arc<Filter>, track: &'static str, warm: Warm, reservation: Reservation) -> Self {
+        Self { filter, track, warm: Some(warm), reservation: Some(reservation), failed: false, called: false }
     }
 
     /// Calls `on-request`.
@@ -150,11 +124,8 @@ impl Instance {
             return Ok(BodyOutcome::Continue);
         };
         self.start().await?;
-        let function: TypedFunc<(&[u8], bool), (WireBodyOutcome,)> =
-            self.look_up(|warm| warm.function(index))?;
-        let wire = self
-            .call(Phase::OnRequestBody, exchange, function, (&chunk, end))
-            .await?;
+        let function: TypedFunc<(&[u8], bool), (WireBodyOutcome,)> = self.look_up(|warm| warm.function(index))?;
+        let wire = self.call(Phase::OnRequestBody, exchange, function, (&chunk, end)).await?;
         wire.try_into().map_err(|error| self.fail(error))
     }
 
@@ -163,10 +134,7 @@ impl Instance {
     /// # Errors
     ///
     /// As [`Instance::on_request`].
-    pub async fn on_response(
-        &mut self,
-        exchange: &mut Box<Exchange>,
-    ) -> Result<ResponseOutcome, CallError> {
+    pub async fn on_response(&mut self, exchange: &mut Box<Exchange>) -> Result<ResponseOutcome, CallError> {
         let Some(index) = self.filter.exports.on_response else {
             return Ok(ResponseOutcome::Continue);
         };
@@ -178,10 +146,7 @@ impl Instance {
                 Ok(*warm.on_response.insert(function))
             }
         })?;
-        Ok(self
-            .call(Phase::OnResponse, exchange, function, ())
-            .await?
-            .into())
+        Ok(self.call(Phase::OnResponse, exchange, function, ()).await?.into())
     }
 
     /// Calls `on-response-body`; `end` tells that nothing follows `chunk`. Never waits: a filter that does this is on
@@ -203,9 +168,7 @@ impl Instance {
         self.start_now()?;
         let function: TypedFunc<(&[u8], bool), (WireResponseBodyOutcome,)> =
             self.look_up(|warm| warm.function(index))?;
-        Ok(self
-            .call_now(Phase::OnResponseBody, exchange, function, (&chunk, end))?
-            .into())
+        Ok(self.call_now(Phase::OnResponseBody, exchange, function, (&chunk, end))?.into())
     }
 
     /// Starts the instance, and looks every function up that requests may call.
@@ -231,10 +194,7 @@ impl Instance {
 
     fn check_usable(&self) -> Result<(), CallError> {
         if self.failed {
-            return Err(CallError::new(
-                CallErrorKind::Trap,
-                "the instance has failed before",
-            ));
+            return Err(CallError::new(CallErrorKind::Trap, "the instance has failed before"));
         }
         Ok(())
     }
@@ -255,8 +215,7 @@ impl Instance {
                     store.set_epoch_deadline(1);
                     let instance = filter.pre.instantiate_async(&mut store).await?;
                     if let Some(index) = unconfigured {
-                        let function =
-                            instance.get_typed_func::<(&str,), Accepted>(&mut store, index)?;
+                        let function = instance.get_typed_func::<(&str,), Accepted>(&mut store, index)?;
                         begin_configure(&mut store);
                         let accepted = function.call_async(&mut store, (&filter.shared.settings,)).await?;
                         Self::end_configure(&filter, &mut store, accepted)?;
@@ -283,21 +242,16 @@ impl Instance {
         let mut store = self.filter.store(self.track);
         store.set_epoch_deadline(epochs(self.start_deadline()));
         store.data_mut().set_deadline(self.start_deadline());
-        let started = self
-            .filter
-            .pre
-            .instantiate(&mut store)
-            .and_then(|instance| {
-                if let Some(index) = self.unconfigured() {
-                    let function =
-                        instance.get_typed_func::<(&str,), Accepted>(&mut store, index)?;
-                    begin_configure(&mut store);
-                    let settings = self.filter.shared.settings.clone();
-                    let accepted = function.call(&mut store, (&settings,))?;
-                    Self::end_configure(&self.filter, &mut store, accepted)?;
-                }
-                Ok(instance)
-            });
+        let started = self.filter.pre.instantiate(&mut store).and_then(|instance| {
+            if let Some(index) = self.unconfigured() {
+                let function = instance.get_typed_func::<(&str,), Accepted>(&mut store, index)?;
+                begin_configure(&mut store);
+                let settings = self.filter.shared.settings.clone();
+                let accepted = function.call(&mut store, (&settings,))?;
+                Self::end_configure(&self.filter, &mut store, accepted)?;
+            }
+            Ok(instance)
+        });
         match started {
             Ok(instance) => {
                 self.warm = Some(Warm::new(store, instance));
@@ -309,19 +263,12 @@ impl Instance {
 
     /// Returns where `configure` is, if each instance has to run it.
     fn unconfigured(&self) -> Option<ComponentExportIndex> {
-        self.filter
-            .exports
-            .configure
-            .filter(|_| self.filter.not_snapshotted.is_some())
+        self.filter.exports.configure.filter(|_| self.filter.not_snapshotted.is_some())
     }
 
     fn start_deadline(&self) -> std::time::Duration {
         let limits = &self.filter.shared.limits;
-        if self.unconfigured().is_some() {
-            limits.configure_deadline
-        } else {
-            limits.deadline
-        }
+        if self.unconfigured().is_some() { limits.configure_deadline } else { limits.deadline }
     }
 
     fn end_configure(filter: &Filter, store: &mut Store<State>, (accepted,): Accepted) -> Result<()> {
@@ -341,12 +288,8 @@ impl Instance {
     /// Does something with the started instance that is not a call; it fails only where the component lies about its types.
     fn look_up<T>(&mut self, look: impl FnOnce(&mut Warm) -> Result<T>) -> Result<T, CallError> {
         match &mut self.warm {
-            Some(warm) => look(warm)
-                .map_err(|error| CallError::new(CallErrorKind::Trap, format!("{error:#}"))),
-            None => Err(CallError::new(
-                CallErrorKind::Trap,
-                "the instance was not started",
-            )),
+            Some(warm) => look(warm).map_err(|error| CallError::new(CallErrorKind::Trap, format!("{error:#}"))),
+            None => Err(CallError::new(CallErrorKind::Trap, "the instance was not started")),
         }
     }
 
@@ -365,6 +308,7 @@ impl Instance {
         if self.filter.lane == Lane::Inline {
             return self.call_now(phase, exchange, function, parameters);
         }
+        self.called = true;
         let deadline = self.filter.shared.limits.deadline;
         // Whoever drops this future leaves the guest in the middle of something.
         self.failed = true;
@@ -373,8 +317,7 @@ impl Instance {
         };
         warm.store.set_epoch_deadline(1);
         let loan = Loan::new(&mut warm.store, exchange, phase);
-        let called =
-            tokio::time::timeout(deadline, function.call_async(&mut *loan.store, parameters)).await;
+        let called = tokio::time::timeout(deadline, function.call_async(&mut *loan.store, parameters)).await;
         loan.end();
         match called {
             Ok(Ok((outcome,))) => {
@@ -401,6 +344,7 @@ impl Instance {
         R: Lift + 'static,
         (R,): ComponentNamedList + Lift,
     {
+        self.called = true;
         let deadline = self.filter.shared.limits.deadline;
         let Some(warm) = &mut self.warm else {
             return self.look_up(|_| bail!("the instance was not started"));
@@ -438,7 +382,8 @@ impl Drop for Instance {
             return;
         };
         let warm = self.warm.take().filter(|_| !self.failed).map(|mut warm| {
-            warm.requests += 1;
+            // A probe is started, and serves nobody.
+            warm.requests += u32::from(self.called);
             warm
         });
         self.filter.give_back(warm, reservation);
@@ -452,10 +397,7 @@ fn begin_configure(store: &mut Store<State>) {
 }
 
 fn overdue() -> CallError {
-    CallError::new(
-        CallErrorKind::Deadline,
-        "the deadline passed while the filter was running or waiting",
-    )
+    CallError::new(CallErrorKind::Deadline, "the deadline passed while the filter was running or waiting")
 }
 
 /// The exchange while it is the guest's. It goes back however the call ends, also where it is dropped in the middle.

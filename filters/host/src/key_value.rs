@@ -58,22 +58,11 @@ impl KeyValue {
     /// Returns the value of `key`.
     pub(crate) fn get(&self, key: &str, now: Instant) -> Option<Vec<u8>> {
         let shard = self.shard(key).lock();
-        shard
-            .values
-            .get(key)
-            .filter(|value| value.is_alive(now))
-            .map(|value| value.value.to_vec())
+        shard.values.get(key).filter(|value| value.is_alive(now)).map(|value| value.value.to_vec())
     }
 
     /// Sets `key` to `value`. False, and nothing changed, where the store would hold more than `bytes_max`.
-    pub(crate) fn set(
-        &self,
-        key: &str,
-        value: &[u8],
-        ttl: Option<Duration>,
-        now: Instant,
-        bytes_max: u64,
-    ) -> bool {
+    pub(crate) fn set(&self, key: &str, value: &[u8], ttl: Option<Duration>, now: Instant, bytes_max: u64) -> bool {
         let mut tried = false;
         loop {
             let mut shard = self.shard(key).lock();
@@ -83,16 +72,10 @@ impl KeyValue {
                 None => ENTRY_BYTES + (key.len() + value.len()) as u64,
             };
             if self.take(grows, bytes_max) {
-                self.bytes.fetch_sub(
-                    held.map_or(0, |held| held.saturating_sub(value.len() as u64)),
-                    Ordering::Relaxed,
-                );
+                self.bytes.fetch_sub(held.map_or(0, |held| held.saturating_sub(value.len() as u64)), Ordering::Relaxed);
                 shard.values.insert(
                     key.into(),
-                    Value {
-                        value: value.into(),
-                        expires: ttl.and_then(|ttl| now.checked_add(ttl)),
-                    },
+                    Value { value: value.into(), expires: ttl.and_then(|ttl| now.checked_add(ttl)) },
                 );
                 return true;
             }
@@ -107,10 +90,7 @@ impl KeyValue {
     /// Forgets the value of `key`.
     pub(crate) fn delete(&self, key: &str) {
         if let Some(old) = self.shard(key).lock().values.remove(key) {
-            self.bytes.fetch_sub(
-                ENTRY_BYTES + (key.len() + old.value.len()) as u64,
-                Ordering::Relaxed,
-            );
+            self.bytes.fetch_sub(ENTRY_BYTES + (key.len() + old.value.len()) as u64, Ordering::Relaxed);
         }
     }
 
@@ -129,22 +109,15 @@ impl KeyValue {
             let mut shard = self.shard(key).lock();
             if let Some(counter) = shard.counters.get_mut(key) {
                 if !counter.is_alive(now) {
-                    *counter = Value {
-                        value: 0,
-                        expires: ttl.and_then(|ttl| now.checked_add(ttl)),
-                    };
+                    *counter = Value { value: 0, expires: ttl.and_then(|ttl| now.checked_add(ttl)) };
                 }
                 counter.value = counter.value.saturating_add(by);
                 return Some(counter.value);
             }
             if self.take(ENTRY_BYTES + key.len() as u64, bytes_max) {
-                shard.counters.insert(
-                    key.into(),
-                    Value {
-                        value: by,
-                        expires: ttl.and_then(|ttl| now.checked_add(ttl)),
-                    },
-                );
+                shard
+                    .counters
+                    .insert(key.into(), Value { value: by, expires: ttl.and_then(|ttl| now.checked_add(ttl)) });
                 return Some(by);
             }
             drop(shard);
@@ -160,37 +133,23 @@ impl KeyValue {
     }
 
     fn take(&self, bytes: u64, bytes_max: u64) -> bool {
-        let fits = |held: u64| {
-            held.checked_add(bytes)
-                .filter(|&held| held <= bytes_max || bytes == 0)
-        };
-        self.bytes
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
-            .is_ok()
+        let fits = |held: u64| held.checked_add(bytes).filter(|&held| held <= bytes_max || bytes == 0);
+        self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
     }
 
     /// Drops what has expired. False where that was done a moment ago.
     fn sweep(&self, now: Instant) -> bool {
         // Counted from one interval before the store began, so that the first sweep is not refused.
-        let now_ms =
-            now.saturating_duration_since(self.began).as_millis() as u64 + SWEEP_INTERVAL_MS;
+        let now_ms = now.saturating_duration_since(self.began).as_millis() as u64 + SWEEP_INTERVAL_MS;
         let due = |swept: u64| (now_ms >= swept + SWEEP_INTERVAL_MS).then_some(now_ms);
-        if self
-            .swept_ms
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, due)
-            .is_err()
-        {
+        if self.swept_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).is_err() {
             return false;
         }
         for shard in &self.shards {
             let mut shard = shard.lock();
             let mut freed = 0;
-            shard
-                .values
-                .retain(|key, value| keep(key, value.value.len(), value.is_alive(now), &mut freed));
-            shard
-                .counters
-                .retain(|key, value| keep(key, 0, value.is_alive(now), &mut freed));
+            shard.values.retain(|key, value| keep(key, value.value.len(), value.is_alive(now), &mut freed));
+            shard.counters.retain(|key, value| keep(key, 0, value.is_alive(now), &mut freed));
             self.bytes.fetch_sub(freed, Ordering::Relaxed);
         }
         true
@@ -220,11 +179,7 @@ mod tests {
         assert_eq!(store.get("key", now).as_deref(), Some(&b"value"[..]));
         let later = now + Duration::from_secs(1);
         assert_eq!(store.get("key", later), None);
-        assert_eq!(
-            store.increment("key", 1, SECOND, later, 1_000),
-            Some(1),
-            "counts from its first use again"
-        );
+        assert_eq!(store.increment("key", 1, SECOND, later, 1_000), Some(1), "counts from its first use again");
         store.delete("key");
         assert_eq!(store.get("key", now), None);
     }
@@ -256,17 +211,8 @@ mod tests {
                 });
             }
         });
-        assert_eq!(
-            store.increment("hits", 0, None, Instant::now(), 1_000),
-            Some(40_000)
-        );
-        assert_eq!(
-            store.increment("top", i64::MAX, None, Instant::now(), 1_000),
-            Some(i64::MAX)
-        );
-        assert_eq!(
-            store.increment("top", 1, None, Instant::now(), 1_000),
-            Some(i64::MAX)
-        );
+        assert_eq!(store.increment("hits", 0, None, Instant::now(), 1_000), Some(40_000));
+        assert_eq!(store.increment("top", i64::MAX, None, Instant::now(), 1_000), Some(i64::MAX));
+        assert_eq!(store.increment("top", 1, None, Instant::now(), 1_000), Some(i64::MAX));
     }
 }

@@ -34,67 +34,41 @@ const PAGE_BYTES: u64 = 64 << 10;
 pub(crate) fn examine(component: &[u8]) -> Result<Shape, LoadError> {
     let shape = Shape::of(component)?;
     link::check_names(&shape)?;
-    let called = [
-        "configuration",
-        "on-request",
-        "on-request-body",
-        "on-response",
-        "on-response-body",
-    ];
+    let called = ["configuration", "on-request", "on-request-body", "on-response", "on-response-body"];
     let is_called = |export: &String| {
-        let name = export
-            .strip_prefix("lockgate:filter/")
-            .and_then(|name| name.split('@').next());
+        let name = export.strip_prefix("lockgate:filter/").and_then(|name| name.split('@').next());
         name.is_some_and(|name| called.contains(&name))
     };
     if !shape.exports.iter().any(is_called) {
-        return Err(LoadError::NoExports {
-            exports: shape.exports,
-        });
+        return Err(LoadError::NoExports { exports: shape.exports });
     }
     Ok(shape)
 }
 
 /// Returns on which lane the component would run.
 pub(crate) fn lane(shape: &Shape, granted: bool) -> Lane {
-    if granted && link::wants_outbound(shape) {
-        Lane::Fibre
-    } else {
-        Lane::Inline
-    }
+    if granted && link::wants_outbound(shape) { Lane::Fibre } else { Lane::Inline }
 }
 
-pub(crate) fn load(
-    host: &Host,
-    spec: &FilterSpec,
-    progress: &dyn Progress,
-) -> Result<Arc<Filter>, LoadError> {
+pub(crate) fn load(host: &Host, spec: &FilterSpec, progress: &dyn Progress) -> Result<Arc<Filter>, LoadError> {
     let began = Instant::now();
     let shape = examine(&spec.component)?;
     check_limits(host, spec)?;
     let lane = lane(&shape, !spec.grants.outbound.is_empty());
     let version = VersionId::of(&spec.component, &spec.settings, &spec.grants);
     let key = Cache::key(&host.engines.serve, &version.component, &version.settings);
-    let (component, manifest) =
-        host.cache
-            .alone(key, || match host.cache.load(&host.engines.serve, key) {
-                Some(found) => {
-                    progress.stage(&spec.name, Stage::CacheHit);
-                    Ok(found)
-                }
-                None => {
-                    let began = Instant::now();
-                    let (manifest, code) = make(host, spec, progress)?;
-                    let component = host.cache.keep(
-                        &host.engines.serve,
-                        key,
-                        &manifest,
-                        &code,
-                        began.elapsed(),
-                    );
-                    Ok((component.map_err(|error| compile_error(&error))?, manifest))
-                }
-            })?;
+    let (component, manifest) = host.cache.alone(key, || match host.cache.load(&host.engines.serve, key) {
+        Some(found) => {
+            progress.stage(&spec.name, Stage::CacheHit);
+            Ok(found)
+        }
+        None => {
+            let began = Instant::now();
+            let (manifest, code) = make(host, spec, progress)?;
+            let component = host.cache.keep(&host.engines.serve, key, &manifest, &code, began.elapsed());
+            Ok((component.map_err(|error| compile_error(&error))?, manifest))
+        }
+    })?;
 
     let exports = exports(&component);
     if lane == Lane::Fibre && exports.on_response_body.is_some() {
@@ -104,14 +78,9 @@ pub(crate) fn load(
     let mismatch = |error: wasmtime::Error| LoadError::Mismatch(format!("{error:#}"));
     let linker = link::linker(&host.engines.serve, &component, lane).map_err(mismatch)?;
     let pre = linker.instantiate_pre(&component).map_err(mismatch)?;
-    let access = (lane == Lane::Fibre).then(|| Access {
-        grants: spec.grants.outbound.clone().into(),
-        connections: host.connections(),
-    });
-    let Manifest {
-        declarations,
-        not_snapshotted,
-    } = manifest;
+    let access = (lane == Lane::Fibre)
+        .then(|| Access { grants: spec.grants.outbound.clone().into(), connections: host.connections() });
+    let Manifest { declarations, not_snapshotted } = manifest;
     let filter = Arc::new(Filter {
         version,
         shared: Arc::new(Shared::new(
@@ -157,56 +126,36 @@ fn check_limits(host: &Host, spec: &FilterSpec) -> Result<(), LoadError> {
 }
 
 /// Configures, snapshots and compiles.
-fn make(
-    host: &Host,
-    spec: &FilterSpec,
-    progress: &dyn Progress,
-) -> Result<(Manifest, Vec<u8>), LoadError> {
+fn make(host: &Host, spec: &FilterSpec, progress: &dyn Progress) -> Result<(Manifest, Vec<u8>), LoadError> {
     let bytes = &*spec.component;
-    progress.stage(
-        &spec.name,
-        Stage::Compiling {
-            bytes: bytes.len() as u64,
-        },
-    );
-    let configured = if examine(bytes)?
-        .exports
-        .iter()
-        .any(|export| export.starts_with("lockgate:filter/configuration@"))
-    {
-        // Only the compiler runs on the slow threads: `configure` has a deadline.
-        let (configuring, component) = host
-            .compiler
-            .install(|| {
-                let configuring = Configuring::new(bytes);
-                let component = configuring.compile(&host.engines.prepare);
-                component.map(|component| (configuring, component))
-            })
-            .map_err(|error| compile_error(&error))?;
-        progress.stage(&spec.name, Stage::Configuring);
-        let shared = Shared::new(
-            spec.name.clone(),
-            spec.settings.as_str().into(),
-            spec.limits,
-            Vec::new(),
-            Arc::default(),
-            None,
-        );
-        let run = configuring.configure(&component, Arc::new(shared))?;
-        progress.stage(&spec.name, Stage::Snapshotting);
-        host.compiler.install(|| configuring.snapshot(run))
-    } else {
-        Configured {
-            component: None,
-            declarations: Declarations::default(),
-            not_snapshotted: None,
-        }
-    };
-    let Configured {
-        component,
-        declarations,
-        not_snapshotted,
-    } = configured;
+    progress.stage(&spec.name, Stage::Compiling { bytes: bytes.len() as u64 });
+    let configured =
+        if examine(bytes)?.exports.iter().any(|export| export.starts_with("lockgate:filter/configuration@")) {
+            // Only the compiler runs on the slow threads: `configure` has a deadline.
+            let (configuring, component) = host
+                .compiler
+                .install(|| {
+                    let configuring = Configuring::new(bytes);
+                    let component = configuring.compile(&host.engines.prepare);
+                    component.map(|component| (configuring, component))
+                })
+                .map_err(|error| compile_error(&error))?;
+            progress.stage(&spec.name, Stage::Configuring);
+            let shared = Shared::new(
+                spec.name.clone(),
+                spec.settings.as_str().into(),
+                spec.limits,
+                Vec::new(),
+                Arc::default(),
+                None,
+            );
+            let run = configuring.configure(&component, Arc::new(shared))?;
+            progress.stage(&spec.name, Stage::Snapshotting);
+            host.compiler.install(|| configuring.snapshot(run))
+        } else {
+            Configured { component: None, declarations: Declarations::default(), not_snapshotted: None }
+        };
+    let Configured { component, declarations, not_snapshotted } = configured;
     if let Some(reason) = &not_snapshotted {
         tracing::warn!(
             filter = &*spec.name,
@@ -219,13 +168,7 @@ fn make(
         .compiler
         .install(|| host.engines.serve.precompile_component(bytes))
         .map_err(|error| compile_error(&error))?;
-    Ok((
-        Manifest {
-            declarations,
-            not_snapshotted,
-        },
-        code,
-    ))
+    Ok((Manifest { declarations, not_snapshotted }, code))
 }
 
 fn compile_error(error: &wasmtime::Error) -> LoadError {
@@ -246,27 +189,14 @@ pub(crate) fn exports(component: &Component) -> Exports {
     }
 }
 
-fn need(
-    host: &Host,
-    spec: &FilterSpec,
-    shape: &Shape,
-    component: &Component,
-    lane: Lane,
-) -> Result<Need, LoadError> {
+fn need(host: &Host, spec: &FilterSpec, shape: &Shape, component: &Component, lane: Lane) -> Result<Need, LoadError> {
     let Some(resources) = component.resources_required() else {
-        return Err(LoadError::Mismatch(
-            "it imports modules or components, which no host provides".to_owned(),
-        ));
+        return Err(LoadError::Mismatch("it imports modules or components, which no host provides".to_owned()));
     };
-    let first = resources
-        .max_initial_memory_size
-        .unwrap_or(0)
-        .saturating_mul(PAGE_BYTES);
+    let first = resources.max_initial_memory_size.unwrap_or(0).saturating_mul(PAGE_BYTES);
     if first > spec.limits.memory_bytes {
         let limit = spec.limits.memory_bytes;
-        return Err(LoadError::Limits(format!(
-            "needs {first} bytes of memory to start; its limit is {limit}"
-        )));
+        return Err(LoadError::Limits(format!("needs {first} bytes of memory to start; its limit is {limit}")));
     }
     let need = Need {
         component_instances: 1,
@@ -276,9 +206,9 @@ fn need(
         stacks: u32::from(lane == Lane::Fibre),
     };
     match host.budget.can_never_hold(need) {
-        Some((kind, need, total)) => Err(LoadError::Limits(format!(
-            "needs {need} {kind} for one instance; the gateway's pool has {total}"
-        ))),
+        Some((kind, need, total)) => {
+            Err(LoadError::Limits(format!("needs {need} {kind} for one instance; the gateway's pool has {total}")))
+        }
         None => Ok(need),
     }
 }
@@ -294,15 +224,11 @@ fn probe(filter: &Arc<Filter>) -> Result<(), LoadError> {
         // On a thread of its own: this one may be driving a runtime, and none may be driven inside another.
         Lane::Fibre => std::thread::scope(|scope| {
             let probe = scope.spawn(|| {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build();
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 let runtime = runtime.map_err(|error| LoadError::Mismatch(error.to_string()))?;
                 runtime.block_on(instance.probe()).map_err(LoadError::Start)
             });
-            probe
-                .join()
-                .unwrap_or_else(|_| Err(LoadError::Mismatch("starting it panicked".to_owned())))
+            probe.join().unwrap_or_else(|_| Err(LoadError::Mismatch("starting it panicked".to_owned())))
         }),
     }
 }

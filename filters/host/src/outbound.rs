@@ -24,8 +24,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::p2::bindings::http::types as wire;
 use wasmtime_wasi_http::p2::types::{HostFutureIncomingResponse, HostOutgoingRequest};
 use wasmtime_wasi_http::{
-    Error, RequestOptions, WasiBody, WasiHttp, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks,
-    WasiHttpView,
+    Error, RequestOptions, WasiBody, WasiHttp, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
 };
 
 use crate::sink::Level;
@@ -51,11 +50,8 @@ pub(crate) fn connections() -> Connections {
     tcp.enforce_http(false);
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
     tcp.set_nodelay(true);
-    let tls = HttpsConnectorBuilder::new()
-        .with_webpki_roots()
-        .https_or_http()
-        .enable_all_versions()
-        .wrap_connector(tcp);
+    let tls =
+        HttpsConnectorBuilder::new().with_webpki_roots().https_or_http().enable_all_versions().wrap_connector(tcp);
     Client::builder(TokioExecutor::new())
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
@@ -84,29 +80,15 @@ impl Outbound {
         let printed = Printed::default();
         // Nothing is granted but what is named here: no folder, no variable, no socket.
         let wasi = WasiCtx::builder()
-            .stdout(Printer {
-                level: Level::Info,
-                printed: printed.clone(),
-            })
-            .stderr(Printer {
-                level: Level::Warn,
-                printed: printed.clone(),
-            })
+            .stdout(Printer { level: Level::Info, printed: printed.clone() })
+            .stderr(Printer { level: Level::Warn, printed: printed.clone() })
             .allow_tcp(false)
             .allow_udp(false)
             .allow_ip_name_lookup(false)
             .max_random_size(64 << 10)
             .build();
-        let hooks = Hooks {
-            access,
-            printed: printed.clone(),
-        };
-        Self {
-            wasi,
-            http: WasiHttpCtx::new(),
-            hooks,
-            printed,
-        }
+        let hooks = Hooks { access, printed: printed.clone() };
+        Self { wasi, http: WasiHttpCtx::new(), hooks, printed }
     }
 
     /// Returns the lines printed since the last time.
@@ -134,22 +116,15 @@ pub(crate) fn link_denied(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     handler.func_wrap(
         "handle",
         |mut store: wasmtime::StoreContextMut<'_, State>,
-         (request, _options): (
-            Resource<HostOutgoingRequest>,
-            Option<Resource<RequestOptions>>,
-        )| {
+         (request, _options): (Resource<HostOutgoingRequest>, Option<Resource<RequestOptions>>)| {
             let state = store.data_mut();
             let request = state.table.delete(request)?;
             let to = request.authority.unwrap_or_default();
             state.log(
                 Level::Warn,
-                &format!(
-                    "an outbound request to `{to}` was denied: the filter has no outbound grant"
-                ),
+                &format!("an outbound request to `{to}` was denied: the filter has no outbound grant"),
             );
-            Ok((Err::<Resource<HostFutureIncomingResponse>, _>(
-                wire::ErrorCode::HttpRequestDenied,
-            ),))
+            Ok((Err::<Resource<HostFutureIncomingResponse>, _>(wire::ErrorCode::HttpRequestDenied),))
         },
     )
 }
@@ -157,10 +132,7 @@ pub(crate) fn link_denied(linker: &mut Linker<State>) -> wasmtime::Result<()> {
 /// Links `wasi:http` for a filter with a grant.
 pub(crate) fn link_granted(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     link_types(linker)?;
-    wasmtime_wasi_http::p2::bindings::http::outgoing_handler::add_to_linker::<State, WasiHttp>(
-        linker,
-        State::http,
-    )
+    wasmtime_wasi_http::p2::bindings::http::outgoing_handler::add_to_linker::<State, WasiHttp>(linker, State::http)
 }
 
 fn link_types(linker: &mut Linker<State>) -> wasmtime::Result<()> {
@@ -171,9 +143,7 @@ fn link_types(linker: &mut Linker<State>) -> wasmtime::Result<()> {
 impl State {
     fn outbound(&mut self) -> (&mut Outbound, &mut wasmtime::component::ResourceTable) {
         let access = &self.shared.access;
-        let outbound = self
-            .outbound
-            .get_or_insert_with(|| Box::new(Outbound::new(access.clone())));
+        let outbound = self.outbound.get_or_insert_with(|| Box::new(Outbound::new(access.clone())));
         (outbound, &mut self.table)
     }
 }
@@ -181,21 +151,14 @@ impl State {
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         let (outbound, table) = self.outbound();
-        WasiCtxView {
-            ctx: &mut outbound.wasi,
-            table,
-        }
+        WasiCtxView { ctx: &mut outbound.wasi, table }
     }
 }
 
 impl WasiHttpView for State {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
         let (outbound, table) = self.outbound();
-        WasiHttpCtxView {
-            hooks: &mut outbound.hooks,
-            table,
-            ctx: &mut outbound.http,
-        }
+        WasiHttpCtxView { hooks: &mut outbound.hooks, table, ctx: &mut outbound.http }
     }
 }
 
@@ -204,10 +167,7 @@ struct Hooks {
     printed: Printed,
 }
 
-type Sent = (
-    http::Response<WasiBody>,
-    Box<dyn Future<Output = Result<(), Error>> + Send>,
-);
+type Sent = (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>);
 
 impl WasiHttpHooks for Hooks {
     fn send_request(
@@ -219,21 +179,13 @@ impl WasiHttpHooks for Hooks {
         let uri = request.uri();
         let tls = uri.scheme() == Some(&Scheme::HTTPS);
         // An address of version 6 is written in brackets in a URI, and may be in a grant.
-        let bare = |host: &str| {
-            host.trim_start_matches('[')
-                .trim_end_matches(']')
-                .to_owned()
-        };
+        let bare = |host: &str| host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let host = bare(uri.host().unwrap_or_default());
         let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
         let connections = self.access.as_ref().and_then(|access| {
             let covered = access.grants.iter().any(|grant| {
                 grant.covers(tls, &host, port)
-                    || OutboundGrant {
-                        host: bare(&grant.host),
-                        ..grant.clone()
-                    }
-                    .covers(tls, &host, port)
+                    || OutboundGrant { host: bare(&grant.host), ..grant.clone() }.covers(tls, &host, port)
             });
             covered.then(|| access.connections.clone())
         });
@@ -241,7 +193,8 @@ impl WasiHttpHooks for Hooks {
             let scheme = if tls { "https" } else { "http" };
             self.printed.push(
                 Level::Warn,
-                format!("an outbound request to `{scheme}://{host}:{port}` was denied: no grant covers it\n").as_bytes(),
+                format!("an outbound request to `{scheme}://{host}:{port}` was denied: no grant covers it\n")
+                    .as_bytes(),
             );
             return Box::new(async { Err(Error::HttpRequestDenied) });
         };
@@ -249,18 +202,12 @@ impl WasiHttpHooks for Hooks {
         Box::new(async move {
             let response = connections.request(request);
             let response = match wait {
-                Some(wait) => tokio::time::timeout(wait, response)
-                    .await
-                    .map_err(|_| Error::ConnectionReadTimeout)?,
+                Some(wait) => tokio::time::timeout(wait, response).await.map_err(|_| Error::ConnectionReadTimeout)?,
                 None => response.await,
             };
             let response = response.map_err(|error| failure(&error))?;
-            let finished: Box<dyn Future<Output = Result<(), Error>> + Send> =
-                Box::new(async { Ok(()) });
-            Ok((
-                response.map(|body| body.map_err(Error::from).boxed_unsync()),
-                finished,
-            ))
+            let finished: Box<dyn Future<Output = Result<(), Error>> + Send> = Box::new(async { Ok(()) });
+            Ok((response.map(|body| body.map_err(Error::from).boxed_unsync()), finished))
         })
     }
 }
@@ -291,11 +238,7 @@ struct Pages {
 impl Printed {
     fn push(&self, level: Level, bytes: &[u8]) {
         let mut pages = self.0.lock();
-        let page = if level == Level::Warn {
-            &mut pages.stderr
-        } else {
-            &mut pages.stdout
-        };
+        let page = if level == Level::Warn { &mut pages.stderr } else { &mut pages.stdout };
         let room = PRINTED_BYTES_MAX.saturating_sub(page.len());
         page.extend_from_slice(&bytes[..bytes.len().min(room)]);
     }
@@ -324,11 +267,7 @@ impl StdoutStream for Printer {
 }
 
 impl AsyncWrite for Printer {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
         self.printed.push(self.level, bytes);
         Poll::Ready(Ok(bytes.len()))
     }

@@ -124,12 +124,7 @@ impl TryFrom<WireResponse> for Response {
         let status = StatusCode::from_u16(wire.status)
             .ok()
             .filter(|status| (200..600).contains(&status.as_u16()))
-            .ok_or_else(|| {
-                refuse(format!(
-                    "answered with status {}; it must be 200 to 599",
-                    wire.status
-                ))
-            })?;
+            .ok_or_else(|| refuse(format!("answered with status {}; it must be 200 to 599", wire.status)))?;
         if wire.headers.len() > headers::COUNT_MAX {
             return Err(refuse(format!(
                 "answered with {} headers; the limit is {}",
@@ -142,15 +137,10 @@ impl TryFrom<WireResponse> for Response {
         for (name, value) in wire.headers {
             bytes += name.len() + value.len();
             let shown = name.escape_debug().take(64).collect::<String>();
-            let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
-                refuse(format!(
-                    "answered with the header `{shown}`, which is no valid name"
-                ))
-            })?;
+            let name = HeaderName::from_bytes(name.as_bytes())
+                .map_err(|_| refuse(format!("answered with the header `{shown}`, which is no valid name")))?;
             if headers::is_owned_by_gateway(&name) {
-                return Err(refuse(format!(
-                    "answered with the header `{name}`, which belongs to the gateway"
-                )));
+                return Err(refuse(format!("answered with the header `{name}`, which belongs to the gateway")));
             }
             let value = HeaderValue::from_maybe_shared(Bytes::from(value)).map_err(|_| {
                 refuse(format!("answered with a value of `{name}` that has CR, LF, NUL or another control character"))
@@ -158,22 +148,11 @@ impl TryFrom<WireResponse> for Response {
             map.append(name, value);
         }
         if bytes > headers::BYTES_MAX {
-            return Err(refuse(format!(
-                "answered with {bytes} bytes of headers; the limit is {}",
-                headers::BYTES_MAX
-            )));
+            return Err(refuse(format!("answered with {bytes} bytes of headers; the limit is {}", headers::BYTES_MAX)));
         }
         let bodiless = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let body = if bodiless {
-            Bytes::new()
-        } else {
-            Bytes::from(wire.body)
-        };
-        Ok(Self {
-            status,
-            headers: map,
-            body,
-        })
+        let body = if bodiless { Bytes::new() } else { Bytes::from(wire.body) };
+        Ok(Self { status, headers: map, body })
     }
 }
 
@@ -226,16 +205,8 @@ mod tests {
     use super::*;
 
     fn response(status: u16, headers: &[(&str, &str)]) -> Result<Response, CallError> {
-        let headers = headers
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec()))
-            .collect();
-        WireResponse {
-            status,
-            headers,
-            body: b"body".to_vec(),
-        }
-        .try_into()
+        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect();
+        WireResponse { status, headers, body: b"body".to_vec() }.try_into()
     }
 
     #[test]
@@ -255,11 +226,7 @@ mod tests {
             (200, "x-lockgate-anything", "1"),
         ] {
             let error = response(status, &[(header, value)]).expect_err("is refused");
-            assert_eq!(
-                error.kind,
-                CallErrorKind::InvalidResponse,
-                "{status} {header}: {value}"
-            );
+            assert_eq!(error.kind, CallErrorKind::InvalidResponse, "{status} {header}: {value}");
         }
     }
 

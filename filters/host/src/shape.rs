@@ -2,8 +2,8 @@
 //! interfaces it names. Nothing is compiled or validated for it, so that it takes no time worth noting.
 
 use wasmparser::{
-    ComponentAlias, ComponentExternalKind, ComponentInstance, ComponentOuterAliasKind,
-    ComponentTypeRef, Encoding, Instance, Parser, Payload,
+    ComponentAlias, ComponentExternalKind, ComponentInstance, ComponentOuterAliasKind, ComponentTypeRef, Encoding,
+    Instance, Parser, Payload,
 };
 
 use crate::error::LoadError;
@@ -33,22 +33,17 @@ impl Shape {
         }
         let invalid = |error: wasmparser::BinaryReaderError| LoadError::Invalid(error.to_string());
         if Parser::is_core_wasm(bytes) {
-            let preview1 = Parser::new(0)
-                .parse_all(bytes)
-                .filter_map(Result::ok)
-                .any(|payload| match payload {
-                    Payload::ImportSection(imports) => imports
-                        .into_imports()
-                        .filter_map(Result::ok)
-                        .any(|import| import.module == "wasi_snapshot_preview1"),
-                    _ => false,
-                });
+            let preview1 = Parser::new(0).parse_all(bytes).filter_map(Result::ok).any(|payload| match payload {
+                Payload::ImportSection(imports) => imports
+                    .into_imports()
+                    .filter_map(Result::ok)
+                    .any(|import| import.module == "wasi_snapshot_preview1"),
+                _ => false,
+            });
             return Err(LoadError::CoreModule { preview1 });
         }
         if !Parser::is_component(bytes) {
-            return Err(LoadError::Invalid(
-                "it does not start like a WebAssembly file".to_owned(),
-            ));
+            return Err(LoadError::Invalid("it does not start like a WebAssembly file".to_owned()));
         }
         let mut scopes = vec![Scope::default()];
         let mut core_modules = 0;
@@ -60,10 +55,7 @@ impl Shape {
                 break;
             };
             match payload {
-                Payload::Version {
-                    encoding: Encoding::Module,
-                    ..
-                } => core_modules += 1,
+                Payload::Version { encoding: Encoding::Module, .. } => core_modules += 1,
                 Payload::ComponentSection { .. } => scopes.push(Scope::default()),
                 // Modules end as components do: those are told apart by what began last.
                 Payload::End(_) if scope.modules_open > 0 => scope.modules_open -= 1,
@@ -77,18 +69,8 @@ impl Shape {
                 payload => scope.read(payload, depth == 1).map_err(invalid)?,
             }
         }
-        let Scope {
-            core_instances,
-            imports,
-            exports,
-            ..
-        } = outermost;
-        Ok(Self {
-            core_modules,
-            core_instances,
-            imports,
-            exports,
-        })
+        let Scope { core_instances, imports, exports, .. } = outermost;
+        Ok(Self { core_modules, core_instances, imports, exports })
     }
 }
 
@@ -105,11 +87,7 @@ struct Scope {
 }
 
 impl Scope {
-    fn read(
-        &mut self,
-        payload: Payload<'_>,
-        outermost: bool,
-    ) -> Result<(), wasmparser::BinaryReaderError> {
+    fn read(&mut self, payload: Payload<'_>, outermost: bool) -> Result<(), wasmparser::BinaryReaderError> {
         match payload {
             Payload::ModuleSection { .. } => self.modules_open += 1,
             Payload::InstanceSection(instances) => {
@@ -121,34 +99,21 @@ impl Scope {
             }
             Payload::ComponentInstanceSection(instances) => {
                 for instance in instances {
-                    if let ComponentInstance::Instantiate {
-                        component_index, ..
-                    } = instance?
-                    {
-                        let nested = self
-                            .components
-                            .get(component_index as usize)
-                            .copied()
-                            .unwrap_or(1);
+                    if let ComponentInstance::Instantiate { component_index, .. } = instance? {
+                        let nested = self.components.get(component_index as usize).copied().unwrap_or(1);
                         // Calls between components go through an adapter, a core instance of its own.
-                        self.core_instances = self
-                            .core_instances
-                            .saturating_add(nested)
-                            .saturating_add(u32::from(nested > 0));
+                        self.core_instances =
+                            self.core_instances.saturating_add(nested).saturating_add(u32::from(nested > 0));
                     }
                 }
             }
             Payload::ComponentAliasSection(aliases) => {
                 for alias in aliases {
                     match alias? {
-                        ComponentAlias::InstanceExport {
-                            kind: ComponentExternalKind::Component,
-                            ..
+                        ComponentAlias::InstanceExport { kind: ComponentExternalKind::Component, .. }
+                        | ComponentAlias::Outer { kind: ComponentOuterAliasKind::Component, .. } => {
+                            self.components.push(1)
                         }
-                        | ComponentAlias::Outer {
-                            kind: ComponentOuterAliasKind::Component,
-                            ..
-                        } => self.components.push(1),
                         _ => {}
                     }
                 }
@@ -210,21 +175,12 @@ mod tests {
 
     #[test]
     fn what_is_not_a_component_is_told_apart() {
-        assert_eq!(
-            shape("(module)"),
-            Err(LoadError::CoreModule { preview1: false })
-        );
+        assert_eq!(shape("(module)"), Err(LoadError::CoreModule { preview1: false }));
         let preview1 = r#"(module (import "wasi_snapshot_preview1" "fd_write" (func)))"#;
-        assert_eq!(
-            shape(preview1),
-            Err(LoadError::CoreModule { preview1: true })
-        );
+        assert_eq!(shape(preview1), Err(LoadError::CoreModule { preview1: true }));
         assert!(matches!(Shape::of(b"hello"), Err(LoadError::Invalid(_))));
         assert!(matches!(Shape::of(b""), Err(LoadError::Invalid(_))));
         let whole = wat::parse_str("(component (core module))").unwrap();
-        assert!(matches!(
-            Shape::of(&whole[..whole.len() - 1]),
-            Err(LoadError::Invalid(_))
-        ));
+        assert!(matches!(Shape::of(&whole[..whole.len() - 1]), Err(LoadError::Invalid(_))));
     }
 }

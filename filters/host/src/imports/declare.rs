@@ -41,33 +41,18 @@ impl From<WireLabel> for LabelDeclaration {
 }
 
 pub(super) fn link(linker: &mut LinkerInstance<'_, State>) -> Result<()> {
-    linker.func_wrap(
-        "request-body",
-        |mut store: StoreContextMut<'_, State>, (mode,): (WireMode,)| {
-            store.data_mut().declarations()?.request_body = Some(mode.into());
-            Ok(())
-        },
-    )?;
-    linker.func_wrap(
-        "response-body",
-        |mut store: StoreContextMut<'_, State>, (mode,): (WireMode,)| {
-            store.data_mut().declarations()?.response_body = Some(mode.into());
-            Ok(())
-        },
-    )?;
+    linker.func_wrap("request-body", |mut store: StoreContextMut<'_, State>, (mode,): (WireMode,)| {
+        store.data_mut().declarations()?.request_body = Some(mode.into());
+        Ok(())
+    })?;
+    linker.func_wrap("response-body", |mut store: StoreContextMut<'_, State>, (mode,): (WireMode,)| {
+        store.data_mut().declarations()?.response_body = Some(mode.into());
+        Ok(())
+    })?;
     linker.func_wrap(
         "counter",
-        |store: StoreContextMut<'_, State>,
-         (name, help, label): (String, String, Option<WireLabel>)| {
-            declare(
-                store,
-                MetricDeclaration {
-                    name,
-                    help,
-                    label: label.map(Into::into),
-                    kind: MetricKind::Counter,
-                },
-            )
+        |store: StoreContextMut<'_, State>, (name, help, label): (String, String, Option<WireLabel>)| {
+            declare(store, MetricDeclaration { name, help, label: label.map(Into::into), kind: MetricKind::Counter })
         },
     )?;
     linker.func_wrap(
@@ -75,24 +60,12 @@ pub(super) fn link(linker: &mut LinkerInstance<'_, State>) -> Result<()> {
         |store: StoreContextMut<'_, State>,
          (name, help, label, buckets): (String, String, Option<WireLabel>, Vec<f64>)| {
             let kind = MetricKind::Histogram { buckets };
-            declare(
-                store,
-                MetricDeclaration {
-                    name,
-                    help,
-                    label: label.map(Into::into),
-                    kind,
-                },
-            )
+            declare(store, MetricDeclaration { name, help, label: label.map(Into::into), kind })
         },
     )
 }
 
 fn declare(mut store: StoreContextMut<'_, State>, metric: MetricDeclaration) -> Result<(u32,)> {
-    let id = store
-        .data_mut()
-        .declarations()?
-        .metric(metric)
-        .map_err(|problem| format_err!("{problem}"))?;
+    let id = store.data_mut().declarations()?.metric(metric).map_err(|problem| format_err!("{problem}"))?;
     Ok((id,))
 }

@@ -11,45 +11,29 @@ use crate::state::State;
 pub(super) fn link(linker: &mut LinkerInstance<'_, State>) -> Result<()> {
     // Not in `configure`: what it reads would be frozen into the artifact, and what it writes would depend on whether
     // the artifact was in the cache.
-    linker.func_wrap(
-        "get",
-        |store: StoreContextMut<'_, State>, (key,): (WasmStr,)| {
-            let state = store.data();
-            state.require_request("key-value")?;
-            Ok((state
-                .shared
-                .key_value
-                .get(&key.to_str(&store)?, Instant::now()),))
-        },
-    )?;
+    linker.func_wrap("get", |store: StoreContextMut<'_, State>, (key,): (WasmStr,)| {
+        let state = store.data();
+        state.require_request("key-value")?;
+        Ok((state.shared.key_value.get(&key.to_str(&store)?, Instant::now()),))
+    })?;
     linker.func_wrap(
         "set",
-        |store: StoreContextMut<'_, State>,
-         (key, value, ttl_ms): (WasmStr, WasmList<u8>, Option<u64>)| {
+        |store: StoreContextMut<'_, State>, (key, value, ttl_ms): (WasmStr, WasmList<u8>, Option<u64>)| {
             let shared = &store.data().shared;
             store.data().require_request("key-value")?;
             let key = key.to_str(&store)?;
             check_key(&key)?;
             let ttl = ttl_ms.map(Duration::from_millis);
             let value = value.as_le_slice(&store);
-            Ok((shared.key_value.set(
-                &key,
-                value,
-                ttl,
-                Instant::now(),
-                shared.limits.key_value_bytes,
-            ),))
+            Ok((shared.key_value.set(&key, value, ttl, Instant::now(), shared.limits.key_value_bytes),))
         },
     )?;
-    linker.func_wrap(
-        "delete",
-        |store: StoreContextMut<'_, State>, (key,): (WasmStr,)| {
-            let state = store.data();
-            state.require_request("key-value")?;
-            state.shared.key_value.delete(&key.to_str(&store)?);
-            Ok(())
-        },
-    )?;
+    linker.func_wrap("delete", |store: StoreContextMut<'_, State>, (key,): (WasmStr,)| {
+        let state = store.data();
+        state.require_request("key-value")?;
+        state.shared.key_value.delete(&key.to_str(&store)?);
+        Ok(())
+    })?;
     linker.func_wrap(
         "increment",
         |store: StoreContextMut<'_, State>, (key, by, ttl_ms): (WasmStr, i64, Option<u64>)| {
@@ -58,13 +42,7 @@ pub(super) fn link(linker: &mut LinkerInstance<'_, State>) -> Result<()> {
             let key = key.to_str(&store)?;
             check_key(&key)?;
             let ttl = ttl_ms.map(Duration::from_millis);
-            Ok((shared.key_value.increment(
-                &key,
-                by,
-                ttl,
-                Instant::now(),
-                shared.limits.key_value_bytes,
-            ),))
+            Ok((shared.key_value.increment(&key, by, ttl, Instant::now(), shared.limits.key_value_bytes),))
         },
     )
 }

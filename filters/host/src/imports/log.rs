@@ -22,18 +22,15 @@ enum WireLevel {
 }
 
 pub(super) fn link(linker: &mut LinkerInstance<'_, State>) -> Result<()> {
-    linker.func_wrap(
-        "write",
-        |mut store: StoreContextMut<'_, State>, (level, message): (WireLevel, WasmStr)| {
-            let level = match level {
-                WireLevel::Debug => Level::Debug,
-                WireLevel::Info => Level::Info,
-                WireLevel::Warn => Level::Warn,
-                WireLevel::Error => Level::Error,
-            };
-            let message = message.to_str(&store)?.into_owned();
-            store.data_mut().log(level, &message);
-            Ok(())
-        },
-    )
+    linker.func_wrap("write", |mut store: StoreContextMut<'_, State>, (level, message): (WireLevel, WasmStr)| {
+        let level = match level {
+            WireLevel::Debug => Level::Debug,
+            WireLevel::Info => Level::Info,
+            WireLevel::Warn => Level::Warn,
+            WireLevel::Error => Level::Error,
+        };
+        let message = message.to_str(&store)?.into_owned();
+        store.data_mut().log(level, &message);
+        Ok(())
+    })
 }

@@ -9,14 +9,10 @@ use crate::headers::{self, HeaderError};
 use crate::state::State;
 
 pub(super) fn link(linker: &mut LinkerInstance<'_, State>) -> Result<()> {
-    linker.func_wrap("status", |mut store: Store<'_>, (): ()| {
-        Ok((store.data_mut().response()?.0.status.as_u16(),))
-    })?;
+    linker.func_wrap("status", |mut store: Store<'_>, (): ()| Ok((store.data_mut().response()?.0.status.as_u16(),)))?;
     linker.func_wrap("set-status", |mut store: Store<'_>, (status,): (u16,)| {
         let (response, sent) = store.data_mut().response()?;
-        let wanted = StatusCode::from_u16(status)
-            .ok()
-            .filter(|status| (200..600).contains(&status.as_u16()));
+        let wanted = StatusCode::from_u16(status).ok().filter(|status| (200..600).contains(&status.as_u16()));
         match wanted {
             // The framing was settled with the status: one that has a body cannot become one that has none.
             Some(wanted) if !sent && !is_bodiless(wanted) && !is_bodiless(response.status) => {
@@ -30,40 +26,23 @@ pub(super) fn link(linker: &mut LinkerInstance<'_, State>) -> Result<()> {
         store.data_mut().response()?;
         let name = name.to_str(&store)?;
         let response = store.data().exchange.response.as_ref();
-        Ok((response
-            .and_then(|response| response.headers.get(&*name))
-            .map(|value| value.as_bytes().to_vec()),))
+        Ok((response.and_then(|response| response.headers.get(&*name)).map(|value| value.as_bytes().to_vec()),))
     })?;
-    linker.func_wrap(
-        "header-values",
-        |mut store: Store<'_>, (name,): (WasmStr,)| {
-            store.data_mut().response()?;
-            let name = name.to_str(&store)?;
-            let response = store.data().exchange.response.as_ref();
-            Ok((response
-                .map(|response| values(&response.headers, &name))
-                .unwrap_or_default(),))
-        },
-    )?;
-    linker.func_wrap("headers", |mut store: Store<'_>, (): ()| {
-        Ok((all(&store.data_mut().response()?.0.headers),))
+    linker.func_wrap("header-values", |mut store: Store<'_>, (name,): (WasmStr,)| {
+        store.data_mut().response()?;
+        let name = name.to_str(&store)?;
+        let response = store.data().exchange.response.as_ref();
+        Ok((response.map(|response| values(&response.headers, &name)).unwrap_or_default(),))
     })?;
-    linker.func_wrap(
-        "set-header",
-        |store: Store<'_>, (name, value): (WasmStr, WasmList<u8>)| {
-            write(store, &name, Some(&value), headers::set)
-        },
-    )?;
-    linker.func_wrap(
-        "append-header",
-        |store: Store<'_>, (name, value): (WasmStr, WasmList<u8>)| {
-            write(store, &name, Some(&value), headers::append)
-        },
-    )?;
+    linker.func_wrap("headers", |mut store: Store<'_>, (): ()| Ok((all(&store.data_mut().response()?.0.headers),)))?;
+    linker.func_wrap("set-header", |store: Store<'_>, (name, value): (WasmStr, WasmList<u8>)| {
+        write(store, &name, Some(&value), headers::set)
+    })?;
+    linker.func_wrap("append-header", |store: Store<'_>, (name, value): (WasmStr, WasmList<u8>)| {
+        write(store, &name, Some(&value), headers::append)
+    })?;
     linker.func_wrap("remove-header", |store: Store<'_>, (name,): (WasmStr,)| {
-        write(store, &name, None, |headers, name, _| {
-            headers::remove(headers, name)
-        })
+        write(store, &name, None, |headers, name, _| headers::remove(headers, name))
     })
 }
 

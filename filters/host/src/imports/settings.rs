@@ -6,7 +6,5 @@ use wasmtime::{Result, StoreContextMut};
 use crate::state::State;
 
 pub(super) fn link(linker: &mut LinkerInstance<'_, State>) -> Result<()> {
-    linker.func_wrap("text", |store: StoreContextMut<'_, State>, (): ()| {
-        Ok((store.data().shared.settings.clone(),))
-    })
+    linker.func_wrap("text", |store: StoreContextMut<'_, State>, (): ()| Ok((store.data().shared.settings.clone(),)))
 }

@@ -1,4 +1,4 @@
-//! `wasi:clocks`: real time. A filter may look at the clock, and may not wait for it.
+//! `wasi:clocks`: real time.
 
 use std::sync::LazyLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -23,32 +23,17 @@ pub(super) fn link(linker: &mut Linker<State>) -> Result<()> {
     let mut monotonic = linker.instance(&interface("clocks/monotonic-clock"))?;
     monotonic.func_wrap("now", |_, (): ()| Ok((monotonic_ns(),)))?;
     monotonic.func_wrap("resolution", |_, (): ()| Ok((1_u64,)))?;
-    monotonic.func_wrap(
-        "subscribe-instant",
-        |mut store: Store<'_>, (due_ns,): (u64,)| open_timer(&mut store, due_ns),
-    )?;
-    monotonic.func_wrap(
-        "subscribe-duration",
-        |mut store: Store<'_>, (wait_ns,): (u64,)| {
-            open_timer(&mut store, monotonic_ns().saturating_add(wait_ns))
-        },
-    )?;
+    monotonic
+        .func_wrap("subscribe-instant", |mut store: Store<'_>, (due_ns,): (u64,)| open_timer(&mut store, due_ns))?;
+    monotonic.func_wrap("subscribe-duration", |mut store: Store<'_>, (wait_ns,): (u64,)| {
+        open_timer(&mut store, monotonic_ns().saturating_add(wait_ns))
+    })?;
 
     let mut wall = linker.instance(&interface("clocks/wall-clock"))?;
     wall.func_wrap("now", |_, (): ()| {
         // A clock before 1970 is shown as 1970: the type has no earlier.
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        Ok((Datetime {
-            seconds: now.as_secs(),
-            nanoseconds: now.subsec_nanos(),
-        },))
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok((Datetime { seconds: now.as_secs(), nanoseconds: now.subsec_nanos() },))
     })?;
-    wall.func_wrap("resolution", |_, (): ()| {
-        Ok((Datetime {
-            seconds: 0,
-            nanoseconds: 1,
-        },))
-    })
+    wall.func_wrap("resolution", |_, (): ()| Ok((Datetime { seconds: 0, nanoseconds: 1 },)))
 }

@@ -13,14 +13,10 @@ const BYTES_MAX: u64 = 64 << 10;
 
 pub(super) fn link(linker: &mut Linker<State>) -> Result<()> {
     let mut random = linker.instance(&interface("random/random"))?;
-    random.func_wrap("get-random-bytes", |_, (length,): (u64,)| {
-        Ok((bytes(length)?,))
-    })?;
+    random.func_wrap("get-random-bytes", |_, (length,): (u64,)| Ok((bytes(length)?,)))?;
     random.func_wrap("get-random-u64", |_, (): ()| Ok((number()?,)))?;
     let mut insecure = linker.instance(&interface("random/insecure"))?;
-    insecure.func_wrap("get-insecure-random-bytes", |_, (length,): (u64,)| {
-        Ok((bytes(length)?,))
-    })?;
+    insecure.func_wrap("get-insecure-random-bytes", |_, (length,): (u64,)| Ok((bytes(length)?,)))?;
     insecure.func_wrap("get-insecure-random-u64", |_, (): ()| Ok((number()?,)))?;
     let mut seed = linker.instance(&interface("random/insecure-seed"))?;
     seed.func_wrap("insecure-seed", |_, (): ()| Ok(((number()?, number()?),)))

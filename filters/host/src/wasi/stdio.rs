@@ -34,11 +34,7 @@ impl Stdio {
 
     /// Adds a timer and returns its number; none where there are too many.
     pub(super) fn add_timer(&mut self, due_ns: u64) -> Option<u32> {
-        let free = self
-            .timers
-            .iter()
-            .position(Option::is_none)
-            .unwrap_or(self.timers.len());
+        let free = self.timers.iter().position(Option::is_none).unwrap_or(self.timers.len());
         if free >= TIMERS_MAX {
             return None;
         }
@@ -64,10 +60,7 @@ impl Stdio {
 
     /// Returns what was printed since the last line break.
     pub(crate) fn take_unfinished(&mut self) -> Vec<(Level, String)> {
-        let streams = [
-            (Level::Info, &mut self.stdout),
-            (Level::Warn, &mut self.stderr),
-        ];
+        let streams = [(Level::Info, &mut self.stdout), (Level::Warn, &mut self.stderr)];
         streams
             .into_iter()
             .filter(|(_, bytes)| !bytes.is_empty())

@@ -1,0 +1,159 @@
+//! Outbound HTTP: only where it is granted, through the gateway's connections, and never past the deadline.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use lockgate_guests::Guest;
+use lockgate_host::{CallErrorKind, Filter, Lane};
+use tokio::net::TcpListener;
+
+use crate::{PATIENT, Recorder, Setup, acquire, get, header, pass, setup};
+
+/// A server that echoes; `/never` is answered never.
+struct Server {
+    address: SocketAddr,
+    connections: Arc<AtomicU32>,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let connections = Arc::new(AtomicU32::new(0));
+        let counted = connections.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(echo)),
+                );
+            }
+        });
+        Self { address, connections }
+    }
+}
+
+async fn echo(request: hyper::Request<Incoming>) -> Result<hyper::Response<Full<Bytes>>, Infallible> {
+    if request.uri().path() == "/never" {
+        std::future::pending::<()>().await;
+    }
+    let method = request.method().clone();
+    let body = request.into_body().collect().await.expect("a body").to_bytes();
+    let text = format!("{method} {}", String::from_utf8_lossy(&body));
+    Ok(hyper::Response::new(Full::from(text)))
+}
+
+fn fetching(url: &str) -> Setup {
+    setup(Guest::Outbound).settings(&format!(r#"{{"url": "{url}", "body": "ping"}}"#))
+}
+
+fn fetching_without_a_body(url: &str) -> Setup {
+    setup(Guest::Outbound).settings(&format!(r#"{{"url": "{url}"}}"#))
+}
+
+async fn outcome(filter: &Arc<Filter>) -> (String, String) {
+    let mut exchange = get("/");
+    pass(filter, &mut exchange).await;
+    let headers = &exchange.request.headers;
+    (header(headers, "x-outbound").to_owned(), header(headers, "x-outbound-error").to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_granted_request_is_sent_over_a_connection_that_is_kept() {
+    let server = Server::start().await;
+    let filter = fetching(&format!("http://{}/", server.address)).granted("127.0.0.1", server.address.port()).load();
+    assert_eq!((filter.lane(), filter.snapshotted()), (Lane::Fibre, Ok(())));
+    for _ in 0..5 {
+        assert_eq!(outcome(&filter).await, ("200 POST ping".to_owned(), String::new()));
+    }
+    assert_eq!(server.connections.load(Ordering::Relaxed), 1);
+    assert_eq!(filter.live().instances, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reused_instances_fetch_again_and_again() {
+    let server = Server::start().await;
+    let filter = fetching(&format!("http://{}/", server.address))
+        .granted("127.0.0.1", server.address.port())
+        .reused(100, 64 << 20)
+        .load();
+    for _ in 0..5 {
+        assert_eq!(outcome(&filter).await.0, "200 POST ping");
+    }
+    assert_eq!(filter.live().instances, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_grant_covers_is_denied_and_logged() {
+    let server = Server::start().await;
+    let port = server.address.port();
+    let filter = fetching_without_a_body(&format!("http://{}/", server.address))
+        .granted("127.0.0.1", port ^ 1)
+        .granted("*.127.0.0.1", port)
+        .granted("localhost", port)
+        .load();
+    let sink = Recorder::bound_to(&filter);
+    let (came, error) = outcome(&filter).await;
+    assert_eq!(came, "failed");
+    assert!(error.contains("does not grant"), "{error}");
+    assert_eq!(server.connections.load(Ordering::Relaxed), 0);
+    let denied = format!("an outbound request to `http://127.0.0.1:{port}` was denied: no grant covers it");
+    let lines = sink.take();
+    assert!(lines.iter().any(|line| line.ends_with(&denied)), "{lines:?}");
+}
+
+#[tokio::test]
+async fn without_a_grant_a_filter_stays_inline_and_is_denied() {
+    let filter = fetching_without_a_body("http://127.0.0.1:9/").load();
+    assert_eq!(filter.lane(), Lane::Inline);
+    let (came, error) = outcome(&filter).await;
+    assert_eq!(came, "failed");
+    assert!(error.contains("does not grant"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_ends_at_the_deadline() {
+    let server = Server::start().await;
+    let filter = fetching(&format!("http://{}/never", server.address))
+        .granted("127.0.0.1", server.address.port())
+        .limits(|limits| limits.deadline = Duration::from_millis(100))
+        .load();
+    let mut exchange = get("/a");
+    let began = Instant::now();
+    let error = acquire(&filter).on_request(&mut exchange).await.expect_err("takes too long");
+    assert_eq!(error.kind, CallErrorKind::Deadline);
+    assert!(began.elapsed() < PATIENT);
+    assert_eq!(exchange.request.uri.path(), "/a", "the exchange came back");
+    assert_eq!(filter.live().instances, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_is_given_up_gives_the_exchange_back() {
+    let server = Server::start().await;
+    let filter = fetching(&format!("http://{}/never", server.address))
+        .granted("127.0.0.1", server.address.port())
+        .reused(100, 64 << 20)
+        .load();
+    let mut exchange = get("/a");
+    let mut instance = acquire(&filter);
+    let given_up = tokio::time::timeout(Duration::from_millis(100), instance.on_request(&mut exchange)).await;
+    given_up.expect_err("is still waiting");
+    assert_eq!(exchange.request.uri.path(), "/a");
+    drop(instance);
+    assert_eq!(filter.live().instances, 0, "an instance that was left in the middle is not reused");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unreachable_server_is_an_error_of_the_guests() {
+    let filter = fetching_without_a_body("http://127.0.0.1:1/").granted("127.0.0.1", 1).load();
+    let (came, _) = outcome(&filter).await;
+    assert_eq!(came, "failed", "nobody listens there");
+}
