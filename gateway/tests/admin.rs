@@ -76,7 +76,7 @@ async fn what_is_wrong_is_said_with_a_kind_and_the_right_status() {
         (Method::PUT, "/api/v1/rollouts/tag-2/weight", Some(json!({ "wieght": "5%" })), 400, "bad-request"),
         (Method::GET, "/api/v1/rollouts/tag-2/explain?user=42", None, 400, "bad-request"),
         (Method::GET, "/api/v1/audit?last=many", None, 400, "bad-request"),
-        (Method::DELETE, "/api/v1/quarantine/0123456789ab", None, 404, "unknown-version"),
+        (Method::DELETE, "/api/v1/quarantine/012345.6789ab.cdef01", None, 404, "unknown-version"),
         (Method::POST, "/api/v1/cache/prune", Some(json!({ "to": "much" })), 400, "bad-request"),
         (Method::POST, "/api/v1/reload", Some(json!({ "x": "x".repeat(70 << 10) })), 413, "body-too-large"),
     ];

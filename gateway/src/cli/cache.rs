@@ -8,7 +8,7 @@ use lockgate_config::units::ByteSize;
 use lockgate_host::{CacheEntry, Host};
 use serde_json::json;
 
-use super::output::{Table, count, print, print_json};
+use super::output::{Table, count, print, print_json, size};
 use super::{ConfigFile, Failure};
 use crate::control::reload::host;
 
@@ -56,7 +56,7 @@ impl Cache {
             return print_json(&json!(entries));
         }
         let bytes: u64 = entries.iter().map(|entry| entry.bytes).sum();
-        let sum = format!("{} {what}, {}", count(entries.len(), "artifact"), ByteSize(bytes));
+        let sum = format!("{} {what}, {}", count(entries.len(), "artifact"), size(bytes));
         if entries.is_empty() { print(&sum) } else { print(&format!("{}{sum}", table(&entries))) }
     }
 
@@ -71,7 +71,7 @@ fn table(entries: &[CacheEntry]) -> String {
     for entry in entries {
         // A clock that was set back makes it new.
         let idle = SystemTime::now().duration_since(entry.used).unwrap_or_default();
-        table.row([entry.key.clone(), ByteSize(entry.bytes).to_string(), age(idle.as_secs())]);
+        table.row([entry.key.clone(), size(entry.bytes), age(idle.as_secs())]);
     }
     table.render()
 }

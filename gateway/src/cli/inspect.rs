@@ -5,11 +5,10 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use lockgate_config::units::ByteSize;
 use lockgate_host::{Host, Inspection, Lane, Options};
 
 use super::Failure;
-use super::output::{print, print_json};
+use super::output::{print, print_json, size};
 
 /// Say what a component is, and what it would need, without running it.
 #[derive(Debug, Args)]
@@ -96,15 +95,15 @@ fn render(path: &Path, inspection: &Inspection) -> String {
     };
     let need = inspection.need;
     let lines = [
-        ("component", format!("{}, {}", path.display(), ByteSize(inspection.component_bytes))),
+        ("component", format!("{}, {}", path.display(), size(inspection.component_bytes))),
         ("sha256", format!("{:#}", inspection.digest)),
         ("contract", inspection.contract.to_owned()),
         ("phases", phases.join(", ")),
         ("configure", configure),
         ("lane", lane(inspection.lane).to_owned()),
         ("outbound HTTP", outbound),
-        ("machine code", ByteSize(inspection.code_bytes).to_string()),
-        ("initial memory", ByteSize(inspection.memory_bytes_initial).to_string()),
+        ("machine code", size(inspection.code_bytes)),
+        ("initial memory", size(inspection.memory_bytes_initial)),
         (
             "an instance is",
             format!("{} core instances, {} memories, {} tables", need.core_instances, need.memories, need.tables),

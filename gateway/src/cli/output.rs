@@ -32,6 +32,21 @@ pub(super) fn count(number: impl TryInto<u64>, what: &str) -> String {
     format!("{number} {what}{s}")
 }
 
+/// Returns a size as people say it: `707.5 KiB`.
+pub(super) fn size(bytes: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    // In tenths of a unit, so that nothing is rounded twice.
+    let (mut tenths, mut unit) = (bytes.saturating_mul(10) / 1024, 0);
+    while tenths >= 10_240 && unit + 1 < units.len() {
+        tenths /= 1024;
+        unit += 1;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, units[unit])
+}
+
 /// A table with a head, its columns as wide as their widest cell.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -79,6 +94,15 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_said_in_the_largest_unit_that_they_fill() {
+        for (bytes, said) in
+            [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (724_451, "707.4 KiB"), (3 << 30, "3.0 GiB")]
+        {
+            assert_eq!(size(bytes), said);
+        }
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

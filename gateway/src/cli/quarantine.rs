@@ -12,7 +12,7 @@ use super::output::{Table, print, print_json};
 #[command(after_help = "\
 Examples:
   lockgate quarantine list
-  lockgate quarantine release 9f2c1a77b0e4")]
+  lockgate quarantine release 9f2c1a.4be01f.e3b0c4")]
 pub(super) struct Quarantine {
     #[command(flatten)]
     gateway: Gateway,
@@ -29,7 +29,7 @@ enum Action {
     List,
     /// Let a version serve again.
     Release {
-        /// Its label, twelve hex digits.
+        /// Its label, as `9f2c1a.4be01f.e3b0c4`.
         version: String,
     },
 }

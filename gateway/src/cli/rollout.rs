@@ -136,11 +136,11 @@ mod tests {
         let rollout = json!({
             "name": "auth-1.5", "subject": "filter auth", "state": "rolled-back", "why": "5 calls failed within 30s",
             "weight": "0%", "weight_in_file": "5%", "differs_from_file": true,
-            "stable": "9f2c1a77b0e4", "canary": "4be01f3c99d2", "requests": { "stable": 12, "canary": 3 }
+            "stable": "9f2c1a.4be01f.e3b0c4", "canary": "9f2c1a.77b0e4.e3b0c4", "requests": { "stable": 12, "canary": 3 }
         });
         insta::assert_snapshot!(table(&[rollout]), @r"
-        ROLLOUT   SUBJECT      STATE        WEIGHT  IN FILE  STABLE        CANARY        REQUESTS
-        auth-1.5  filter auth  rolled-back  0%      5%       9f2c1a77b0e4  4be01f3c99d2  12 / 3
+        ROLLOUT   SUBJECT      STATE        WEIGHT  IN FILE  STABLE                CANARY                REQUESTS
+        auth-1.5  filter auth  rolled-back  0%      5%       9f2c1a.4be01f.e3b0c4  9f2c1a.77b0e4.e3b0c4  12 / 3
         auth-1.5 was rolled back: 5 calls failed within 30s
         auth-1.5 differs from the file: `lockgate rollout export` prints what to commit
         ");

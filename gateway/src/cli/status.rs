@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::Failure;
 use super::client::Gateway;
-use super::output::{Table, print, print_json};
+use super::output::{Table, print, print_json, size};
 use super::rollout;
 
 /// Show what the running gateway does: filters and their versions, rollouts, quarantine, the last reload.
@@ -50,7 +50,7 @@ fn render(status: &Value) -> String {
                 text(version, "component"),
                 text(version, "lane"),
                 version["instances"].to_string(),
-                version["memory_bytes"].to_string(),
+                size(version["memory_bytes"].as_u64().unwrap_or(0)),
             ]);
         }
     }

@@ -222,7 +222,7 @@ pub(super) async fn quarantine(ControlPlane(control): ControlPlane) -> Json<Vec<
 /// Release a version from quarantine
 #[utoipa::path(
     delete, path = "/api/v1/quarantine/{version}", tag = "quarantine",
-    params(("version" = String, Path, description = "Its label, twelve hex digits")),
+    params(("version" = String, Path, description = "Its label, as `9f2c1a.4be01f.e3b0c4`")),
     responses((status = 204), (status = 404, body = Problem))
 )]
 pub(super) async fn release(
