@@ -38,11 +38,11 @@ demo: setup ## Run a gateway with an origin, two filters and a 20 % canary
 	@target/debug/lockgate demo --components target/library $(ARGS)
 
 .PHONY: test
-test: setup ## Run every test: gateway, host, configuration, filters, documentation
-	@echo "test: the gateway's workspace"
-	@$(CARGO) test --workspace --exclude lockgate-benches --locked
+test: setup ## Run every test: filters, configuration, host, gateway, documentation
 	@echo "test: the filters' workspace, natively"
 	@$(CARGO) test $(FILTERS) --workspace --locked
+	@echo "test: the gateway's workspace"
+	@$(CARGO) test --workspace --exclude lockgate-benches --locked
 
 .PHONY: lint
 lint: fmt-check clippy doc deny ## Run every check that is not a test
