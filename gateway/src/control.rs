@@ -31,7 +31,7 @@ pub mod watch;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lockgate_config::model::{Config, Listener};
 use lockgate_config::problem::Report;
@@ -296,6 +296,12 @@ struct Inner {
 /// Events that may wait for the control loop; who asks more waits.
 const EVENTS_MAX: usize = 64;
 
+/// How long a process that is to decide waits for another one to let go: a successor that gave up needs a moment to end.
+const LOCKED_MAX: Duration = Duration::from_secs(3);
+
+/// How often it looks. The kernel tells nobody that a lock is free but those who wait for it without end.
+const LOCKED_POLL: Duration = Duration::from_millis(50);
+
 impl Control {
     /// Loads the configuration and everything that it names, restores the state, builds the first snapshot and starts the
     /// control loop.
@@ -447,10 +453,18 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// Another process decides, or the state cannot be read or written.
+    /// Another process decides, and goes on doing so for three seconds, or the state cannot be read or written.
     pub async fn begin_deciding(&self) -> Result<(), StartError> {
-        let began = self.ask_for(|reply| Event::Begin { reply }).await;
-        began.unwrap_or_else(|| Err(StartError::System(STOPPED.to_owned())))
+        let latest = Instant::now() + LOCKED_MAX;
+        loop {
+            let began = self.ask_for(|reply| Event::Begin { reply }).await;
+            match began.unwrap_or_else(|| Err(StartError::System(STOPPED.to_owned()))) {
+                Err(StartError::State(StoreError::Locked(_))) if Instant::now() < latest => {
+                    tokio::time::sleep(LOCKED_POLL).await;
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     async fn decide(&self, rollout: &str, decision: Decision, by: Actor) -> Result<RolloutView, Refusal> {

@@ -386,6 +386,30 @@ async fn a_failing_stable_version_is_replaced_by_the_last_good_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promoted_version_that_fails_is_rolled_back() {
+    let plane = Plane::start(CANARY).await;
+    let v1 = *stable(&plane.snapshot()).id();
+    plane.control.promote("tag-2", actor()).await.expect("it is under way");
+    let v2 = stable(&plane.snapshot());
+    plane.fail(&v2).await;
+    assert_eq!(plane.rollout().state, "rolled-back");
+    assert_eq!(*stable(&plane.snapshot()).id(), v1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_promotion_replaced_is_a_last_good_version() {
+    let plane = Plane::start(CANARY).await;
+    let v1 = *stable(&plane.snapshot()).id();
+    plane.control.promote("tag-2", actor()).await.expect("it is under way");
+    let committed = CANARY.replace("value: v1", "value: v2");
+    plane.accept(&committed[..committed.find("rollouts:").unwrap()]).await;
+    let plane = plane.restart().await;
+    let v2 = stable(&plane.snapshot());
+    plane.fail(&v2).await;
+    plane.until("the last good version", || *stable(&plane.snapshot()).id() == v1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_last_good_version_the_failing_one_stays_and_says_so() {
     let plane = Plane::start(&CANARY[..CANARY.find("rollouts:").unwrap()]).await;
     let lonely = stable(&plane.snapshot());

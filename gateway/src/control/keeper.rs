@@ -286,10 +286,13 @@ impl Keeper {
 
     fn begin_reload(&mut self, asked: Vec<Asked>) {
         self.answering = asked;
-        let (tools, current, events) = (Arc::clone(&self.tools), Arc::clone(&self.loaded), self.events.clone());
-        let saved = self.saved.clone();
+        let (tools, current) = (Arc::clone(&self.tools), Arc::clone(&self.loaded));
+        let events = self.events.clone();
+        let job = tokio::spawn(job::prepare(current, self.saved.clone(), tools));
         tokio::spawn(async move {
-            let (seen, outcome) = job::prepare(current, saved, tools).await;
+            // Whatever becomes of the job, the loop hears of its end: it begins no other before.
+            let failed = |error| (None, Err(Refusal::Stopped(format!("the reload failed: {error}"))));
+            let (seen, outcome) = job.await.unwrap_or_else(failed);
             if let Some(events) = events.upgrade() {
                 // An error means that the loop has ended.
                 drop(events.send(Event::Prepared { seen, outcome }).await);
