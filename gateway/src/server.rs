@@ -260,6 +260,7 @@ async fn serve(options: &Options, config: &Config, data_runtime: Handle) -> Resu
     if ending == Ending::Stop {
         service_manager::notify("STOPPING=1");
     }
+    predecessor.close();
     follow.abort();
     listeners.close();
     if ending == Ending::HandedOver {

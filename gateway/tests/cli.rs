@@ -256,6 +256,8 @@ async fn a_rollout_is_driven_from_the_command_line() {
     assert_eq!(tag().await, "v2");
     assert!(run(&["explain", "tag-2", "42"]).await.contains("track:      canary"));
     assert!(run(&["rollout", "list"]).await.contains("tag-2 differs from the file"));
+    let checked = run(&["check"]).await;
+    assert!(checked.contains("the state of the rollouts overlays it") && checked.contains("weight: 100%"), "{checked}");
     run(&["rollout", "rollback", "tag-2", "--why", "a test"]).await;
     assert_eq!(tag().await, "v1");
     run(&["rollout", "resume", "tag-2"]).await;

@@ -31,6 +31,18 @@ async fn an_idle_gateway_ends_at_once() {
 }
 
 #[tokio::test]
+async fn an_idle_http2_connection_holds_nobody_up() {
+    let up = Upstream::start().await;
+    let mut gateway = Gateway::start(CONFIG, &up).await;
+    let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
+    assert_eq!(client.get(gateway.url("/")).send().await.unwrap().status(), StatusCode::OK);
+    let asked = Instant::now();
+    gateway.signal(Signal::TERM);
+    assert!(gateway.ended().await.success());
+    assert!(asked.elapsed() < PROMPTLY, "{:?}", asked.elapsed());
+}
+
+#[tokio::test]
 async fn a_request_in_flight_is_answered_and_the_gateway_ends_right_after_it() {
     let up = Upstream::start().await;
     let mut gateway = Gateway::start(CONFIG, &up).await;

@@ -14,7 +14,8 @@ use crate::control::watch::Fingerprint;
 /// Is this configuration right, and are the components that it names?
 ///
 /// Reads the file and tells all that is wrong with it, then loads every component as the gateway would (contract, grants,
-/// limits, settings), without serving. What is compiled stays in the cache, so that the gateway starts faster.
+/// limits, settings), without serving. What is compiled stays in the cache, so that the gateway starts faster. Where the
+/// state of the rollouts overlays the file, it says so, and what to commit.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -43,16 +44,25 @@ impl Check {
         let loaded = lockgate_config::load(&self.path)?;
         let Config { routes, filters, rollouts, .. } = &loaded.config;
         let mut checked = format!("{}, {}", count(routes.len(), "route"), count(filters.len(), "filter"));
+        let mut overlaid = String::new();
         if !self.no_components {
             let draft = Draft::read(&self.path, &mut Fingerprint::default())?;
             let versions = draft.versions();
             let host = host(&draft.facts.config).map_err(Failure::failed)?;
             draft.load(&versions, &host, &*progress())?;
             checked = format!("{checked} in {}", count(versions.len(), "version"));
+            overlaid = match draft.overlaid() {
+                Ok(Some(yaml)) => {
+                    format!("\nthe state of the rollouts overlays it; to commit what is in force:\n\n{yaml}")
+                }
+                Ok(None) => String::new(),
+                // Whoever checks need not be who runs the gateway.
+                Err(error) => format!("\nwhether the state of the rollouts overlays it is not known: {error}"),
+            };
         }
         if self.dump {
             return print_json(&lockgate_config::dump(&loaded.config));
         }
-        print(&format!("`{name}` is right: {checked}, {}", count(rollouts.len(), "rollout")))
+        print(&format!("`{name}` is right: {checked}, {}{overlaid}", count(rollouts.len(), "rollout")))
     }
 }

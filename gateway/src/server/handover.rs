@@ -59,7 +59,7 @@ pub(super) fn socket_in(state_dir: &Path) -> PathBuf {
 /// Returns the process that already serves with this state directory, if one does: two would decide about the same
 /// rollouts.
 pub(super) fn incumbent(state_dir: &Path) -> Option<u32> {
-    let stream = std::os::unix::net::UnixStream::connect(socket_in(state_dir)).ok()?;
+    let stream = super::socket::connect(&socket_in(state_dir)).ok()?;
     let peer = rustix::net::sockopt::socket_peercred(&stream).ok()?;
     u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
 }

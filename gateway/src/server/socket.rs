@@ -3,11 +3,12 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use serde::{Deserialize, Serialize};
 
@@ -54,29 +55,64 @@ pub(super) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// one that somebody answers on is not.
 ///
 /// # Errors
-/// The path is in use, too long for a socket, or its directory is not writable.
+/// The path is in use, or its directory is not writable.
 pub(super) fn bind_private(path: &Path) -> io::Result<UnixListener> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is in its place"));
         }
-        Ok(_) if UnixStream::connect(path).is_ok() => return Err(io::ErrorKind::AddrInUse.into()),
+        Ok(_) if connect(path).is_ok() => return Err(io::ErrorKind::AddrInUse.into()),
         _ => {}
     }
     replace_private(path)
 }
 
-/// The same, for a path that is ours already, whoever answers on it: the successor's way.
+/// Connects to a Unix socket.
 ///
 /// # Errors
-/// The path is too long for a socket, or its directory is not writable.
+/// Nobody listens there.
+pub(super) fn connect(path: &Path) -> io::Result<UnixStream> {
+    UnixStream::connect(&*Short::new(path)?)
+}
+
+/// A path of any length, in a form that an address of a Unix socket has room for: 107 bytes, which a directory for state
+/// easily exceeds.
+struct Short {
+    path: PathBuf,
+    /// Open for as long as the path is used.
+    _folder: OwnedFd,
+}
+
+impl Short {
+    fn new(path: &Path) -> io::Result<Self> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(folder, flags, Mode::empty())?;
+        let path = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
+        Ok(Self { path, _folder: folder })
+    }
+}
+
+impl std::ops::Deref for Short {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Does what [`bind_private`] does, for a path that is ours already, whoever answers on it: the successor's way.
+///
+/// # Errors
+/// Its directory is not writable.
 pub(super) fn replace_private(path: &Path) -> io::Result<UnixListener> {
     // Bound under another name first: nobody can connect before the mode is set, and the exchange is atomic.
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}", std::process::id()));
     let temporary = PathBuf::from(name);
     let bound = (|| {
-        let listener = UnixListener::bind(&temporary)?;
+        let listener = UnixListener::bind(&*Short::new(&temporary)?)?;
         std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))?;
         std::fs::rename(&temporary, path)?;
         listener.set_nonblocking(true)?;
@@ -124,9 +160,21 @@ mod tests {
         assert_eq!(bind_private(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(first);
         let second = bind_private(&path).unwrap();
-        UnixStream::connect(&path).unwrap();
+        connect(&path).unwrap();
         second.accept().unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_path_may_be_longer_than_an_address_has_room_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("a".repeat(120));
+        std::fs::create_dir(&folder).unwrap();
+        let path = folder.join("a.sock");
+        let listener = bind_private(&path).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        connect(&path).unwrap();
+        listener.accept().unwrap();
     }
 
     #[test]

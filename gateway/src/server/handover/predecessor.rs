@@ -77,6 +77,7 @@ struct Inner {
     /// One hand-over at a time.
     busy: AtomicBool,
     outcome: watch::Sender<Outcome>,
+    closed: watch::Sender<bool>,
 }
 
 /// Held during a hand-over.
@@ -111,7 +112,7 @@ impl Drop for Waiting<'_> {
 }
 
 impl Predecessor {
-    /// Listens on the socket in the state directory, until the task is aborted or the gateway is handed over. Must be
+    /// Listens on the socket in the state directory, until [`Self::close`]. Must be
     /// called within a runtime.
     ///
     /// # Errors
@@ -133,6 +134,7 @@ impl Predecessor {
             signalled: Notify::new(),
             busy: AtomicBool::new(false),
             outcome: watch::Sender::default(),
+            closed: watch::Sender::default(),
         }));
         tokio::spawn(predecessor.clone().accept(listener));
         Ok(predecessor)
@@ -141,6 +143,11 @@ impl Predecessor {
     /// Returns what tells how hand-overs end.
     pub(in crate::server) fn outcome(&self) -> watch::Receiver<Outcome> {
         self.0.outcome.subscribe()
+    }
+
+    /// Listens no more: the process is ending, with or without a successor.
+    pub(in crate::server) fn close(&self) {
+        self.0.closed.send_replace(true);
     }
 
     /// Hands over to the successor that waits for SIGQUIT; refuses where none does.
@@ -157,11 +164,11 @@ impl Predecessor {
     }
 
     async fn accept(self, listener: UnixListener) {
-        let mut outcome = self.outcome();
+        let mut closed = self.0.closed.subscribe();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                _ = outcome.wait_for(|outcome| matches!(outcome, Outcome::HandedOver { .. })) => return,
+                _ = closed.wait_for(|&closed| closed) => return,
             };
             match accepted {
                 Ok((stream, _)) if is_one_of_us(&stream) => {

@@ -3,13 +3,12 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::wire::{Message, Wire};
 use super::{HandOverError, When, socket_in};
-use crate::server::socket::{AdminSocket, Name};
+use crate::server::socket::{self, AdminSocket, Name};
 
 /// How long the predecessor may take to stop deciding and to send its sockets.
 const SOCKETS_TIMEOUT: Duration = Duration::from_secs(30);
@@ -149,9 +148,9 @@ impl Upgrade {
 }
 
 fn connect(state_dir: &Path) -> Result<Wire, HandOverError> {
-    let socket = socket_in(state_dir);
-    let stream = UnixStream::connect(&socket).map_err(|error| {
-        let socket = socket.display();
+    let path = socket_in(state_dir);
+    let stream = socket::connect(&path).map_err(|error| {
+        let socket = path.display();
         HandOverError(match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 format!("no gateway answers at `{socket}`; start one with `lockgate run`")
