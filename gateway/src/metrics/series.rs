@@ -160,17 +160,11 @@ impl CustomSeries {
 
 impl CustomSeries {
     pub(super) fn new(filter: &str, version: &str, declared: &[MetricDeclaration], events: IntCounter) -> Self {
-        let labels = HashMap::from([
-            ("filter".to_owned(), filter.to_owned()),
-            ("version".to_owned(), version.to_owned()),
-        ]);
+        let labels =
+            HashMap::from([("filter".to_owned(), filter.to_owned()), ("version".to_owned(), version.to_owned())]);
         let registry = Registry::new_custom(None, Some(labels)).unwrap_or_default();
         let metrics = declared.iter().map(|metric| CustomMetric::new(&registry, metric)).collect();
-        Self {
-            registry,
-            metrics,
-            events,
-        }
+        Self { registry, metrics, events }
     }
 }
 
@@ -188,7 +182,8 @@ impl CustomMetric {
                 let opts = Opts::new(format!("lockgate_filter_custom_{}_total", declared.name), &declared.help);
                 let family = IntCounterVec::new(opts, &names).and_then(|family| register(registry, family));
                 Self::Counter(
-                    family.map_or_else(|_| Vec::new(), |f| values.iter().map(|v| f.with_label_values(&of(v))).collect()),
+                    family
+                        .map_or_else(|_| Vec::new(), |f| values.iter().map(|v| f.with_label_values(&of(v))).collect()),
                 )
             }
             MetricKind::Histogram { buckets } => {
@@ -196,7 +191,8 @@ impl CustomMetric {
                     .buckets(buckets.clone());
                 let family = HistogramVec::new(opts, &names).and_then(|family| register(registry, family));
                 Self::Histogram(
-                    family.map_or_else(|_| Vec::new(), |f| values.iter().map(|v| f.with_label_values(&of(v))).collect()),
+                    family
+                        .map_or_else(|_| Vec::new(), |f| values.iter().map(|v| f.with_label_values(&of(v))).collect()),
                 )
             }
         }
@@ -207,4 +203,3 @@ pub(super) fn register<C: Collector + Clone + 'static>(registry: &Registry, fami
     registry.register(Box::new(family.clone()))?;
     Ok(family)
 }
-

@@ -32,10 +32,7 @@ pub struct Refused {
 
 impl From<Fault> for Refused {
     fn from(fault: Fault) -> Self {
-        Self {
-            fault,
-            headers: HeaderMap::new(),
-        }
+        Self { fault, headers: HeaderMap::new() }
     }
 }
 
@@ -79,11 +76,11 @@ pub fn normalise(session: &mut Session) -> Result<(), Fault> {
         raw
     } else {
         // The absolute form names the host a second time.
-        let authority = request.uri.authority().map(http::uri::Authority::as_str).ok_or(Fault::BadTarget)?;
-        if host.is_some_and(|host| !host.eq_ignore_ascii_case(authority)) {
+        let (authority, target) = split_absolute(raw).ok_or(Fault::BadTarget)?;
+        if host.is_some_and(|host| !host.as_bytes().eq_ignore_ascii_case(authority)) {
             return Err(Fault::BadHost);
         }
-        request.uri.path_and_query().map_or(&b"/"[..], |target| target.as_str().as_bytes())
+        target
     };
     let normal = path::normalise(target).map_err(|_| Fault::BadTarget)?;
     if request.raw_path() == normal.as_bytes() {
@@ -92,6 +89,17 @@ pub fn normalise(session: &mut Session) -> Result<(), Fault> {
     let target = PathAndQuery::try_from(normal.into_owned()).map_err(|_| Fault::BadTarget)?;
     request.set_uri(Uri::from(target));
     Ok(())
+}
+
+/// Splits a target in absolute form (RFC 9112, section 3.2.2) into its authority, and path and query.
+fn split_absolute(target: &[u8]) -> Option<(&[u8], &[u8])> {
+    let scheme = [&b"http://"[..], b"https://"]
+        .into_iter()
+        .find(|scheme| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme)))?;
+    let rest = target.get(scheme.len()..)?;
+    let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
+    let (authority, target) = rest.split_at(end);
+    Some((authority, if target.is_empty() { b"/" } else { target }))
 }
 
 /// Returns whether a text is a host, with or without a port: RFC 3986, section 3.2.2, without user information.
@@ -196,6 +204,15 @@ mod tests {
         assert_eq!(host("example.com:8080"), "example.com");
         assert_eq!(host("[::1]"), "[::1]");
         assert_eq!(host("[::1]:8080"), "[::1]");
+    }
+
+    #[test]
+    fn the_absolute_form_is_an_authority_and_a_target() {
+        let split = |target: &'static str| split_absolute(target.as_bytes());
+        assert_eq!(split("http://a:80/b?c"), Some((&b"a:80"[..], &b"/b?c"[..])));
+        assert_eq!(split("HTTPS://a"), Some((&b"a"[..], &b"/"[..])));
+        assert_eq!(split("ftp://a/"), None);
+        assert_eq!(split("*"), None);
     }
 
     #[test]

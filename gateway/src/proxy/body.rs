@@ -43,7 +43,11 @@ pub async fn read_whole(session: &mut ServerSession, max: u64, timeout: Duration
     if declared.is_some_and(|length| length > max) {
         return Err(Fault::BodyTooLarge);
     }
-    if session.req_header().headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    if session
+        .req_header()
+        .headers
+        .get(EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
     {
         session.write_continue_response().await.map_err(|error| fault_of(&error))?;
     }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use lockgate_config::model::FailureMode;
 use lockgate_host::{
-    BodyMode, BodyOutcome, CallError, CallErrorKind, Exchange, Instance, Outcome, Phase, Response,
-    ResponseBodyOutcome, ResponseOutcome,
+    BodyMode, BodyOutcome, CallError, CallErrorKind, Exchange, Instance, Outcome, Phase, Response, ResponseBodyOutcome,
+    ResponseOutcome,
 };
 
 use sync_wrapper::SyncWrapper;
@@ -70,11 +70,7 @@ const FAIL: usize = 2;
 impl Chain {
     /// Returns the state of a request that enters a chain.
     pub fn enter(links: &[Link], tracks: Tracks) -> Self {
-        Self {
-            steps: std::iter::repeat_with(Step::default).take(links.len()).collect(),
-            passed: 0,
-            tracks,
-        }
+        Self { steps: std::iter::repeat_with(Step::default).take(links.len()).collect(), passed: 0, tracks }
     }
 
     /// Returns the state in each filter, in the order of the chain; empty where the request never entered it.

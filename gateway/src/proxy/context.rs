@@ -65,12 +65,7 @@ pub struct RequestBody {
 
 impl Default for RequestBody {
     fn default() -> Self {
-        Self {
-            mode: BodyMode::None,
-            whole: None,
-            received: 0,
-            filtered: false,
-        }
+        Self { mode: BodyMode::None, whole: None, received: 0, filtered: false }
     }
 }
 
@@ -183,10 +178,7 @@ impl Ids {
                 since.as_nanos() as u64 ^ u64::from(std::process::id()).rotate_left(32)
             }
         };
-        Self {
-            process,
-            count: AtomicU64::new(0),
-        }
+        Self { process, count: AtomicU64::new(0) }
     }
 
     /// Returns the next id: 32 hex digits. One allocation.

@@ -131,6 +131,10 @@ pub fn strip_hop_by_hop(response: &mut ResponseHeader) {
     if !upgrade {
         response.remove_header(&UPGRADE);
     }
+    // The version, too, is the connection's: what goes to the client is ours.
+    if response.version < Version::HTTP_11 {
+        response.set_version(Version::HTTP_11);
+    }
 }
 
 /// Named in `connection` or not, Pingora needs these to read the body.

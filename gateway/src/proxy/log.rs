@@ -46,11 +46,7 @@ impl AccessLog {
     /// # Errors
     /// No thread could be made.
     pub fn start(mut out: impl std::io::Write + Send + 'static, dropped: IntCounter) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
-            waiting: Mutex::default(),
-            more: Condvar::new(),
-            dropped,
-        });
+        let shared = Arc::new(Shared { waiting: Mutex::default(), more: Condvar::new(), dropped });
         let log = Self(Arc::clone(&shared));
         std::thread::Builder::new().name("access-log".into()).spawn(move || {
             let mut lines = Vec::new();
@@ -137,10 +133,7 @@ impl AccessLog {
                 header_ms: attempt.header_after.map(millis),
             }),
             filters: Filters(context),
-            error: context.fault.map(|fault| Fault {
-                source: fault.source().as_str(),
-                kind: fault.kind(),
-            }),
+            error: context.fault.map(|fault| Fault { source: fault.source().as_str(), kind: fault.kind() }),
             generation: context.snapshot.generation,
         };
         let mut text = Vec::with_capacity(512);

@@ -87,11 +87,7 @@ impl Router {
 
     /// Returns the route of a request. `host` is without a port, in any case; `path` is normalised.
     pub fn find(&self, method: &Method, host: &str, path: &str, headers: &HeaderMap) -> Found {
-        let mut request = Request {
-            method,
-            headers,
-            allowed: Vec::new(),
-        };
+        let mut request = Request { method, headers, allowed: Vec::new() };
         match self.find_by_host(host, path, &mut request) {
             Some(route) => Found::Route(route),
             None if request.allowed.is_empty() => Found::Nothing,
@@ -198,11 +194,7 @@ impl Candidates {
     fn add(&mut self, route: usize, matcher: &RouteMatch) {
         self.0.push(Candidate {
             route,
-            methods: matcher
-                .methods
-                .iter()
-                .filter_map(|method| Method::from_bytes(method.as_bytes()).ok())
-                .collect(),
+            methods: matcher.methods.iter().filter_map(|method| Method::from_bytes(method.as_bytes()).ok()).collect(),
             headers: matcher
                 .headers
                 .iter()
@@ -260,12 +252,7 @@ mod tests {
         } else {
             PathPattern::Exact(path.into())
         };
-        RouteMatch {
-            hosts,
-            path,
-            methods: Vec::new(),
-            headers: Vec::new(),
-        }
+        RouteMatch { hosts, path, methods: Vec::new(), headers: Vec::new() }
     }
 
     const ROUTES: &[(&str, &str)] = &[

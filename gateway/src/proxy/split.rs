@@ -124,12 +124,7 @@ impl Split {
                 trusted: o.trusted.clone().into_boxed_slice(),
             })
         });
-        Self {
-            seed: xxh3_64(salt.as_bytes()),
-            keys,
-            threshold: weight.basis_points(),
-            overriding,
-        }
+        Self { seed: xxh3_64(salt.as_bytes()), keys, threshold: weight.basis_points(), overriding }
     }
 
     /// Returns the first bucket that is stable's, 0 to 10,000.
@@ -147,21 +142,13 @@ impl Split {
 
     /// Returns the track of a bucket.
     pub const fn track_of(&self, bucket: Bucket) -> Track {
-        if bucket.0 < self.threshold {
-            Track::Canary
-        } else {
-            Track::Stable
-        }
+        if bucket.0 < self.threshold { Track::Canary } else { Track::Stable }
     }
 
     /// Decides the track of a request. Allocates nothing.
     pub fn decide(&self, request: &Attributes<'_>) -> Decision {
         if let Some(track) = self.asked_for(request) {
-            return Decision {
-                track,
-                bucket: None,
-                why: Why::Override,
-            };
+            return Decision { track, bucket: None, why: Why::Override };
         }
         for (index, key) in self.keys.iter().enumerate() {
             let bucket = match key {
@@ -177,18 +164,10 @@ impl Split {
                 Key::Path => Some(self.bucket_of(request.path.as_bytes())),
             };
             if let Some(bucket) = bucket {
-                return Decision {
-                    track: self.track_of(bucket),
-                    bucket: Some(bucket),
-                    why: Why::Key(index),
-                };
+                return Decision { track: self.track_of(bucket), bucket: Some(bucket), why: Why::Key(index) };
             }
         }
-        Decision {
-            track: Track::Stable,
-            bucket: None,
-            why: Why::NoKey,
-        }
+        Decision { track: Track::Stable, bucket: None, why: Why::NoKey }
     }
 
     /// Returns the bucket of an address: of its text, so that it can be asked for by hand.
@@ -210,9 +189,7 @@ impl Split {
         if !overriding.trusted.iter().any(|net| net.contains(&peer)) {
             return None;
         }
-        Track::ALL
-            .into_iter()
-            .find(|track| asked.as_bytes().eq_ignore_ascii_case(track.as_str().as_bytes()))
+        Track::ALL.into_iter().find(|track| asked.as_bytes().eq_ignore_ascii_case(track.as_str().as_bytes()))
     }
 }
 
@@ -265,10 +242,7 @@ mod tests {
     }
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs
-            .iter()
-            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
-            .collect()
+        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
     }
 
     /// Invariant 5. Changing any of these moves live users between versions.
@@ -289,7 +263,8 @@ mod tests {
         assert_eq!(other_salt.bucket_of(b"user-42"), Bucket(GOLDEN[5]));
     }
 
-    const GOLDEN: [u16; 6] = [0, 0, 0, 0, 0, 0];
+    /// Computed with the reference implementation of XXH3, not with this code.
+    const GOLDEN: [u16; 6] = [7596, 8844, 1650, 7943, 3669, 7801];
 
     #[test]
     fn the_first_key_that_is_there_decides() {
@@ -330,10 +305,7 @@ mod tests {
 
     #[test]
     fn an_override_is_honoured_from_trusted_peers_only() {
-        let overriding = Override {
-            header: "x-lockgate-track".into(),
-            trusted: vec!["127.0.0.0/8".parse().unwrap()],
-        };
+        let overriding = Override { header: "x-lockgate-track".into(), trusted: vec!["127.0.0.0/8".parse().unwrap()] };
         let split = Split::new("s", &[KeyPart::ClientIp], Weight::ZERO, Some(&overriding));
         let asking = headers(&[("x-lockgate-track", "canary")]);
         let mut request = request(&asking);

@@ -22,18 +22,25 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Lines of JSON that a process wrote.
 #[derive(Clone, Debug)]
-struct Lines(Arc<watch::Sender<Vec<Value>>>);
+struct Lines(Arc<watch::Sender<Written>>);
+
+#[derive(Debug, Default)]
+struct Written {
+    lines: Vec<Value>,
+    ended: bool,
+}
 
 impl Lines {
     fn read(stream: impl AsyncRead + Unpin + Send + 'static) -> Self {
-        let lines = Self(Arc::new(watch::channel(Vec::new()).0));
+        let lines = Self(Arc::new(watch::channel(Written::default()).0));
         let sender = Arc::clone(&lines.0);
         tokio::spawn(async move {
             let mut stream = BufReader::new(stream).lines();
             while let Ok(Some(line)) = stream.next_line().await {
                 let value = serde_json::from_str(&line).unwrap_or_else(|_| Value::String(line));
-                sender.send_modify(|lines| lines.push(value));
+                sender.send_modify(|written| written.lines.push(value));
             }
+            sender.send_modify(|written| written.ended = true);
         });
         lines
     }
@@ -41,11 +48,13 @@ impl Lines {
     /// The first line, from `skip` on, of which something is told; waits for it.
     async fn find<T>(&self, skip: usize, tell: impl Fn(&Value) -> Option<T>) -> T {
         let mut receiver = self.0.subscribe();
-        let found = receiver.wait_for(|lines| lines.iter().skip(skip).any(|line| tell(line).is_some()));
-        match tokio::time::timeout(PATIENCE, found).await {
-            Ok(Ok(lines)) => lines.iter().skip(skip).find_map(tell).expect("it was there"),
-            _ => panic!("no such line in {:#?}", *self.0.borrow()),
-        }
+        let look = |written: &Written| written.lines.iter().skip(skip).find_map(&tell);
+        let found = receiver.wait_for(|written| written.ended || look(written).is_some());
+        let found = match tokio::time::timeout(PATIENCE, found).await {
+            Ok(Ok(written)) => look(&written),
+            _ => None,
+        };
+        found.unwrap_or_else(|| panic!("no such line in {:#?}", *self.0.borrow()))
     }
 }
 
@@ -62,11 +71,7 @@ impl Builder {
     /// the address of the upstream given to [`Self::upstream`].
     pub fn new(config: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("lockgate-test-").tempdir().expect("a temporary folder");
-        Self {
-            dir,
-            config: config.to_owned(),
-            variables: HashMap::new(),
-        }
+        Self { dir, config: config.to_owned(), variables: HashMap::new() }
     }
 
     pub fn upstream(self, upstream: &Upstream) -> Self {
@@ -153,13 +158,7 @@ impl Gateway {
         let log = Lines::read(child.stderr.take().expect("piped"));
         let http = log.find(0, |line| listening(line, "http")).await;
         let admin = log.find(0, |line| listening(line, "admin")).await;
-        self.process = Some(Process {
-            child,
-            access_log,
-            log,
-            http,
-            admin,
-        });
+        self.process = Some(Process { child, access_log, log, http, admin });
     }
 
     /// The binary, with the gateway's environment and its output captured.
@@ -246,7 +245,9 @@ impl Gateway {
         let text = self.metrics().await;
         text.lines()
             .filter_map(|line| line.rsplit_once(' '))
-            .filter(|(series, _)| series.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('{')))
+            .filter(|(series, _)| {
+                series.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('{'))
+            })
             .filter(|(series, _)| labels.iter().all(|label| series.contains(label)))
             .map(|(_, value)| value.parse::<f64>().expect("a number"))
             .sum()
@@ -259,7 +260,7 @@ impl Gateway {
 
     /// All access log lines so far.
     pub fn access_log(&self) -> Vec<Value> {
-        self.process().access_log.0.borrow().clone()
+        self.process().access_log.0.borrow().lines.clone()
     }
 
     /// A log line from `skip` on that holds a text; waits for it.
@@ -274,7 +275,7 @@ impl Gateway {
 
     /// Log lines so far: where to begin to look for the next one.
     pub fn said(&self) -> usize {
-        self.process().log.0.borrow().len()
+        self.process().log.0.borrow().lines.len()
     }
 
     /// Replaces the configuration, as an editor does.
@@ -311,6 +312,21 @@ impl Gateway {
     pub async fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.child.kill().await.expect("the process is there");
+        }
+    }
+}
+
+impl Drop for Gateway {
+    /// A test that fails shows what the gateway had to say.
+    #[expect(clippy::print_stderr, reason = "this is a test's output")]
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(process) = &self.process
+        {
+            let written = process.log.0.borrow();
+            for line in written.lines.iter().rev().take(12).rev() {
+                eprintln!("gateway: {line}");
+            }
         }
     }
 }

@@ -66,9 +66,8 @@ impl Upstream {
                 tokio::spawn(async move {
                     let service = hyper::service::service_fn(move |request| answer(Arc::clone(&shared), request));
                     // A client that goes away is not this server's concern.
-                    let _ = auto::Builder::new(TokioExecutor::new())
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
+                    let _ =
+                        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
                 });
             }
         });

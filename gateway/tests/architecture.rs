@@ -1,0 +1,41 @@
+//! What the code must not say, where.
+
+use std::path::{Path, PathBuf};
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}
+
+/// Invariant 3: the data plane never compiles, reads a file, waits for a lock that the control plane holds, or looks a
+/// metric up by label. None of the words with which it would is in its folder.
+#[test]
+fn the_data_plane_has_no_words_for_what_is_slow() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = sources(&source.join("proxy"));
+    files.push(source.join("proxy.rs"));
+    assert!(files.len() > 10);
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        // The tests of a module are below it.
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for word in
+            ["std::fs", "tokio::fs", "File::", "with_label_values", "Host::", ".load_full(", "block_on", "RwLock"]
+        {
+            assert!(!code.contains(word), "`{word}` in {}", file.display());
+        }
+        // The control plane's clock and its types are all that is used of it.
+        for line in code.lines().filter(|line| line.contains("crate::control")) {
+            let known = ["control::snapshot", "control::upstream", "control::version", "control::time"];
+            assert!(known.iter().any(|known| line.contains(known)), "{line} in {}", file.display());
+        }
+    }
+}
