@@ -37,10 +37,7 @@ pub struct Chose<T> {
 
 impl<T> Clone for Chose<T> {
     fn clone(&self) -> Self {
-        Self {
-            stable: Arc::clone(&self.stable),
-            canary: self.canary.clone(),
-        }
+        Self { stable: Arc::clone(&self.stable), canary: self.canary.clone() }
     }
 }
 

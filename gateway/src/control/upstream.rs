@@ -115,12 +115,7 @@ impl Upstream {
 pub fn digest_of(config: &model::Upstream) -> String {
     let settings = format!(
         "{} {:?} {:?} {:?} {} {}",
-        config.name,
-        config.endpoints,
-        config.timeouts,
-        config.protocol,
-        config.retries,
-        config.keepalive_connections
+        config.name, config.endpoints, config.timeouts, config.protocol, config.retries, config.keepalive_connections
     );
     format!("{:032x}", xxhash_rust::xxh3::xxh3_128(settings.as_bytes()))
 }

@@ -84,11 +84,7 @@ impl Version {
             label,
             series: [OnceLock::new(), OnceLock::new()],
             failures,
-            log: Mutex::new(LogBudget {
-                second: Instant::now(),
-                logged: 0,
-                unlogged: 0,
-            }),
+            log: Mutex::new(LogBudget { second: Instant::now(), logged: 0, unlogged: 0 }),
         })
     }
 

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockgate_guests::Guest;
-use parking_lot::Mutex;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};

@@ -6,7 +6,7 @@
 //! assert_eq!(gateway.get("/").await.header("x-tag"), "v1");
 //! ```
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
 
 mod gateway;
 mod reply;
