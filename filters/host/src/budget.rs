@@ -72,10 +72,11 @@ impl Budget {
         kinds.map(|(name, (need, total))| (name, need, total)).find(|(_, need, total)| need > total)
     }
 
-    /// Returns whether three quarters of any kind are in use: then nobody should sit on idle instances.
+    /// Returns whether half of any kind is in use. Then nobody keeps idle instances, so that the other half is always
+    /// there for those who need fresh ones.
     pub(crate) fn is_tight(&self) -> bool {
         let totals = self.total.slots();
-        self.used.iter().zip(totals).any(|(used, total)| used.load(Ordering::Relaxed) > total - total / 4)
+        self.used.iter().zip(totals).any(|(used, total)| used.load(Ordering::Relaxed) > total / 2)
     }
 
     pub(crate) fn pool_use(&self) -> PoolUse {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -51,7 +51,7 @@ pub struct Host {
     pub(crate) budget: Arc<Budget>,
     pub(crate) compiler: ThreadPool,
     pub(crate) instance_memory_bytes_max: u64,
-    key_values: Mutex<HashMap<Arc<str>, Arc<KeyValue>>>,
+    key_values: Mutex<HashMap<Arc<str>, Weak<KeyValue>>>,
     connections: OnceLock<Connections>,
 }
 
@@ -122,9 +122,16 @@ impl Host {
         self.budget.pool_use()
     }
 
-    /// Returns the key-value store of a filter's name: the same for all its versions.
+    /// Returns the key-value store of a filter's name: the same for all its versions, gone with the last of them.
     pub(crate) fn key_value(&self, name: &Arc<str>) -> Arc<KeyValue> {
-        self.key_values.lock().entry(name.clone()).or_default().clone()
+        let mut stores = self.key_values.lock();
+        if let Some(store) = stores.get(name).and_then(Weak::upgrade) {
+            return store;
+        }
+        stores.retain(|_, store| store.strong_count() > 0);
+        let store = Arc::default();
+        stores.insert(name.clone(), Arc::downgrade(&store));
+        store
     }
 
     /// Returns the outbound connections, which do not exist before the first filter with a grant.

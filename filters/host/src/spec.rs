@@ -207,7 +207,7 @@ pub enum Isolation {
 /// What a filter may use up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Wall-clock time of each call, starting the instance included. Resolution 1 ms. Default 10 ms.
+    /// Wall-clock time of each call, and of starting an instance before its first. Resolution 1 ms. Default 10 ms.
     pub deadline: Duration,
     /// Wall-clock time of `configure`. Default 10 s.
     pub configure_deadline: Duration,
@@ -215,7 +215,7 @@ pub struct Limits {
     pub memory_bytes: u64,
     /// Elements of each table. Default 20,000.
     pub table_elements: u32,
-    /// Bytes that one call between filter and host may copy. Default 4 MiB.
+    /// Bytes that one call may copy from the filter to the host: a response, a body in another's place. Default 4 MiB.
     pub copy_bytes: u64,
     /// Instances that may live at the same time. Default 256.
     pub instances: u32,

@@ -15,7 +15,7 @@ use lockgate_guests::Guest;
 use lockgate_host::{CallErrorKind, Filter, Lane};
 use tokio::net::TcpListener;
 
-use crate::{PATIENT, Recorder, Setup, acquire, get, header, pass, setup};
+use crate::{PATIENT, Recorder, Setup, acquire, component, get, header, pass, setup, setup_of};
 
 /// A server that echoes; `/never` is answered never.
 struct Server {
@@ -149,6 +149,58 @@ async fn a_call_that_is_given_up_gives_the_exchange_back() {
     assert_eq!(exchange.request.uri.path(), "/a");
     drop(instance);
     assert_eq!(filter.live().instances, 0, "an instance that was left in the middle is not reused");
+}
+
+/// Returns `component` with an import of `wasi:http/outgoing-handler` that it never uses. Sections of a component may
+/// come in any order, so it can be appended.
+fn importing_outbound(component: &[u8]) -> Vec<u8> {
+    let types = wasmparser::Validator::new().validate_all(component).expect("a component");
+    let mut index = types.as_ref().component_type_count();
+    let name = b"wasi:http/outgoing-handler@0.2.0";
+    // One import, of an instance of the type that is appended with it.
+    let mut import = vec![1, 0, name.len() as u8];
+    import.extend_from_slice(name);
+    import.push(5);
+    while index >= 0x80 {
+        import.push(index as u8 | 0x80);
+        index >>= 7;
+    }
+    import.push(index as u8);
+    let empty_instance_type = [7, 3, 1, 0x42, 0];
+    [component, &empty_instance_type, &[10, import.len() as u8], &import].concat()
+}
+
+/// Returns `component` without `on-response-body`: its interface gets another name.
+fn without_response_body(component: &[u8]) -> Vec<u8> {
+    let (from, to) = (b"on-response-body", b"not-a-known-name");
+    let mut bytes = component.to_vec();
+    let places: Vec<_> = component.windows(from.len()).enumerate().filter(|(_, window)| window == from).collect();
+    for (at, _) in places {
+        bytes[at..at + to.len()].copy_from_slice(to);
+    }
+    bytes
+}
+
+#[tokio::test]
+async fn a_busy_guest_on_a_fibre_is_cut_and_lets_others_run_meanwhile() {
+    let deadline = Duration::from_millis(200);
+    let filter = setup_of(importing_outbound(&without_response_body(&component(Guest::Spin))).into())
+        .granted("example.com", 80)
+        .limits(|limits| limits.deadline = deadline)
+        .load();
+    assert_eq!(filter.lane(), Lane::Fibre);
+    let finished = Arc::new(AtomicU32::new(0));
+    let counted = finished.clone();
+    let neighbour = tokio::spawn(async move {
+        tokio::time::sleep(deadline / 4).await;
+        counted.fetch_add(1, Ordering::Relaxed);
+    });
+    let began = Instant::now();
+    let error = acquire(&filter).on_request(&mut get("/")).await.expect_err("loops");
+    assert_eq!(error.kind, CallErrorKind::Deadline);
+    assert!(began.elapsed() < PATIENT);
+    assert_eq!(finished.load(Ordering::Relaxed), 1, "on the only thread there is");
+    neighbour.await.expect("no panic");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
