@@ -8,7 +8,7 @@
 mod lease;
 mod series;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -64,7 +64,7 @@ pub struct Metrics {
     registry: Registry,
     leases: Leases,
     filters: Mutex<Vec<LoadedFilter>>,
-    custom: Mutex<HashMap<(String, String), Arc<CustomSeries>>>,
+    custom: Mutex<BTreeMap<(String, String), Arc<CustomSeries>>>,
     requests: IntCounterVec,
     request_duration: HistogramVec,
     errors: Vec<IntCounter>,

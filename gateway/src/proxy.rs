@@ -2,6 +2,7 @@
 //! module. A request reads one snapshot, compiles nothing, opens nothing, and waits for no lock that the control plane
 //! holds.
 
+pub mod admit;
 pub mod body;
 pub mod chain;
 pub mod context;
@@ -14,8 +15,6 @@ pub mod respond;
 pub mod route;
 pub mod sink;
 pub mod split;
-
-mod admit;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -14,7 +14,7 @@ use crate::control::state::Saved;
 
 /// Displays the YAML to commit.
 #[derive(Debug)]
-pub struct Export<'a> {
+pub(super) struct Export<'a> {
     /// What the file says.
     pub facts: &'a Facts,
     /// What is in force.

@@ -123,7 +123,7 @@ pub fn set_timeouts(session: &mut Session, limits: &RequestLimits) {
 ///
 /// # Errors
 /// No route, or a body that is longer than the gateway takes.
-pub fn route_and_split(session: &mut Session, context: &mut Context) -> Result<(), Refused> {
+pub fn route_and_split(session: &Session, context: &mut Context) -> Result<(), Refused> {
     let request = session.req_header();
     let snapshot = &context.snapshot;
     let found = snapshot.router.find(&request.method, host_of(request), request.uri.path(), &request.headers);

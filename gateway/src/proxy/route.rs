@@ -42,8 +42,8 @@ struct Paths {
 /// Templates, segment by segment.
 #[derive(Debug, Default)]
 struct Node {
-    literal: HashMap<String, Node>,
-    parameter: Option<Box<Node>>,
+    literal: HashMap<String, Self>,
+    parameter: Option<Box<Self>>,
     here: Candidates,
 }
 

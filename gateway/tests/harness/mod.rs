@@ -6,7 +6,7 @@
 //! assert_eq!(gateway.get("/").await.header("x-tag"), "v1");
 //! ```
 
-#![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test file is a crate, and uses a part of it")]
 
 mod gateway;
 mod reply;
