@@ -34,7 +34,6 @@ demo: setup ## Run a gateway with an origin, two filters and a 20 % canary
 	@$(CARGO) run --quiet --locked -p lockgate-guests -- --library target/library
 	@echo "demo: building the gateway (the first time, this takes some minutes)"
 	@$(CARGO) build --locked -p lockgate
-	@echo "demo: where it says lockgate below, that is target/debug/lockgate"
 	@target/debug/lockgate demo --components target/library $(ARGS)
 
 .PHONY: test
@@ -120,6 +119,12 @@ bench: setup ## Run the micro-benchmarks, in the release profile
 # and the demo would compile all of Pingora twice.
 bench-smoke: setup ## Run each micro-benchmark once, unoptimised, and the tests of the comparison
 	@$(CARGO) test --locked -p lockgate-benches --all-targets
+
+.PHONY: soak
+soak: setup ## Replace a filter every second under load; SECONDS=60
+	@$(CARGO) run --quiet --locked -p lockgate-guests -- --library target/library
+	@$(CARGO) build --locked -p lockgate
+	@benches/soak.sh $(or $(SECONDS),60)
 
 .PHONY: compare
 compare: setup ## Compare with other gateways under load; ARGS="--help" tells more

@@ -95,6 +95,12 @@ impl Resolver<'_> {
             Some(instances) => instances.0.0,
             None => INSTANCES.min(server.instances),
         };
+        if limits.body.0 > limits.copy.0 {
+            let place = node.at("body").place.clone();
+            let problem = Problem::new("no call could be handed so long a body", place);
+            let label = format!("`limits.copy` is `{}`", limits.copy.0);
+            self.problem(problem.label(label).hint("lower this one, or raise that one"));
+        }
         FilterLimits {
             deadline,
             configure_deadline: limits.configure_deadline.0.0,

@@ -93,7 +93,10 @@ impl Demo {
 
     fn tour(&self, config: &Path) -> String {
         let config = config.strip_prefix(std::env::current_dir().unwrap_or_default()).unwrap_or(config);
-        TOUR.replace("{url}", &format!("http://{}", loopback(self.port)))
+        // What it was started as: there may be no `lockgate` on the path.
+        let lockgate = std::env::args().next().unwrap_or_else(|| "lockgate".to_owned());
+        TOUR.replace("{lockgate}", &lockgate)
+            .replace("{url}", &format!("http://{}", loopback(self.port)))
             .replace("{admin}", &format!("http://{}", loopback(self.admin_port)))
             .replace("{config}", &config.display().to_string())
     }

@@ -50,7 +50,7 @@ impl Explain {
     pub(super) fn run(self) -> Result<(), Failure> {
         let Self { rollout, key, header, client, peer, path, query, gateway, json } = self;
         let parameters = [
-            ("key", key),
+            ("key", key.clone()),
             ("client", client.map(|client| client.to_string())),
             ("peer", peer.map(|peer| peer.to_string())),
             ("path", path),
@@ -73,7 +73,7 @@ impl Explain {
             "rollout:    {} ({})\nkey:        {}\nbucket:     {}\nthreshold:  {}\ntrack:      {}\nwhy:        {}",
             text("rollout"),
             text("state"),
-            text("key"),
+            key.unwrap_or_else(|| text("key")),
             number("bucket"),
             number("threshold"),
             text("track"),
