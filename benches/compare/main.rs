@@ -60,6 +60,9 @@ struct Options {
     /// The cargo profile that Lockgate and the bare Pingora proxy are built with.
     #[arg(long, default_value = "release", value_name = "PROFILE")]
     profile: String,
+    /// Measure what was built before.
+    #[arg(long)]
+    no_build: bool,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -102,7 +105,7 @@ async fn compare(options: &Options) -> Result<()> {
         return contenders.iter().try_for_each(|contender| say(contender));
     }
 
-    let tools = Tools::find(&options.profile, &contenders).await?;
+    let tools = Tools::find(&options.profile, !options.no_build, &contenders).await?;
     contenders.retain(|contender| match tools.missing(*contender) {
         None => true,
         Some(why) => {

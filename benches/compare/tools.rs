@@ -29,8 +29,9 @@ pub(crate) struct Tools {
 }
 
 impl Tools {
-    /// Builds and finds what the contenders need.
-    pub(crate) async fn find(profile: &str, contenders: &[Contender]) -> Result<Self> {
+    /// Finds what the contenders need. Lockgate and the bare Pingora proxy are built before, if `build_first`; filters, which
+    /// take seconds, always.
+    pub(crate) async fn find(profile: &str, build_first: bool, contenders: &[Contender]) -> Result<Self> {
         let wrk = in_path("wrk").ok_or("wrk is not installed: `apt-get install wrk`")?;
         let benches = Path::new(env!("CARGO_MANIFEST_DIR"));
         let root = benches.parent().unwrap_or(benches);
@@ -46,7 +47,7 @@ impl Tools {
         if any(|contender| matches!(contender, Contender::Pingora { .. })) {
             build.extend(["-p", "bare-pingora"]);
         }
-        if build.contains(&"-p") {
+        if build_first && build.contains(&"-p") {
             cargo(&build, &root.join("Cargo.toml"), &target).await?;
         }
         let proxy_wasm_filter = if any(|contender| matches!(contender, Contender::Envoy { filters: 1.. })) {
