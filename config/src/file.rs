@@ -29,8 +29,8 @@ pub(crate) use self::upstream::{Protocol, Upstream, UpstreamForm};
 pub(crate) struct File {
     /// What holds for the process.
     pub(crate) server: Server,
-    /// Where requests come in; at least one. An address alone is short for a map with that `address`. A reload that adds,
-    /// removes or rebinds one is refused.
+    /// Where requests come in; at least one. An address alone is short for a map with that `address`. A reload adds
+    /// and removes them; one whose address cannot be bound is refused whole.
     pub(crate) listeners: Vec<ListenerForm>,
     /// Where the operator comes in: API, metrics and health.
     pub(crate) admin: Admin,

@@ -25,7 +25,7 @@ pub use self::schema::schema;
 use std::fs;
 use std::path::Path;
 
-use self::model::Config;
+use self::model::{Admin, Config};
 use self::problem::{Place, Problem, Report, Source};
 
 /// A configuration, and the text that it was read from.
@@ -44,23 +44,68 @@ pub struct Loaded {
 ///
 /// A file that cannot be read, or all the problems that are in it.
 pub fn load(path: &Path) -> Result<Loaded, Report> {
+    let source = read(path)?;
+    let config = parse(source.clone(), base_dir(path), &variable)?;
+    Ok(Loaded { config, source })
+}
+
+/// Reads where the gateway of a file is reached, whatever else is wrong with the file: who takes a bad version back must
+/// not have to mend the file first.
+///
+/// # Errors
+///
+/// The file cannot be read, is not YAML, or what is wrong is `admin` itself.
+pub fn load_admin(path: &Path) -> Result<Admin, Report> {
+    let source = read(path)?;
+    let (config, mut problems) = understand(&source, base_dir(path), &variable);
+    if let Some(config) = config {
+        problems.retain(|problem| problem.place.path.split(['.', '[']).next() == Some("admin"));
+        if problems.is_empty() {
+            return Ok(config.admin);
+        }
+    }
+    Err(Report::new(source, problems))
+}
+
+fn read(path: &Path) -> Result<Source, Report> {
     let text = fs::read(path).map_err(|error| error.to_string()).and_then(|bytes| {
         String::from_utf8(bytes)
             .map_err(|error| format!("it is not UTF-8 behind its first {} bytes", error.utf8_error().valid_up_to()))
     });
-    let text = match text {
-        Ok(text) => text,
+    match text {
+        Ok(text) => {
+            let mut source = Source { file: path.to_owned(), text: text.into() };
+            strip_mark(&mut source);
+            Ok(source)
+        }
         Err(reason) => {
             let source = Source { file: path.to_owned(), text: "".into() };
             let message = format!("cannot read `{}`: {reason}", path.display());
-            return Err(Report::new(source, vec![Problem::new(message, Place::none())]));
+            Err(Report::new(source, vec![Problem::new(message, Place::none())]))
         }
-    };
-    let mut source = Source { file: path.to_owned(), text: text.into() };
-    strip_mark(&mut source);
-    let base_dir = path.parent().unwrap_or(Path::new(""));
-    let config = parse(source.clone(), base_dir, &|name| std::env::var(name).ok())?;
-    Ok(Loaded { config, source })
+    }
+}
+
+fn base_dir(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Returns what a text means, as far as it can be told, and what is wrong with it.
+fn understand(
+    source: &Source,
+    base_dir: &Path,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> (Option<Config>, Vec<Problem>) {
+    let mut problems = Vec::new();
+    let config = tree::read(&source.text, env, &mut problems).and_then(|mut tree| {
+        let file = decode::decode(&mut tree, &mut problems)?;
+        Some(resolve::resolve(file, &tree, base_dir, &mut problems))
+    });
+    (config, problems)
 }
 
 /// Reads a text. Relative paths start at `base_dir`; `env` looks variables up.
@@ -70,11 +115,7 @@ pub fn load(path: &Path) -> Result<Loaded, Report> {
 /// All the problems that are in it.
 pub fn parse(mut source: Source, base_dir: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, Report> {
     strip_mark(&mut source);
-    let mut problems = Vec::new();
-    let config = tree::read(&source.text, env, &mut problems).and_then(|mut tree| {
-        let file = decode::decode(&mut tree, &mut problems)?;
-        Some(resolve::resolve(file, &tree, base_dir, &mut problems))
-    });
+    let (config, problems) = understand(&source, base_dir, env);
     match config {
         Some(config) if problems.is_empty() => Ok(config),
         _ => Err(Report::new(source, problems)),

@@ -90,6 +90,8 @@ impl Report {
     #[must_use]
     pub fn new(source: Source, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| (problem.place.line, problem.place.column));
+        // Stable and canary may share a component, and what is wrong with it.
+        problems.dedup();
         Self { source, problems }
     }
 }

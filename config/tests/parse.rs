@@ -207,3 +207,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn where_the_gateway_is_reached_can_be_told_from_a_file_that_is_wrong_elsewhere() {
+    let dir = std::env::temp_dir().join(format!("lockgate-config-admin-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("lockgate.yaml");
+    std::fs::write(&file, "listeners: []\nadmin: { address: \"127.0.0.1:9999\" }\nroutes: [{ upstream: nowhere }]\n")
+        .unwrap();
+    assert!(lockgate_config::load(&file).is_err());
+    let admin = lockgate_config::load_admin(&file).unwrap();
+    assert_eq!(admin.address.to_string(), "127.0.0.1:9999");
+    std::fs::write(&file, "admin: { address: nonsense }\n").unwrap();
+    assert!(lockgate_config::load_admin(&file).unwrap_err().to_string().contains("nonsense"));
+    std::fs::remove_dir_all(&dir).unwrap();
+}

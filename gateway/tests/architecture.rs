@@ -39,3 +39,24 @@ fn the_data_plane_has_no_words_for_what_is_slow() {
         }
     }
 }
+
+/// The dashboard and the alerts ask for metrics by name, and nothing else would notice that one was renamed.
+#[test]
+fn dashboard_and_alerts_ask_for_metrics_that_there_are() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let metrics = std::fs::read_to_string(root.join("src/metrics.rs")).unwrap();
+    for file in ["grafana/lockgate.json", "prometheus/alerts.yaml"] {
+        let text = std::fs::read_to_string(root.join("../deploy").join(file)).unwrap();
+        let mut asked = 0;
+        for (start, _) in text.match_indices("lockgate_") {
+            let rest = &text[start..];
+            let end = rest.find(|c: char| !c.is_ascii_lowercase() && c != '_').unwrap_or(rest.len());
+            let name = &rest[..end];
+            let family =
+                ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
+            assert!(metrics.contains(&format!("\"{family}\"")), "`{name}` in {file}");
+            asked += 1;
+        }
+        assert!(asked > 5, "{file}");
+    }
+}

@@ -59,7 +59,7 @@ impl Gateway {
         if let Some(address) = &self.admin {
             return Ok(Client { address: parse(address)?, token });
         }
-        let admin = lockgate_config::load(&self.config.path)?.config.admin;
+        let admin = lockgate_config::load_admin(&self.config.path)?;
         Ok(Client { address: reachable(admin.address), token: token.or(admin.token) })
     }
 

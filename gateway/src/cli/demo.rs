@@ -98,6 +98,7 @@ impl Demo {
         TOUR.replace("{lockgate}", &lockgate)
             .replace("{url}", &format!("http://{}", loopback(self.port)))
             .replace("{admin}", &format!("http://{}", loopback(self.admin_port)))
+            .replace("{admin_address}", &loopback(self.admin_port).to_string())
             .replace("{config}", &config.display().to_string())
     }
 }
