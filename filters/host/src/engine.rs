@@ -29,7 +29,9 @@ const BACKTRACE_FRAMES: NonZeroUsize = NonZeroUsize::new(20).unwrap();
 const KEEP_RESIDENT_BYTES: usize = 256 << 10;
 /// Table entries are few.
 const TABLE_KEEP_RESIDENT_BYTES: usize = 64 << 10;
-/// Without a page scan: slots that are given back together, in one system call.
+/// Without a page scan: slots that are given back together, in one system call, which is worth half of an instance's
+/// time. With one it is worth nothing, and each slot is given back at once: a slot that waits keeps the code of its
+/// version mapped, when the version itself has long been dropped.
 const DECOMMIT_BATCH: usize = 32;
 /// Memory images up to this size are mapped copy-on-write even where most of them is zeroes: a filter that has
 /// configured itself is worth more than the address space.
@@ -60,7 +62,7 @@ impl Engines {
     /// Starts both engines and their clock. `memory_bytes_max` is what the largest instance may have.
     pub(crate) fn new(slots: Need, memory_bytes_max: u64) -> Result<Self, HostError> {
         let memory_bytes_max = usize::try_from(memory_bytes_max).unwrap_or(usize::MAX);
-        let pooled = PoolingAllocationConfig::is_pagemap_scan_available();
+        let scanned = PoolingAllocationConfig::is_pagemap_scan_available();
         let mut pool = PoolingAllocationConfig::new();
         pool.total_component_instances(slots.component_instances)
             .total_core_instances(slots.core_instances)
@@ -73,8 +75,8 @@ impl Engines {
             .max_component_instance_size(INSTANCE_METADATA_BYTES_MAX)
             .max_core_instance_size(INSTANCE_METADATA_BYTES_MAX)
             .table_elements(TABLE_ELEMENTS_MAX as usize)
-            .decommit_batch_size(DECOMMIT_BATCH);
-        if pooled {
+            .decommit_batch_size(if scanned { 1 } else { DECOMMIT_BATCH });
+        if scanned {
             pool.linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
                 .table_keep_resident(TABLE_KEEP_RESIDENT_BYTES)
                 .pagemap_scan(Enabled::Auto);

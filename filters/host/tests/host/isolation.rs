@@ -75,3 +75,24 @@ async fn dropping_a_filter_frees_its_idle_instances() {
     drop(filter);
     assert!(weak.upgrade().is_none());
 }
+
+/// Memory that holds code: what a version that is gone must not keep.
+fn executable_mappings() -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("this is Linux");
+    maps.lines().filter(|line| line.contains(" r-xp ") && line.ends_with(" 0 ")).count()
+}
+
+#[tokio::test]
+async fn a_version_that_is_gone_leaves_no_code_behind() {
+    if !wasmtime::PoolingAllocationConfig::is_pagemap_scan_available() {
+        return; // Slots are given back in batches then, and their code with them.
+    }
+    // What the first one brings along stays: the engine's own.
+    count(&setup(Guest::Stateful).load()).await;
+    let before = executable_mappings();
+    for _ in 0..20 {
+        count(&setup(Guest::Stateful).load()).await;
+    }
+    let after = executable_mappings();
+    assert!(after < before + 10, "{before} mappings before, {after} after");
+}
