@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use lockgate_config::model::{FailureMode, RequestLimits};
-use prometheus::IntCounter;
 
 use crate::control::upstream::Upstream;
 use crate::control::version::Version;
@@ -138,6 +137,3 @@ impl SnapshotCell {
         self.0.swap(next)
     }
 }
-
-/// A counter per track.
-pub type PerTrack = [IntCounter; 2];
