@@ -126,6 +126,6 @@ pub(crate) fn chosen(config: &Config, filter: &Arc<Filter>, metrics: &Metrics) -
     Chosen {
         filters: config.filters.iter().map(|_| Chose { stable: Arc::clone(&version), canary: None }).collect(),
         upstreams: (0..upstreams.len()).map(upstream).collect(),
-        weights: config.rollouts.iter().map(|rollout| rollout.weight).collect(),
+        weights: config.rollouts.iter().map(lockgate_config::model::Rollout::weight).collect(),
     }
 }

@@ -3,8 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use crate::model::{
-    AccessLog, Config, FailureMode, FilterLimits, FilterPolicy, FilterVersion, Isolation, KeyPart, RolloutSubject,
-    Route, Server, Target, Upstream, UpstreamProtocol,
+    AccessLog, Config, Decider, FailureMode, FilterLimits, FilterPolicy, FilterVersion, Guard, Isolation, KeyPart,
+    OnBad, Plan, Rollout, RolloutSubject, Route, Server, ShadowLimits, SlownessGuard, Stage, Target, Upstream,
+    UpstreamProtocol,
 };
 use crate::units::format_duration;
 
@@ -165,7 +166,7 @@ fn rollouts(config: &Config) -> Value {
                 "canary": config.upstreams[*canary].name.to_string(),
             }),
         };
-        value["weight"] = rollout.weight.to_string().into();
+        moves(rollout, &mut value);
         value["key"] = rollout.key.iter().map(key_part).collect();
         value["salt"] = literal(&rollout.salt);
         if let Some(overriding) = &rollout.overriding {
@@ -174,6 +175,76 @@ fn rollouts(config: &Config) -> Value {
         (rollout.name.to_string(), value)
     });
     rollouts.collect::<Map<_, _>>().into()
+}
+
+fn moves(rollout: &Rollout, value: &mut Value) {
+    let mut shadowed = false;
+    match &rollout.plan {
+        Plan::Weight(weight) => value["weight"] = weight.to_string().into(),
+        Plan::Steps(steps) => {
+            let steps = steps.iter().map(|step| {
+                let hold = format_duration(step.hold);
+                match step.stage {
+                    Stage::Serve(weight) => json!({ "weight": weight.to_string(), "hold": hold }),
+                    Stage::Shadow(sample) => {
+                        shadowed = true;
+                        json!({ "shadow": sample.to_string(), "hold": hold })
+                    }
+                }
+            });
+            value["steps"] = steps.collect();
+        }
+        Plan::Shadow => {
+            shadowed = true;
+            value["mode"] = "shadow".into();
+        }
+    }
+    if let Some(watched) = &rollout.guard {
+        value["guard"] = guard(watched, matches!(rollout.subject, RolloutSubject::Filter { .. }));
+        value["on_bad"] = match rollout.on_bad {
+            OnBad::RollBack => "roll_back",
+            OnBad::Pause => "pause",
+        }
+        .into();
+    }
+    value["decider"] = match rollout.decider {
+        Decider::Local => "local",
+        Decider::External => "external",
+    }
+    .into();
+    if shadowed {
+        let ShadowLimits { sample, cpu, body } = rollout.shadow;
+        value["shadow"] = json!({ "sample": sample, "cpu": cpu, "body": body });
+    }
+    if let Some(link) = &rollout.link {
+        value["link"] = literal(link);
+    }
+}
+
+fn guard(guard: &Guard, of_filter: bool) -> Value {
+    let slowness = |slowness: &SlownessGuard| json!({ "quantile": slowness.quantile, "tolerance": slowness.tolerance });
+    let or_off = |value: Option<Value>| value.unwrap_or_else(|| "off".into());
+    let mut value = json!({
+        "failures": or_off(guard.failures.as_ref().map(|failures| {
+            json!({ "tolerance": failures.tolerance, "of": texts(failures.of.iter()) })
+        })),
+        "latency": or_off(guard.latency.as_ref().map(slowness)),
+        "denials": or_off(guard.denials.map(|tolerance| json!({ "tolerance": tolerance }))),
+        "confidence": guard.confidence,
+        "min_requests": guard.min_requests,
+        "stalled_after": format_duration(guard.stalled_after),
+    });
+    if of_filter {
+        let mut calls = Map::new();
+        calls.extend(guard.call_failures.map(|share| ("failures".to_owned(), share.to_string().into())));
+        calls.extend(guard.call_duration.as_ref().map(|duration| ("duration".to_owned(), slowness(duration))));
+        calls.extend(guard.call_memory.map(|share| ("memory".to_owned(), share.to_string().into())));
+        value["calls"] = calls.into();
+    }
+    if let Some(agreement) = guard.agreement {
+        value["agreement"] = agreement.to_string().into();
+    }
+    value
 }
 
 fn key_part(part: &KeyPart) -> Value {

@@ -6,6 +6,7 @@
 
 mod filter;
 pub(crate) mod forms;
+pub(crate) mod plan;
 mod route;
 mod server;
 mod upstream;

@@ -17,10 +17,12 @@ mod schema;
 pub mod text;
 mod tree;
 pub mod units;
+mod warnings;
 
 pub use self::dump::dump;
 pub use self::reference::reference;
 pub use self::schema::schema;
+pub use self::warnings::Warnings;
 
 use std::fs;
 use std::path::Path;

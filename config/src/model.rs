@@ -3,6 +3,8 @@
 //! but for the [`Place`] that each item keeps, so that a later complaint (a component that refuses its settings, say)
 //! can be shown where the operator wrote it.
 
+mod plan;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,6 +14,10 @@ use ipnet::IpNet;
 
 use crate::problem::Place;
 use crate::units::{ByteSize, Secret, Weight};
+
+pub use self::plan::{
+    Decider, FailureGuard, FailureKind, Guard, OnBad, Plan, ShadowLimits, SlownessGuard, Stage, Step,
+};
 
 /// A whole configuration.
 #[derive(Clone, Debug)]
@@ -368,17 +374,39 @@ pub struct Rollout {
     pub name: Arc<str>,
     /// What moves, and where to.
     pub subject: RolloutSubject,
-    /// The canary's share in the file. The state may overlay it.
-    pub weight: Weight,
+    /// How it moves, as the file has it. The state may overlay it.
+    pub plan: Plan,
+    /// What is watched. Default: none where a person moves the weight, and [`Guard`]'s own defaults otherwise.
+    pub guard: Option<Guard>,
+    /// What happens when the guard has shown that the canary is worse. Default: [`OnBad::RollBack`].
+    pub on_bad: OnBad,
+    /// Who decides. Default: [`Decider::Local`].
+    pub decider: Decider,
+    /// How the canary runs where it is a shadow. All set by default.
+    pub shadow: ShadowLimits,
+    /// Rollouts with the same link move together. They have the same plan, key and salt. Default: none.
+    pub link: Option<Arc<str>>,
     /// What is hashed, in order of preference; at least one. Default: the client's address.
     pub key: Vec<KeyPart>,
-    /// Hashed with the key. Default: the rollout's name. Rollouts with the same salt and key send the same users to
+    /// Hashed with the key. Default: the link, or else the rollout's name. Rollouts with the same salt and key send the same users to
     /// their canaries.
     pub salt: Arc<str>,
     /// Who may ask for a track outright. Default: nobody.
     pub overriding: Option<Override>,
     /// Where it stands in the file.
     pub place: Place,
+}
+
+impl Rollout {
+    /// Returns the canary's share that the rollout begins with.
+    #[must_use]
+    pub fn weight(&self) -> Weight {
+        match &self.plan {
+            Plan::Weight(weight) => *weight,
+            Plan::Steps(steps) => steps.first().map_or(Weight::ZERO, |step| step.stage.weight()),
+            Plan::Shadow => Weight::ZERO,
+        }
+    }
 }
 
 /// What a rollout moves.

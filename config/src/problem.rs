@@ -111,10 +111,7 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let file = self.source.file.display();
-        for problem in &self.problems {
-            self.render(problem, f)?;
-            writeln!(f)?;
-        }
+        self.render_all("error", f)?;
         match self.problems.len() {
             1 => write!(f, "1 problem in {file}"),
             count => write!(f, "{count} problems in {file}"),
@@ -128,10 +125,19 @@ impl std::error::Error for Report {}
 const EXCERPT_MAX: usize = 96;
 
 impl Report {
-    fn render(&self, problem: &Problem, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// Writes a block for each problem, which begins with what it is: an `error`, say.
+    pub(crate) fn render_all(&self, kind: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for problem in &self.problems {
+            self.render(kind, problem, f)?;
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+
+    fn render(&self, kind: &str, problem: &Problem, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Problem { message, place, label, hint } = problem;
         let file = self.source.file.display();
-        writeln!(f, "error: {}", printable(message))?;
+        writeln!(f, "{kind}: {}", printable(message))?;
         if place.is_some() {
             writeln!(f, "  --> {file}:{}:{}", place.line, place.column)?;
         } else {

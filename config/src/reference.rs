@@ -26,7 +26,7 @@ that it names, without serving. This is the smallest useful file:
 |---|---|---|
 | duration | `5ms`, `1.5s`, `2m`, `1h` | always with a unit: `us`, `ms`, `s`, `m` or `h`; at most `24h` |
 | size | `16MiB`, `64KiB`, `1MB`, `4096` | `KiB`, `MiB`, `GiB`, `TiB` count in 1,024s, `kB`, `MB`, `GB`, `TB` in 1,000s; a number alone is bytes |
-| weight | `5%`, `12.5%`, `0.01%` | from `0%` to `100%`, in steps of `0.01%`; always with `%` |
+| weight, share | `5%`, `12.5%`, `0.01%` | from `0%` to `100%`, in steps of `0.01%`; always with `%` |
 | network | `10.0.0.0/8`, `::1` | an address alone is a network of one |
 | name | `auth-1.5` | letters, digits, `-`, `_` and `.`, a letter or digit first, at most 64 characters |
 

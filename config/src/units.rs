@@ -55,24 +55,86 @@ impl FromStr for Weight {
     type Err = TextError;
 
     fn from_str(text: &str) -> Result<Self, TextError> {
-        let expected = || TextError::new("a weight such as `5%`, from 0% to 100% in steps of 0.01%");
-        let text = text.trim();
-        let Some(number) = text.strip_suffix('%') else {
-            return Err(match exact(text, 100) {
-                Scaled::Not => expected(),
-                _ => expected().hint(format!("a weight is written in per cent: `{text}%`")),
-            });
-        };
-        match exact(number.trim_end(), 100) {
-            Scaled::Exact(points) => u16::try_from(points).ok().and_then(Self::from_basis_points).ok_or_else(expected),
-            Scaled::Finer => Err(expected().hint("the smallest step is 0.01%")),
-            Scaled::Not => Err(expected()),
-        }
+        per_cent("weight", text).map(Self)
+    }
+}
+
+/// Reads hundredths of a per cent, 0 to 10,000.
+fn per_cent(kind: &str, text: &str) -> Result<u16, TextError> {
+    let expected = || TextError::new(format!("a {kind} such as `5%`, from 0% to 100% in steps of 0.01%"));
+    let text = text.trim();
+    let Some(number) = text.strip_suffix('%') else {
+        return Err(match exact(text, 100) {
+            Scaled::Not => expected(),
+            _ => expected().hint(format!("a {kind} is written in per cent: `{text}%`")),
+        });
+    };
+    match exact(number.trim_end(), 100) {
+        Scaled::Exact(points) => u16::try_from(points).ok().filter(|points| *points <= 10_000).ok_or_else(expected),
+        Scaled::Finer => Err(expected().hint("the smallest step is 0.01%")),
+        Scaled::Not => Err(expected()),
     }
 }
 
 /// As text, with its unit.
 impl Serialize for Weight {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A share of something: 0 to 100 % in steps of 0.01. Tolerances, quantiles and budgets are shares; whom a canary serves
+/// is a [`Weight`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Share(u16);
+
+impl Share {
+    /// Nothing of it.
+    pub const ZERO: Self = Self(0);
+    /// All of it.
+    pub const FULL: Self = Self(10_000);
+
+    /// Returns a share of so many hundredths of a per cent; none above 10,000.
+    #[must_use]
+    pub const fn from_basis_points(points: u16) -> Option<Self> {
+        if points <= 10_000 { Some(Self(points)) } else { None }
+    }
+
+    /// Returns the hundredths of a per cent, 0 to 10,000.
+    #[must_use]
+    pub const fn basis_points(self) -> u16 {
+        self.0
+    }
+
+    /// Returns the share as a number from 0 to 1.
+    #[must_use]
+    pub fn ratio(self) -> f64 {
+        f64::from(self.0) / 10_000.0
+    }
+}
+
+/// The shortest text that parses back to the same share: `5%`, `99.9%`.
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Weight(self.0).fmt(f)
+    }
+}
+
+/// `5%`, `99.9%`, `0.01%`.
+///
+/// # Errors
+///
+/// A text without `%`, finer than 0.01 %, or outside 0 to 100 %.
+impl FromStr for Share {
+    type Err = TextError;
+
+    fn from_str(text: &str) -> Result<Self, TextError> {
+        per_cent("share", text).map(Self)
+    }
+}
+
+/// As text, with its unit.
+impl Serialize for Share {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }

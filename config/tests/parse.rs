@@ -6,7 +6,7 @@ use std::time::Duration;
 use lockgate_config::model::*;
 use lockgate_config::problem::{Report, Source};
 use lockgate_config::units::{ByteSize, Weight};
-use lockgate_config::{load, parse};
+use lockgate_config::{Warnings, load, parse};
 use proptest::prelude::*;
 
 fn read(text: &str) -> Result<Config, Report> {
@@ -88,7 +88,7 @@ fn a_canary_takes_from_stable_what_it_leaves_out() {
     let stable = &config.filters[0].version;
     assert_eq!((&canary.component, &canary.grants), (&stable.component, &stable.grants));
     assert_eq!(canary.settings.reveal(), r#"{"x":2}"#);
-    assert_eq!(Some(rollout.weight), Weight::from_basis_points(7));
+    assert_eq!(Some(rollout.weight()), Weight::from_basis_points(7));
     assert_eq!(rollout.key, [KeyPart::Header("x-id".into()), KeyPart::Path]);
     assert_eq!((&*rollout.salt, &rollout.overriding), ("a-2", &None));
 }
@@ -222,3 +222,43 @@ fn where_the_gateway_is_reached_can_be_told_from_a_file_that_is_wrong_elsewhere(
     assert!(lockgate_config::load_admin(&file).unwrap_err().to_string().contains("nonsense"));
     std::fs::remove_dir_all(&dir).unwrap();
 }
+
+#[test]
+fn what_is_right_and_hardly_meant_so_is_told() {
+    let text = format!(
+        "{MINIMAL}rollouts:
+  elsewhere: {{ upstream: app, canary: other, weight: 1%, decider: external }}
+  endless: {{ filter: tag, canary: {{ settings: 2 }}, steps: [{{ weight: 0.01%, hold: 1s }}, 50%], guard: {{ stalled_after: 1s }} }}
+"
+    );
+    let source = Source { file: "lockgate.yaml".into(), text: text.into() };
+    let config = parse(source.clone(), Path::new("/"), &|_| None).unwrap_or_else(|report| panic!("{report}"));
+    insta::assert_snapshot!(Warnings::of(&config, &source), @r"
+    warning: `elsewhere` never moves by itself
+      --> lockgate.yaml:6:58
+    6 |   elsewhere: { upstream: app, canary: other, weight: 1%, decider: external }
+      |                                                          ^^^^^^^
+      = path: rollouts.elsewhere.decider
+    hint: whoever decides reads `GET /api/v1/rollouts/elsewhere/counts` of every gateway, and sets the weight with `PUT /api/v1/rollouts/elsewhere/weight` on each
+
+    warning: `endless` never ends by itself: the last step is `50%`
+      --> lockgate.yaml:7:52
+    7 | …: tag, canary: { settings: 2 }, steps: [{ weight: 0.01%, hold: 1s }, 50%], guard: { stalled_afte…
+      |                                  ^^^^^
+      = path: rollouts.endless.steps
+    hint: add `100%`, after which the canary is promoted; or promote it yourself
+
+    warning: step 1 of `endless`, 0.01%, is hardly ever left
+      --> lockgate.yaml:7:60
+    7 | …anary: { settings: 2 }, steps: [{ weight: 0.01%, hold: 1s }, 50%], guard: { stalled_after: 1s } …
+      |                                  ^^^^^^^^^^^^^^^^^^^^^^^^^^^ needs about 921 requests of the canary, 4605171 a second in all, within 2s
+      = path: rollouts.endless.steps[0]
+    hint: begin with more, or lower `min_requests` or raise a `tolerance`
+    ");
+}
+
+const MINIMAL: &str = "listeners: [\"127.0.0.1:0\"]
+upstreams: { app: [\"127.0.0.1:1\"], other: [\"127.0.0.1:2\"] }
+filters: { tag: { component: tag.wasm } }
+routes: [{ filters: [tag], upstream: app }]
+";

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::filter::Grants;
 use super::forms::{Either, Named, OneOrMany};
+use super::plan::{Decider, Guard, Mode, OnBad, Shadow, StepForm, local, serve};
 use super::written::{CookieName, FilePath, Name, Reference, Written, quoting};
 use crate::model::{HostPattern, PathPattern};
 use crate::text::{HeaderName, Method};
@@ -132,9 +133,44 @@ pub(crate) struct Rollout {
     pub(crate) upstream: Option<Written<Reference>>,
     /// Where it moves to: of an upstream, another one's name; of a filter, what is different in the new version.
     pub(crate) canary: Either<Written<Reference>, Canary>,
-    /// The canary's share of the keys, in steps of 0.01%; stable takes the rest. Raising it moves nobody back. What is
-    /// set at run time goes before what stands here.
-    pub(crate) weight: Written<Weight>,
+    /// The canary's share of the keys, in steps of 0.01%; stable takes the rest. Raising it moves nobody back. A person
+    /// moves it; what is set at run time goes before what stands here. Either this or `steps`.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "none"))]
+    pub(crate) weight: Option<Written<Weight>>,
+    /// What the canary's weight climbs, by itself: each step is a weight, `shadow`, or a map. A step is left when its
+    /// time is over and the guard has shown that the canary is not worse; after the last, `100%`, the canary is promoted.
+    /// Either this or `weight`.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "none"))]
+    pub(crate) steps: Option<Vec<StepForm>>,
+    /// What is watched, and how much worse the canary may be. There is always one where there are `steps`; beside a
+    /// `weight` it only takes the canary back.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "where there are `steps`, failures and denials"))]
+    pub(crate) guard: Option<Guard>,
+    /// What happens when the guard has shown that the canary is worse: `roll_back`, and the version goes into quarantine,
+    /// or `pause`, which leaves it where it is until a person decides.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "`roll_back`"))]
+    pub(crate) on_bad: Option<OnBad>,
+    /// Who decides. `local`: this gateway, by what it sees itself. `external`: whoever reads the counts of all gateways
+    /// and sets the weight by the API; this gateway never moves by itself. Where several gateways serve the same users,
+    /// they would disagree, and users would go back and forth.
+    #[serde(default = "local")]
+    pub(crate) decider: Decider,
+    /// `shadow`: the canary serves nobody. It runs on requests that stable has served, and what it does is compared.
+    #[serde(default = "serve")]
+    pub(crate) mode: Mode,
+    /// How a filter's canary runs where it is a shadow: in `mode: shadow`, or in a step.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "see below"))]
+    pub(crate) shadow: Option<Shadow>,
+    /// A name that several rollouts share. They move together: none climbs before all may, and what is bad for one is bad
+    /// for all. They have the same steps and key, and the same salt, which is this name.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "none"))]
+    pub(crate) link: Option<Written<Name>>,
     /// What tells users apart, in order of preference: `{ header: NAME }`, `{ cookie: NAME }`, `{ query: NAME }`,
     /// `client_ip` or `path`. The first that a request has is hashed; one that has none of them stays with stable.
     #[serde(default)]
@@ -142,7 +178,7 @@ pub(crate) struct Rollout {
     pub(crate) key: Vec<KeyForm>,
     /// Hashed with the key. Rollouts with the same salt and key send the same users to their canaries.
     #[serde(default)]
-    #[schemars(extend("x-default" = "the rollout's name"))]
+    #[schemars(extend("x-default" = "`link`, or else the rollout's name"))]
     pub(crate) salt: Option<Written<String>>,
     /// Who may ask for a track outright, by a header whose value is `stable` or `canary`.
     #[serde(default, rename = "override")]

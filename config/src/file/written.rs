@@ -12,9 +12,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::{Serialize, Serializer};
 
-use crate::model::{AdminAddress, Endpoint, HostPattern, OutboundGrant, PathPattern};
+use super::plan::StepShort;
+use crate::model::{AdminAddress, Endpoint, FailureKind, HostPattern, OutboundGrant, PathPattern};
 use crate::text::{self, HeaderName, Method, TextError};
-use crate::units::{self, ByteSize, Secret, Weight};
+use crate::units::{self, ByteSize, Secret, Share, Weight};
 
 /// What a scalar stands for.
 pub(crate) trait Scalar: Sized {
@@ -338,6 +339,23 @@ impl Scalar for Timeout {
 }
 
 quantity!(Weight, "a weight", str::parse, Self::to_string, r"^[0-9]+(\.[0-9]{1,2})? ?%$|\$\{", "5%");
+quantity!(Share, "a share", str::parse, Self::to_string, r"^[0-9]+(\.[0-9]{1,2})? ?%$|\$\{", "0.5%");
+quantity!(
+    StepShort,
+    "a weight, or `shadow`",
+    str::parse,
+    Self::to_string,
+    r"^[0-9]+(\.[0-9]{1,2})? ?%$|^shadow$|\$\{",
+    "50%"
+);
+quantity!(
+    FailureKind,
+    "a kind of failure",
+    str::parse,
+    Self::to_string,
+    r"^(gateway_errors|upstream_5xx|filter_failures|[45]xx|[45][0-9][0-9])$|\$\{",
+    "5xx"
+);
 
 impl Scalar for ByteSize {
     const KIND: &'static str = "a size";

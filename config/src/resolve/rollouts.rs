@@ -1,6 +1,7 @@
 //! `rollouts`.
 
 use super::filters::{DEADLINE_MAX, grants, settings};
+use super::plan::Moves;
 use super::{Resolver, Section, line_of, repeated};
 use crate::file;
 use crate::file::forms::Either;
@@ -29,12 +30,21 @@ impl Resolver<'_> {
                 let place = section.key_place(&name);
                 let subject = self.subject(&rollout, node, &place, filters);
                 let key = self.key(&rollout.key, node);
+                let moves = self.moves(&rollout, node, &place);
                 let overriding = rollout.overriding.map(|it| self.overriding(it, node.at("override")));
+                let link = rollout.link.map(|link| link.0.0);
+                let salt = rollout.salt.map(|salt| salt.0).or_else(|| link.clone()).unwrap_or_else(|| name.clone());
+                let Moves { plan, guard, on_bad, decider, shadow } = moves?;
                 Some(Rollout {
                     subject: subject?,
-                    weight: rollout.weight.0,
+                    plan,
+                    guard,
+                    on_bad,
+                    decider,
+                    shadow,
+                    link: link.map(Into::into),
                     key,
-                    salt: rollout.salt.map_or_else(|| name.clone(), |salt| salt.0).into(),
+                    salt: salt.into(),
                     overriding,
                     name: name.into(),
                     place,
@@ -42,6 +52,7 @@ impl Resolver<'_> {
             })
             .collect();
         self.check_subjects(&rollouts, filters);
+        self.check_links(&rollouts, section);
         rollouts
     }
 

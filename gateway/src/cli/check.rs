@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use lockgate_config::Warnings;
 use lockgate_config::model::Config;
 
 use super::Failure;
@@ -43,6 +44,7 @@ impl Check {
         let name = self.path.display();
         let loaded = lockgate_config::load(&self.path)?;
         let Config { routes, filters, rollouts, .. } = &loaded.config;
+        let warnings = Warnings::of(&loaded.config, &loaded.source);
         let mut checked = format!("{}, {}", count(routes.len(), "route"), count(filters.len(), "filter"));
         let mut overlaid = String::new();
         if !self.no_components {
@@ -63,6 +65,6 @@ impl Check {
         if self.dump {
             return print_json(&lockgate_config::dump(&loaded.config));
         }
-        print(&format!("`{name}` is right: {checked}, {}{overlaid}", count(rollouts.len(), "rollout")))
+        print(&format!("{warnings}`{name}` is right: {checked}, {}{overlaid}", count(rollouts.len(), "rollout")))
     }
 }

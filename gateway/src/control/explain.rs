@@ -135,8 +135,9 @@ pub fn name(part: &KeyPart) -> String {
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;
-    use lockgate_config::model::RolloutSubject;
+    use lockgate_config::model::{Decider, OnBad, Plan, RolloutSubject, ShadowLimits};
     use lockgate_config::problem::Place;
+    use lockgate_config::units::{ByteSize, Share};
 
     use super::*;
     use crate::control::quarantine::Why as Reason;
@@ -147,7 +148,12 @@ mod tests {
         Rollout {
             name: "app-2".into(),
             subject: RolloutSubject::Upstream { upstream: 0, canary: 1 },
-            weight: "50%".parse().expect("a weight"),
+            plan: Plan::Weight("50%".parse().expect("a weight")),
+            guard: None,
+            on_bad: OnBad::RollBack,
+            decider: Decider::Local,
+            shadow: ShadowLimits { sample: Share::ZERO, cpu: Share::ZERO, body: ByteSize(0) },
+            link: None,
             key: vec![KeyPart::Header("x-user-id".to_owned()), KeyPart::ClientIp],
             salt: "app-2".into(),
             overriding: None,

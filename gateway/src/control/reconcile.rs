@@ -31,7 +31,7 @@ pub(super) fn reconcile(facts: &Facts, saved: &Saved, by: &Actor, now: Timestamp
         }
     }
     for (index, rollout) in facts.config.rollouts.iter().enumerate() {
-        let (versions, weight) = (facts.versions(index), rollout.weight);
+        let (versions, weight) = (facts.versions(index), rollout.weight());
         let quarantined = quarantined_canary(facts, saved, index);
         let stepped = match saved.rollouts.get(&*rollout.name) {
             None => Ok(State::begin(versions, weight, quarantined, now)),
