@@ -21,7 +21,7 @@ use hyper_util::service::TowerToHyperService;
 use lockgate_config::model::AdminAddress;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
@@ -47,7 +47,20 @@ pub struct Context {
     pub control: Control,
     /// Where the process is in its life.
     pub phase: Arc<Phase>,
+    /// Places of those who follow the events.
+    followers: Arc<Semaphore>,
 }
+
+impl Context {
+    /// Returns what an API answers from.
+    pub fn new(control: Control, phase: Arc<Phase>) -> Self {
+        Self { control, phase, followers: api::events::places() }
+    }
+}
+
+/// Becomes true when the API stops: what would go on for ever ends.
+#[derive(Clone, Debug)]
+pub(crate) struct Stopping(watch::Receiver<bool>);
 
 /// Who calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,8 +194,10 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let router = TowerToHyperService::new(router);
+    let stopping = Stopping(stopped.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
+        request.extensions_mut().insert(stopping.clone());
         router.call(request)
     });
     let connection = http1::Builder::new()

@@ -6,6 +6,7 @@ mod client;
 mod compile;
 mod completions;
 mod demo;
+mod events;
 mod explain;
 mod inspect;
 mod log;
@@ -80,6 +81,7 @@ enum Command {
     Reload(reload::Reload),
     Rollout(rollout::Rollout),
     Explain(explain::Explain),
+    Events(events::Events),
     Quarantine(quarantine::Quarantine),
     Cache(cache::Cache),
     Upgrade(upgrade::Upgrade),
@@ -142,6 +144,7 @@ pub fn main() -> ExitCode {
         Command::Reload(command) => command.run(),
         Command::Rollout(command) => command.run(),
         Command::Explain(command) => command.run(),
+        Command::Events(command) => command.run(),
         Command::Quarantine(command) => command.run(),
         Command::Cache(command) => command.run(),
         Command::Upgrade(command) => command.run(),

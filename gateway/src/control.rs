@@ -12,6 +12,7 @@ pub mod audit;
 pub mod build;
 pub mod choose;
 pub mod drain;
+pub mod events;
 pub mod explain;
 mod export;
 pub mod facts;
@@ -42,6 +43,7 @@ use tokio::sync::{mpsc, oneshot, watch as tokio_watch};
 
 use self::audit::Audit;
 pub use self::audit::AuditEntry;
+use self::events::Events;
 pub use self::explain::{Asked, Explanation};
 use self::keeper::{Decision, Event, Keeper};
 use self::quarantine::Why;
@@ -288,6 +290,7 @@ struct Inner {
     host: Arc<Host>,
     metrics: Arc<Metrics>,
     audit: Audit,
+    notices: Events,
     published: Arc<RwLock<Arc<Published>>>,
     listeners: tokio_watch::Receiver<Arc<[Listener]>>,
     started: Instant,
@@ -319,6 +322,7 @@ impl Control {
             host: Arc::clone(keeper.host()),
             metrics: Arc::clone(keeper.metrics()),
             audit: keeper.audit().clone(),
+            notices: keeper.notices().clone(),
             published: keeper.published(),
             listeners: keeper.listeners(),
             started,
@@ -440,6 +444,11 @@ impl Control {
     /// Returns the last entries of the audit log, the oldest of them first. Reads a file.
     pub fn audit(&self, last: usize) -> Vec<AuditEntry> {
         self.0.audit.tail(last)
+    }
+
+    /// Returns what tells of everything that happens.
+    pub fn notices(&self) -> &Events {
+        &self.0.notices
     }
 
     /// Makes this process stop watching, judging and writing state, so that another one can. It goes on serving as it

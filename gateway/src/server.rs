@@ -327,7 +327,7 @@ async fn open(
     };
     let listener = listener.map_err(system("cannot serve the admin API"))?;
     info!(kind = "admin", address = %listener.address(&config.admin.address), "listening");
-    let server = admin::Server::start(listener, admin::Context { control: control.clone(), phase: phase.clone() });
+    let server = admin::Server::start(listener, admin::Context::new(control.clone(), phase.clone()));
     Ok((server, admin))
 }
 

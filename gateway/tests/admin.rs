@@ -93,7 +93,8 @@ async fn what_is_described_is_there() {
     let gateway = Gateway::start(CONFIG, &up).await;
     let (_, description) = json(&gateway, Method::GET, "/openapi.json", None).await;
     for (path, item) in description["paths"].as_object().unwrap() {
-        if item.get("get").is_none() {
+        // What never ends has a test of its own.
+        if item.get("get").is_none() || path == "/api/v1/events" {
             continue;
         }
         let path = path.replace("{rollout}", "tag-2");

@@ -2,6 +2,7 @@
 //! change serves, is on disk and in the audit log.
 
 mod cache;
+pub(super) mod events;
 mod rollouts;
 mod state;
 
@@ -55,6 +56,7 @@ fn described() -> OpenApiRouter<Context> {
         .routes(routes!(state::filters))
         .routes(routes!(state::upstreams))
         .routes(routes!(state::audit))
+        .routes(routes!(events::events))
         .routes(routes!(state::reload))
         .routes(routes!(rollouts::rollouts))
         .routes(routes!(rollouts::rollout))
@@ -127,6 +129,7 @@ mod tests {
         /api/v1/cache
         /api/v1/cache/prune
         /api/v1/config
+        /api/v1/events
         /api/v1/export
         /api/v1/filters
         /api/v1/quarantine

@@ -1,6 +1,7 @@
 //! Who may call. With a token, whoever has it. Without one, whoever reaches the listener, which then is on loopback or a
-//! Unix socket: programs of this machine, but not a web page that its browser shows. A page can send requests to
-//! `127.0.0.1`, and by DNS rebinding even read the answers; it cannot choose the `host` and `origin` headers.
+//! Unix socket: programs of this machine and the gateway's own page, but not any other web page that its browser shows.
+//! Such a page can send requests to `127.0.0.1`, and by DNS rebinding even read the answers; it cannot choose the `host`,
+//! `origin` and `sec-fetch-site` headers. A token needs no such checks: no page but ours has it, and browsers add none.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
@@ -22,8 +23,9 @@ const BODY_BYTES_MAX: usize = 64 << 10;
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is open to whoever reaches the listener: probes and scrapers have no token.
-const OPEN: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
+/// What is open to whoever reaches the listener: probes and scrapers have no token, and the page, which knows nothing by
+/// itself, asks the person for it.
+const OPEN: [&str; 6] = ["/healthz", "/readyz", "/metrics", "/", "/page.css", "/page.js"];
 
 /// Puts the guard before a router, and answers in its place where there is no such path or method.
 pub(super) fn guarded(router: Router<Context>, context: Context) -> Router {
@@ -55,9 +57,8 @@ async fn guard(State(context): State<Context>, request: Request, next: Next) -> 
         }
     } else if by_network {
         is_of_this_machine(request.headers())?;
-    }
-    if by_network {
         is_of_our_origin(request.headers())?;
+        is_not_from_elsewhere(&request)?;
     }
     Ok(next.run(with_body(request).await?).await)
 }
@@ -114,6 +115,20 @@ fn is_of_our_origin(headers: &HeaderMap) -> Result<(), Problem> {
     }
     Err(Problem::new(StatusCode::FORBIDDEN, "foreign-origin", format!("a page of `{origin}` sent this request"))
         .hint("call the API from a program, not from a web page"))
+}
+
+/// Refuses what a page of another site makes a browser send, also where no `origin` goes with it: an image, a form. A link
+/// to the page is welcome.
+fn is_not_from_elsewhere(request: &Request) -> Result<(), Problem> {
+    let header = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let site = header("sec-fetch-site");
+    let ours = matches!(site, None | Some("same-origin" | "none"));
+    let link = request.method() == Method::GET && header("sec-fetch-mode") == Some("navigate");
+    if ours || link {
+        return Ok(());
+    }
+    Err(Problem::new(StatusCode::FORBIDDEN, "foreign-origin", "a page of another site sent this request")
+        .hint("call the API from a program, or from the gateway's own page"))
 }
 
 /// Reads the body before the handler runs: it is small, and whoever sends it slowly holds nothing but itself.
@@ -173,5 +188,22 @@ mod tests {
             assert!(!check(foreign), "{foreign}");
         }
         assert!(is_of_our_origin(&headers(&[("host", "127.0.0.1:9901")])).is_ok());
+    }
+
+    #[test]
+    fn what_another_site_makes_a_browser_send_is_refused_but_a_link() {
+        let check = |method: &str, pairs: &[(&str, &str)]| {
+            let request =
+                pairs.iter().fold(Request::builder().method(method), |r, (name, value)| r.header(*name, *value));
+            is_not_from_elsewhere(&request.body(Body::empty()).unwrap()).is_ok()
+        };
+        assert!(check("POST", &[]));
+        assert!(check("POST", &[("sec-fetch-site", "same-origin"), ("sec-fetch-mode", "cors")]));
+        assert!(check("GET", &[("sec-fetch-site", "none"), ("sec-fetch-mode", "navigate")]));
+        assert!(check("GET", &[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")]));
+        assert!(!check("POST", &[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")]));
+        assert!(!check("GET", &[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "no-cors")]));
+        // Another port of this machine is another origin of the same site.
+        assert!(!check("POST", &[("sec-fetch-site", "same-site"), ("sec-fetch-mode", "no-cors")]));
     }
 }

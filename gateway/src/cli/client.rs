@@ -8,6 +8,7 @@ use bytes::Bytes;
 use clap::Args;
 use http::{Method, Request, header};
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use lockgate_config::model::AdminAddress;
@@ -16,6 +17,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 
 use super::{ConfigFile, Failure};
 
@@ -52,6 +55,12 @@ pub(super) struct Client {
     token: Option<Secret>,
 }
 
+/// An answer whose body is on its way.
+struct Answer {
+    response: http::Response<Incoming>,
+    connection: JoinHandle<Result<(), hyper::Error>>,
+}
+
 impl Gateway {
     /// Finds out where the gateway is.
     pub(super) fn client(&self) -> Result<Client, Failure> {
@@ -72,28 +81,47 @@ impl Gateway {
 
     /// The same, for what does not answer in JSON.
     pub(super) fn text(&self, method: Method, path: &str, body: Option<&Value>) -> Result<String, Failure> {
-        let client = self.client()?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Failure::failed(format_args!("cannot start a runtime: {error}")))?;
-        runtime.block_on(client.call(method, path, body))
+        runtime()?.block_on(self.client()?.call(method, path, body))
     }
+
+    /// Hands over the lines of an answer as they come, until it ends.
+    pub(super) fn follow(&self, path: &str, each: impl FnMut(&str) -> Result<(), Failure>) -> Result<(), Failure> {
+        runtime()?.block_on(self.client()?.follow(path, each))
+    }
+}
+
+fn runtime() -> Result<Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format_args!("cannot start a runtime: {error}")))
 }
 
 impl Client {
     async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<String, Failure> {
-        let connect = async {
-            match &self.address {
-                AdminAddress::Tcp(address) => self.exchange(TcpStream::connect(address), method, path, body).await,
-                AdminAddress::Unix(socket) => self.exchange(UnixStream::connect(socket), method, path, body).await,
-            }
-        };
-        let (status, text) = connect.await?;
-        if status.is_success() {
-            return Ok(text);
+        let (status, text) = self.answer(self.send(method, path, body).await?).await?;
+        if status.is_success() { Ok(text) } else { Err(Self::refused(status, &text)) }
+    }
+
+    async fn follow(&self, path: &str, mut each: impl FnMut(&str) -> Result<(), Failure>) -> Result<(), Failure> {
+        let mut answer = self.send(Method::GET, path, None).await?;
+        if !answer.response.status().is_success() {
+            let (status, text) = self.answer(answer).await?;
+            return Err(Self::refused(status, &text));
         }
-        Err(match serde_json::from_str::<Problem>(&text) {
+        let mut text = Vec::new();
+        while let Some(frame) = answer.response.body_mut().frame().await {
+            text.extend_from_slice(&frame.map_err(|error| self.lost(error))?.into_data().unwrap_or_default());
+            while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = text.drain(..=end).collect();
+                each(String::from_utf8_lossy(&line).trim_end())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn refused(status: http::StatusCode, text: &str) -> Failure {
+        match serde_json::from_str::<Problem>(text) {
             Ok(Problem { error, kind, hint }) => {
                 let hint = hint.map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
                 let why = format!("{}{hint}", error.trim_end());
@@ -105,7 +133,26 @@ impl Client {
                 }
             }
             Err(_) => Failure::failed(format_args!("the gateway answered {status}: {text}")),
-        })
+        }
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, Failure> {
+        match &self.address {
+            AdminAddress::Tcp(address) => self.exchange(TcpStream::connect(address), method, path, body).await,
+            AdminAddress::Unix(socket) => self.exchange(UnixStream::connect(socket), method, path, body).await,
+        }
+    }
+
+    /// Reads an answer to its end.
+    async fn answer(&self, answer: Answer) -> Result<(http::StatusCode, String), Failure> {
+        let status = answer.response.status();
+        let bytes = answer.response.into_body().collect().await.map_err(|error| self.lost(error))?.to_bytes();
+        answer.connection.abort();
+        Ok((status, String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    fn lost(&self, error: hyper::Error) -> Failure {
+        Failure::failed(format_args!("the connection to `{}` failed: {error}", self.display()))
     }
 
     async fn exchange<S>(
@@ -114,7 +161,7 @@ impl Client {
         method: Method,
         path: &str,
         body: Option<&Value>,
-    ) -> Result<(http::StatusCode, String), Failure>
+    ) -> Result<Answer, Failure>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -129,14 +176,12 @@ impl Client {
             }
             Err(_) => return Err(Failure::failed(format_args!("`{address}` does not answer"))),
         };
-        let lost = |error: hyper::Error| Failure::failed(format_args!("the connection to `{address}` failed: {error}"));
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.lost(error))?;
         let connection = tokio::spawn(connection);
-        let answer = sender.send_request(self.request(method, path, body)?).await.map_err(lost)?;
-        let status = answer.status();
-        let bytes = answer.into_body().collect().await.map_err(lost)?.to_bytes();
-        connection.abort();
-        Ok((status, String::from_utf8_lossy(&bytes).into_owned()))
+        let request = self.request(method, path, body)?;
+        let response = sender.send_request(request).await.map_err(|error| self.lost(error))?;
+        Ok(Answer { response, connection })
     }
 
     fn request(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Request<Full<Bytes>>, Failure> {

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::control::events::{Draft, Events, Kind};
 use crate::control::snapshot::Snapshot;
 use crate::metrics::Metrics;
 
@@ -37,6 +38,7 @@ pub struct Drains {
     shown: Arc<Mutex<Vec<DrainingView>>>,
     reaper: mpsc::Sender<Arc<Snapshot>>,
     metrics: Arc<Metrics>,
+    notices: Events,
 }
 
 #[derive(Debug)]
@@ -45,6 +47,8 @@ struct Draining {
     since: Instant,
     deadline: Instant,
     overdue: bool,
+    /// Whether it was told that requests hold it.
+    told: bool,
 }
 
 impl Drains {
@@ -53,14 +57,14 @@ impl Drains {
     /// # Errors
     ///
     /// The thread cannot be started.
-    pub fn start(metrics: Arc<Metrics>) -> io::Result<Self> {
+    pub fn start(metrics: Arc<Metrics>, notices: Events) -> io::Result<Self> {
         let (reaper, doomed) = mpsc::channel::<Arc<Snapshot>>();
         std::thread::Builder::new().name("reaper".to_owned()).spawn(move || {
             for snapshot in doomed {
                 drop(snapshot);
             }
         })?;
-        Ok(Self { draining: Vec::new(), shown: Arc::default(), reaper, metrics })
+        Ok(Self { draining: Vec::new(), shown: Arc::default(), reaper, metrics, notices })
     }
 
     /// Returns what is shown of the draining snapshots; it is kept up to date.
@@ -75,13 +79,13 @@ impl Drains {
 
     /// Takes a snapshot that is no longer current. Its requests have until `deadline` before they are counted as left.
     pub fn add(&mut self, snapshot: Arc<Snapshot>, deadline: Duration, now: Instant) {
-        self.draining.push(Draining { snapshot, since: now, deadline: now + deadline, overdue: false });
+        self.draining.push(Draining { snapshot, since: now, deadline: now + deadline, overdue: false, told: false });
         self.look(now);
     }
 
     /// Hands to the reaper what nobody reads any more, and counts what is late.
     pub fn look(&mut self, now: Instant) {
-        let (metrics, reaper) = (&self.metrics, &self.reaper);
+        let (metrics, reaper, notices) = (&self.metrics, &self.reaper, &self.notices);
         self.draining.retain_mut(|draining| {
             // Nobody can begin to read it, so a count of one, our own, stays one.
             if draining.snapshot.in_flight() == 0 && Arc::strong_count(&draining.snapshot) == 1 {
@@ -91,12 +95,21 @@ impl Drains {
                     millis = took.as_millis(),
                     "snapshot drained"
                 );
+                if draining.told {
+                    notices.note_other(notice(&draining.snapshot, "drained"));
+                }
                 // Fails when the process is about to end; it is dropped then, too.
                 drop(reaper.send(Arc::clone(&draining.snapshot)));
                 return false;
             }
+            // Most are drained before anybody looks a second time, and are not worth a word.
+            if !draining.told && now > draining.since {
+                draining.told = true;
+                notices.note_other(notice(&draining.snapshot, "draining"));
+            }
             if !draining.overdue && now >= draining.deadline {
                 draining.overdue = true;
+                notices.note_other(notice(&draining.snapshot, "overdue"));
                 let left = draining.snapshot.in_flight();
                 metrics.drain_left.inc_by(left as u64);
                 tracing::warn!(
@@ -125,4 +138,16 @@ impl Drains {
         self.metrics.draining_requests.set(requests.try_into().unwrap_or(i64::MAX));
         *self.shown.lock() = shown;
     }
+}
+
+/// Returns what is told of a snapshot that drains.
+fn notice(snapshot: &Snapshot, action: &'static str) -> Draft {
+    let subject = format!("generation {}", snapshot.generation);
+    let requests = match snapshot.in_flight() {
+        0 => "no request reads it any more".to_owned(),
+        1 => "1 request reads it".to_owned(),
+        requests => format!("{requests} requests read it"),
+    };
+    let text = format!("{subject}: {action}, {requests}");
+    Draft { kind: Kind::Drain, action, subject, text }
 }

@@ -17,6 +17,7 @@ use crate::control::audit::{Audit, AuditEntry};
 use crate::control::build::build;
 use crate::control::choose::{self, Loaded, chosen, components, fallbacks};
 use crate::control::drain::{self, Drains};
+use crate::control::events::{self, Events};
 use crate::control::facts::Facts;
 use crate::control::quarantine::Why;
 use crate::control::reconcile::{entry, reconcile};
@@ -85,6 +86,7 @@ struct Asked {
 pub(super) struct Keeper {
     tools: Arc<Tools>,
     audit: Audit,
+    notices: Events,
     events: mpsc::WeakSender<Event>,
     loaded: Arc<Loaded>,
     saved: Saved,
@@ -145,7 +147,8 @@ impl Keeper {
             progress: options.progress,
             failing,
         });
-        let drains = Drains::start(Arc::clone(&metrics))
+        let notices = Events::default();
+        let drains = Drains::start(Arc::clone(&metrics), notices.clone())
             .map_err(|error| StartError::System(format!("cannot start the reaper: {error}")))?;
 
         let facts = Arc::clone(&draft.facts);
@@ -157,7 +160,7 @@ impl Keeper {
         entries.insert(0, entry(&Actor::gateway(), "start", "gateway", "", &generation(1)));
         let loaded = job::recover_all(ready.loaded, &saved, Arc::clone(&tools)).await;
         if deciding {
-            commit(&tools, &audit, &restored.saved, &saved, entries).await.map_err(StartError::System)?;
+            commit(&tools, &audit, &notices, &restored.saved, &saved, entries).await.map_err(StartError::System)?;
         }
 
         let first = Arc::new(build(1, &facts.config, &chosen(&loaded, &saved), &metrics));
@@ -175,6 +178,7 @@ impl Keeper {
         })));
         let keeper = Self {
             audit,
+            notices,
             events,
             saved,
             generation: 1,
@@ -194,6 +198,7 @@ impl Keeper {
             tools,
         };
         keeper.show_metrics(&facts, &Saved::default());
+        keeper.notices.flush();
         keeper.watch_files(seen);
         keeper.follow_files();
         Ok((keeper, failures))
@@ -213,6 +218,10 @@ impl Keeper {
 
     pub(super) fn audit(&self) -> &Audit {
         &self.audit
+    }
+
+    pub(super) fn notices(&self) -> &Events {
+        &self.notices
     }
 
     pub(super) fn published(&self) -> Arc<RwLock<Arc<Published>>> {
@@ -240,7 +249,10 @@ impl Keeper {
                     None => return,
                 },
                 Some(failing) = failing.recv() => self.quarantine(failing).await,
-                _ = drain.tick(), if !self.drains.is_empty() => self.drains.look(Instant::now()),
+                _ = drain.tick(), if !self.drains.is_empty() => {
+                    self.drains.look(Instant::now());
+                    self.notices.flush();
+                }
                 _ = tick.tick() => self.tick(),
             }
         }
@@ -333,6 +345,9 @@ impl Keeper {
         if self.deciding {
             self.tools.metrics.reloaded(metric);
             let problems = outcome.as_ref().err().map(ToString::to_string);
+            if metric != ReloadOutcome::Swapped {
+                self.notices.note_other(not_swapped(metric, &by, problems.as_deref()));
+            }
             self.last_reload = last_reload(cause, &by, metric, problems);
             if let Some(seen) = seen {
                 self.watch_files(seen);
@@ -412,7 +427,7 @@ impl Keeper {
         let facts = Arc::clone(&self.loaded.facts);
         let (next, mut entries) = reconcile(&facts, &restored.saved, &by, Timestamp::now());
         entries.insert(0, entry(&by, "take-over", "gateway", "", &generation(self.generation + 1)));
-        if let Err(refusal) = commit(&self.tools, &self.audit, &restored.saved, &next, entries).await {
+        if let Err(refusal) = commit(&self.tools, &self.audit, &self.notices, &restored.saved, &next, entries).await {
             self.tools.store.lock().unlock();
             return Err(StartError::System(refusal));
         }
@@ -440,7 +455,7 @@ impl Keeper {
     }
 
     async fn commit(&self, next: &Saved, entries: Vec<AuditEntry>) -> Result<(), Refusal> {
-        commit(&self.tools, &self.audit, &self.saved, next, entries).await.map_err(Refusal::State)
+        commit(&self.tools, &self.audit, &self.notices, &self.saved, next, entries).await.map_err(Refusal::State)
     }
 
     /// Builds a snapshot of what is in force, and puts it in the place of the current one.
@@ -498,6 +513,7 @@ impl Keeper {
             last_reload: self.last_reload.clone(),
             draining: self.drains.shown(),
         });
+        self.notices.flush();
     }
 }
 
@@ -505,11 +521,13 @@ impl Keeper {
 async fn commit(
     tools: &Tools,
     audit: &Audit,
+    notices: &Events,
     before: &Saved,
     next: &Saved,
     entries: Vec<AuditEntry>,
 ) -> Result<(), String> {
     let (store, audit, before, next) = (Arc::clone(&tools.store), audit.clone(), before.clone(), next.clone());
+    let notices = notices.clone();
     blocking(move || {
         let mut store = store.lock();
         if next != before {
@@ -522,7 +540,9 @@ async fn commit(
                 tracing::error!(%error, "the state on disk is ahead of the one in force");
             }
             format!("cannot write the audit log: {error}")
-        })
+        })?;
+        notices.note(&entries);
+        Ok(())
     })
     .await?
 }
@@ -541,6 +561,16 @@ fn answer(asked: Vec<Asked>, outcome: &Result<Reloaded, Refusal>) {
 
 fn generation(number: u64) -> String {
     format!("generation {number}")
+}
+
+/// Returns what is told of a reload after which serves what served before.
+fn not_swapped(outcome: ReloadOutcome, by: &Actor, problems: Option<&str>) -> events::Draft {
+    let subject = "configuration".to_owned();
+    let (action, text) = match problems {
+        Some(problems) => ("refused", format!("configuration: reload refused ({by}); {problems}")),
+        None => (outcome.as_str(), format!("configuration: reloaded, nothing is new ({by})")),
+    };
+    events::Draft { kind: events::Kind::Reload, action, subject, text }
 }
 
 fn last_reload(cause: Cause, by: &Actor, outcome: ReloadOutcome, problems: Option<String>) -> LastReload {
