@@ -13,7 +13,7 @@ const BAG_BYTES_MAX: usize = 64 << 10;
 ///
 /// It is moved into the instance for a call and out of it afterwards, a pointer each way, however the call ends: by
 /// return, trap, panic, or because the caller stopped waiting.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Exchange {
     /// The request. The URI is in origin form (path and query, normalised); the `host` header holds the authority.
     pub request: request::Parts,
@@ -77,7 +77,7 @@ impl Exchange {
 }
 
 /// Values by key that live as long as the request: at most 64 KiB of keys and values together.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Bag {
     values: HashMap<Box<str>, Vec<u8>>,
     bytes: usize,
@@ -87,6 +87,11 @@ impl Bag {
     /// Returns the value of `key`.
     pub fn get(&self, key: &str) -> Option<&[u8]> {
         self.values.get(key).map(Vec::as_slice)
+    }
+
+    /// Returns all keys, in no order.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.values.keys().map(|key| &**key)
     }
 
     /// Sets `key` to `value`. False, and nothing changed, where it would not fit.

@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use wasmtime::Store;
+use wasmtime::UpdateDeadline;
 use wasmtime::component::{ComponentExportIndex, InstancePre};
 
 use crate::budget::{Budget, Need, Reservation};
 use crate::declare::{Declarations, MetricDeclaration};
+use crate::effects::Effects;
 use crate::error::{CallError, CallErrorKind};
 use crate::instance::{Instance, Warm};
 use crate::sink::Sink;
@@ -206,11 +208,26 @@ impl Filter {
     ///
     /// Kind `exhausted`: the filter's `instances`, or the slots of the whole gateway, are all in use.
     pub fn acquire(self: &Arc<Self>, track: &'static str) -> Result<Instance, CallError> {
-        if let Isolation::Reused { .. } = self.isolation {
+        self.acquire_for(track, Effects::Real)
+    }
+
+    /// As [`Filter::acquire`], with a say in where effects go. A private instance is always a fresh one, serves once,
+    /// and takes no slot where half of the gateway's are in use.
+    ///
+    /// # Errors
+    ///
+    /// As [`Filter::acquire`].
+    pub fn acquire_for(self: &Arc<Self>, track: &'static str, effects: Effects) -> Result<Instance, CallError> {
+        if effects == Effects::Private {
+            if self.budget.is_tight() {
+                let message = "half of the gateway's pool is in use, and the rest is for requests";
+                return Err(CallError::new(CallErrorKind::Exhausted, message));
+            }
+        } else if let Isolation::Reused { .. } = self.isolation {
             let idle = self.idle.lock().pop();
             if let Some(Idle { mut warm, reservation }) = idle {
-                warm.renew(track);
-                return Ok(Instance::reused(self.clone(), track, warm, reservation));
+                warm.renew(track, effects);
+                return Ok(Instance::reused(self.clone(), track, effects, warm, reservation));
             }
         }
         let limit = self.shared.limits.instances;
@@ -220,7 +237,7 @@ impl Filter {
             return Err(CallError::new(CallErrorKind::Exhausted, message));
         }
         match self.budget.reserve(self.need) {
-            Ok(reservation) => Ok(Instance::fresh(self.clone(), track, reservation)),
+            Ok(reservation) => Ok(Instance::fresh(self.clone(), track, effects, reservation)),
             Err(kind) => {
                 self.taken.fetch_sub(1, Ordering::Relaxed);
                 Err(CallError::new(CallErrorKind::Exhausted, format!("no {kind} are left in the gateway's pool")))
@@ -244,11 +261,18 @@ impl Filter {
         self.taken.fetch_sub(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn store(&self, track: &'static str) -> Store<State> {
-        let mut store = Store::new(self.pre.engine(), State::new(self.shared.clone(), track));
+    pub(crate) fn store(&self, track: &'static str, effects: Effects) -> Store<State> {
+        let mut store = Store::new(self.pre.engine(), State::new(self.shared.clone(), track, effects));
         store.limiter(|state| state);
         store.set_hostcall_fuel(usize::try_from(self.shared.limits.copy_bytes).unwrap_or(usize::MAX));
-        if self.lane == Lane::Fibre {
+        if self.lane == Lane::Fibre && effects == Effects::Private {
+            store.epoch_deadline_callback(|mut store| {
+                Ok(match store.data_mut().overdue() {
+                    UpdateDeadline::Continue(_) => UpdateDeadline::Yield(1),
+                    over => over,
+                })
+            });
+        } else if self.lane == Lane::Fibre {
             // A busy guest lets others have the thread once an epoch, and can be dropped there.
             store.epoch_deadline_async_yield_and_update(1);
         } else {

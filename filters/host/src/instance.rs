@@ -8,6 +8,7 @@ use wasmtime::{Result, Store, bail};
 
 use crate::budget::Reservation;
 use crate::declare::Declarations;
+use crate::effects::{Effects, Kept, Notes};
 use crate::engine::epochs;
 use crate::error::{CallError, CallErrorKind};
 use crate::exchange::Exchange;
@@ -18,7 +19,7 @@ use crate::outcome::{
 };
 use crate::sink::Phase;
 use crate::snapshot::Accepted;
-use crate::state::State;
+use crate::state::{OVERTIME_WALL, State};
 
 /// One sandbox of a filter, for the time of one request and for all its phases. Dropping it gives it back.
 ///
@@ -29,6 +30,9 @@ use crate::state::State;
 pub struct Instance {
     filter: Arc<Filter>,
     track: &'static str,
+    effects: Effects,
+    /// What the next call is to find in the key-value store.
+    shown: Option<Notes>,
     // In this order: slots are given back when the store no longer fills them. Both are there until the drop.
     warm: Option<Warm>,
     reservation: Option<Reservation>,
@@ -62,8 +66,8 @@ impl Warm {
         Self { store, instance, on_request: None, on_response: None, requests: 0 }
     }
 
-    pub(crate) fn renew(&mut self, track: &'static str) {
-        self.store.data_mut().renew(track);
+    pub(crate) fn renew(&mut self, track: &'static str, effects: Effects) {
+        self.store.data_mut().renew(track, effects);
     }
 
     pub(crate) fn memory_bytes(&self) -> u64 {
@@ -80,12 +84,38 @@ impl Warm {
 }
 
 impl Instance {
-    pub(crate) fn fresh(filter: Arc<Filter>, track: &'static str, reservation: Reservation) -> Self {
-        Self { filter, track, warm: None, reservation: Some(reservation), failed: false, called: false }
+    pub(crate) fn fresh(filter: Arc<Filter>, track: &'static str, effects: Effects, reservation: Reservation) -> Self {
+        let reservation = Some(reservation);
+        Self { filter, track, effects, shown: None, warm: None, reservation, failed: false, called: false }
     }
 
-    pub(crate) fn reused(filter: Arc<Filter>, track: &'static str, warm: Warm, reservation: Reservation) -> Self {
-        Self { filter, track, warm: Some(warm), reservation: Some(reservation), failed: false, called: false }
+    pub(crate) fn reused(
+        filter: Arc<Filter>,
+        track: &'static str,
+        effects: Effects,
+        warm: Warm,
+        reservation: Reservation,
+    ) -> Self {
+        let mut instance = Self::fresh(filter, track, effects, reservation);
+        instance.warm = Some(warm);
+        instance
+    }
+
+    /// Returns what the instance has found in its key-value store since this was last asked; nothing unless its effects
+    /// are noted.
+    pub fn take_notes(&mut self) -> Notes {
+        self.warm.as_mut().map(|warm| warm.store.data_mut().effects.take_notes()).unwrap_or_default()
+    }
+
+    /// Lets the next call find in the key-value store what another instance found there; without effect unless this
+    /// one's effects are private.
+    pub fn show(&mut self, notes: Notes) {
+        self.shown = Some(notes);
+    }
+
+    /// Returns what the instance kept to itself since this was last asked; nothing unless its effects are private.
+    pub fn take_kept(&mut self) -> Kept {
+        self.warm.as_mut().map(|warm| warm.store.data_mut().effects.take_kept()).unwrap_or_default()
     }
 
     /// Calls `on-request`.
@@ -207,8 +237,10 @@ impl Instance {
             Lane::Fibre => {
                 // What is dropped while it starts, or fails to, is never called.
                 self.failed = true;
-                let mut store = self.filter.store(self.track);
+                let mut store = self.filter.store(self.track, self.effects);
                 let deadline = self.start_deadline();
+                store.data_mut().set_deadline(deadline);
+                let deadline = self.wall(deadline);
                 // The future must be one that can be sent, and a reference to the instance cannot be.
                 let (filter, unconfigured) = (Arc::clone(&self.filter), self.unconfigured());
                 let started = tokio::time::timeout(deadline, async {
@@ -239,7 +271,7 @@ impl Instance {
         if self.warm.is_some() {
             return Ok(());
         }
-        let mut store = self.filter.store(self.track);
+        let mut store = self.filter.store(self.track, self.effects);
         store.set_epoch_deadline(epochs(self.start_deadline()));
         store.data_mut().set_deadline(self.start_deadline());
         let started = self.filter.pre.instantiate(&mut store).and_then(|instance| {
@@ -310,14 +342,16 @@ impl Instance {
         }
         self.called = true;
         let deadline = self.filter.shared.limits.deadline;
+        let wall = self.wall(deadline);
         // Whoever drops this future leaves the guest in the middle of something.
         self.failed = true;
         let Some(warm) = &mut self.warm else {
             return self.look_up(|_| bail!("the instance was not started"));
         };
         warm.store.set_epoch_deadline(1);
+        warm.store.data_mut().begin(deadline, self.shown.take());
         let loan = Loan::new(&mut warm.store, exchange, phase);
-        let called = tokio::time::timeout(deadline, function.call_async(&mut *loan.store, parameters)).await;
+        let called = tokio::time::timeout(wall, function.call_async(&mut *loan.store, parameters)).await;
         loan.end();
         match called {
             Ok(Ok((outcome,))) => {
@@ -350,7 +384,7 @@ impl Instance {
             return self.look_up(|_| bail!("the instance was not started"));
         };
         warm.store.set_epoch_deadline(epochs(deadline));
-        warm.store.data_mut().set_deadline(deadline);
+        warm.store.data_mut().begin(deadline, self.shown.take());
         let loan = Loan::new(&mut warm.store, exchange, phase);
         let called = function.call(&mut *loan.store, parameters);
         loan.end();
@@ -362,6 +396,11 @@ impl Instance {
                 Err(CallError::from_wasmtime(&error, refused))
             }
         }
+    }
+
+    /// Returns how long a call on the fibre lane may take by the clock on the wall.
+    fn wall(&self, deadline: std::time::Duration) -> std::time::Duration {
+        if self.effects == Effects::Private { deadline + OVERTIME_WALL } else { deadline }
     }
 
     fn failure(&mut self, store: &mut Store<State>, error: &wasmtime::Error) -> CallError {
@@ -381,7 +420,8 @@ impl Drop for Instance {
         let Some(reservation) = self.reservation.take() else {
             return;
         };
-        let warm = self.warm.take().filter(|_| !self.failed).map(|mut warm| {
+        let used_up = self.failed || self.effects == Effects::Private;
+        let warm = self.warm.take().filter(|_| !used_up).map(|mut warm| {
             // A probe is started, and serves nobody.
             warm.requests += u32::from(self.called);
             warm

@@ -128,6 +128,12 @@ impl KeyValue {
         }
     }
 
+    /// Returns the counter `key`, if there is one.
+    pub(crate) fn counter(&self, key: &str, now: Instant) -> Option<i64> {
+        let shard = self.shard(key).lock();
+        shard.counters.get(key).filter(|counter| counter.is_alive(now)).map(|counter| counter.value)
+    }
+
     fn shard(&self, key: &str) -> &Mutex<Shard> {
         &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
     }

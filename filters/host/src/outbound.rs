@@ -5,6 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -76,7 +77,8 @@ pub(crate) struct Outbound {
 }
 
 impl Outbound {
-    pub(crate) fn new(access: Option<Access>) -> Self {
+    /// `kept_in` is told of requests that would be sent, and are not.
+    pub(crate) fn new(access: Option<Access>, kept_in: Option<Arc<AtomicBool>>) -> Self {
         let printed = Printed::default();
         // Nothing is granted but what is named here: no folder, no variable, no socket.
         let wasi = WasiCtx::builder()
@@ -87,7 +89,7 @@ impl Outbound {
             .allow_ip_name_lookup(false)
             .max_random_size(64 << 10)
             .build();
-        let hooks = Hooks { access, printed: printed.clone() };
+        let hooks = Hooks { access, kept_in, printed: printed.clone() };
         Self { wasi, http: WasiHttpCtx::new(), hooks, printed }
     }
 
@@ -142,8 +144,9 @@ fn link_types(linker: &mut Linker<State>) -> wasmtime::Result<()> {
 
 impl State {
     fn outbound(&mut self) -> (&mut Outbound, &mut wasmtime::component::ResourceTable) {
-        let access = &self.shared.access;
-        let outbound = self.outbound.get_or_insert_with(|| Box::new(Outbound::new(access.clone())));
+        let (access, effects) = (&self.shared.access, &self.effects);
+        let outbound =
+            self.outbound.get_or_insert_with(|| Box::new(Outbound::new(access.clone(), effects.outbound_denied())));
         (outbound, &mut self.table)
     }
 }
@@ -164,6 +167,7 @@ impl WasiHttpView for State {
 
 struct Hooks {
     access: Option<Access>,
+    kept_in: Option<Arc<AtomicBool>>,
     printed: Printed,
 }
 
@@ -198,6 +202,10 @@ impl WasiHttpHooks for Hooks {
             );
             return Box::new(async { Err(Error::HttpRequestDenied) });
         };
+        if let Some(denied) = &self.kept_in {
+            denied.store(true, Ordering::Relaxed);
+            return Box::new(async { Err(Error::HttpRequestDenied) });
+        }
         let wait = options.and_then(|options| options.first_byte_timeout);
         Box::new(async move {
             let response = connections.request(request);

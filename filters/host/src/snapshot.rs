@@ -14,6 +14,7 @@ use wasmtime::{Engine, Result, Store, format_err};
 use wasmtime_wizer::{ComponentContext, ComponentInstanceState, Wizer};
 
 use crate::declare::Declarations;
+use crate::effects::Effects;
 use crate::engine::epochs;
 use crate::error::{CallError, CallErrorKind, LoadError};
 use crate::filter::Lane;
@@ -71,7 +72,7 @@ impl<'a> Configuring<'a> {
         let pre = linker.instantiate_pre(component).map_err(|error| mismatch(&error))?;
         let deadline = shared.limits.configure_deadline;
         let settings = shared.settings.clone();
-        let mut store = Store::new(engine, State::new(shared, ""));
+        let mut store = Store::new(engine, State::new(shared, "", Effects::Real));
         store.limiter(|state| state);
         // What is copied here is not a request's: the settings, and all of the memory afterwards.
         store.set_hostcall_fuel(usize::MAX);

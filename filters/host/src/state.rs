@@ -8,6 +8,8 @@ use wasmtime::component::ResourceTable;
 use wasmtime::{Result, UpdateDeadline, bail};
 
 use crate::declare::{Declarations, MetricDeclaration};
+use crate::effects::{Cell, Effects, Notes};
+use crate::engine::epochs;
 use crate::exchange::Exchange;
 use crate::key_value::KeyValue;
 use crate::outbound::{Access, Outbound};
@@ -65,7 +67,7 @@ impl Shared {
 const OVERTIME: Duration = Duration::from_millis(2);
 
 /// Time after its deadline at which a call ends, however little it was let run.
-const OVERTIME_WALL: Duration = Duration::from_millis(500);
+pub(crate) const OVERTIME_WALL: Duration = Duration::from_millis(500);
 
 /// The data of one store.
 pub(crate) struct State {
@@ -74,10 +76,13 @@ pub(crate) struct State {
     pub(crate) exchange: Box<Exchange>,
     pub(crate) phase: Phase,
     pub(crate) track: &'static str,
+    pub(crate) effects: Cell,
     /// When the call has to have ended. Epochs end a guest's own work; this is for host functions that sleep.
     pub(crate) deadline: Instant,
     /// CPU time of this thread when the deadline was found to have passed.
     overdue_since: Option<Duration>,
+    /// CPU time of this thread at which a private call has to have ended.
+    cpu_deadline: Duration,
     /// What `configure` has declared so far; only there while it runs.
     pub(crate) declarations: Option<Declarations>,
     pub(crate) stdio: Stdio,
@@ -94,15 +99,17 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(shared: Arc<Shared>, track: &'static str) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, track: &'static str, effects: Effects) -> Self {
         shared.live_instances.fetch_add(1, Ordering::Relaxed);
         Self {
             shared,
             exchange: Box::new(Exchange::vacant()),
             phase: Phase::Start,
             track,
+            effects: Cell::new(effects),
             deadline: Instant::now(),
             overdue_since: None,
+            cpu_deadline: Duration::ZERO,
             declarations: None,
             stdio: Stdio::default(),
             table: ResourceTable::new(),
@@ -116,8 +123,9 @@ impl State {
     }
 
     /// Makes a used instance ready for another request.
-    pub(crate) fn renew(&mut self, track: &'static str) {
+    pub(crate) fn renew(&mut self, track: &'static str, effects: Effects) {
         self.track = track;
+        self.effects = Cell::new(effects);
         self.lines = 0;
         self.events = 0;
     }
@@ -127,14 +135,29 @@ impl State {
         let now = Instant::now();
         self.deadline = now.checked_add(deadline).unwrap_or(now);
         self.overdue_since = None;
+        if self.effects.is_private() {
+            self.cpu_deadline = thread_time().saturating_add(deadline);
+        }
+    }
+
+    /// Begins a call: sets its deadline, and what it is to find in the key-value store.
+    pub(crate) fn begin(&mut self, deadline: Duration, shown: Option<Notes>) {
+        self.set_deadline(deadline);
+        if let Some(notes) = shown {
+            self.effects.show(notes);
+        }
     }
 
     /// Decides about a call whose deadline has passed. On a crowded machine the thread may not have run for most of that
     /// time, and the call be nearly done, so it gets a little more, in CPU time: what loops still ends, what was kept
     /// waiting is not blamed. To count CPU time from the call's beginning instead would cost every call a system call.
     pub(crate) fn overdue(&mut self) -> UpdateDeadline {
-        let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-        let used = Duration::try_from(used).unwrap_or_default();
+        let used = thread_time();
+        if self.effects.is_private() {
+            // Nobody waits for it, and its thread may hardly be let run.
+            let left = self.cpu_deadline.saturating_sub(used);
+            return if left.is_zero() { UpdateDeadline::Interrupt } else { UpdateDeadline::Continue(epochs(left)) };
+        }
         let since = *self.overdue_since.get_or_insert(used);
         let over = used.saturating_sub(since) >= OVERTIME || self.deadline.elapsed() >= OVERTIME_WALL;
         if over { UpdateDeadline::Interrupt } else { UpdateDeadline::Continue(1) }
@@ -177,6 +200,9 @@ impl State {
     /// Passes a log line on, cut to its limit; drops it where the request has had its share.
     pub(crate) fn log(&mut self, level: Level, message: &str) {
         self.lines = self.lines.saturating_add(1);
+        if self.effects.keep_line(level, message) {
+            return;
+        }
         if self.lines > LOG_LINES_MAX {
             self.shared.lines_dropped.fetch_add(1, Ordering::Relaxed);
             return;
@@ -192,6 +218,9 @@ impl State {
 
     /// Passes an event on; drops it where the request has had its share.
     pub(crate) fn event(&mut self, name: &str, data: &str) {
+        if self.effects.is_private() {
+            return;
+        }
         self.events = self.events.saturating_add(1);
         if self.events > EVENTS_MAX {
             self.shared.lines_dropped.fetch_add(1, Ordering::Relaxed);
@@ -223,6 +252,12 @@ impl State {
             self.log(level, &line);
         }
     }
+}
+
+/// Returns the CPU time that this thread has used.
+fn thread_time() -> Duration {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(used).unwrap_or_default()
 }
 
 impl wasmtime::ResourceLimiter for State {

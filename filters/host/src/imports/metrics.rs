@@ -13,7 +13,7 @@ pub(super) fn link(linker: &mut LinkerInstance<'_, State>) -> Result<()> {
         if !is_declared(&state.shared.metrics, id, label, false) {
             bail!("no counter {id} with a label value {label} was declared");
         }
-        if let Some(sink) = state.shared.sink.get() {
+        if let Some(sink) = state.effects.sink(&state.shared) {
             sink.add(id, label, by);
         }
         Ok(())
@@ -26,7 +26,7 @@ pub(super) fn link(linker: &mut LinkerInstance<'_, State>) -> Result<()> {
         }
         // One value that is no number would spoil the histogram's sum for good.
         if value.is_finite()
-            && let Some(sink) = state.shared.sink.get()
+            && let Some(sink) = state.effects.sink(&state.shared)
         {
             sink.observe(id, label, value);
         }

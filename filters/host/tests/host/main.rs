@@ -3,6 +3,7 @@
 
 mod cache;
 mod contract;
+mod effects;
 mod isolation;
 mod limits;
 mod outbound;
