@@ -53,6 +53,8 @@ use self::state::StoreError;
 use self::status::Published;
 pub use self::status::{RolloutView, Status};
 use crate::metrics::Metrics;
+use crate::shadow::Shadows;
+use crate::shadow::tally::ShadowView;
 
 /// Binds listeners that are not bound yet, before a reload takes effect; those that are no longer wanted stay until
 /// [`Control::listeners`] says so. The error says which one cannot be bound, and why.
@@ -185,6 +187,11 @@ pub enum Refusal {
         /// What there is.
         known: Vec<String>,
     },
+    /// The rollout's canary was never a shadow.
+    NoShadow {
+        /// The rollout.
+        rollout: String,
+    },
     /// The rollout's state does not allow it.
     NotAllowed {
         /// The rollout.
@@ -209,12 +216,13 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Returns the kind, one of a closed set: `unknown-rollout`, `unknown-version`, `not-allowed`, `config`, `load`,
+    /// Returns the kind, one of a closed set: `unknown-rollout`, `unknown-version`, `no-shadow`, `not-allowed`, `config`, `load`,
     /// `restart`, `listener`, `state`, `handed-over`, `stopped`.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::UnknownRollout { .. } => "unknown-rollout",
             Self::UnknownVersion { .. } => "unknown-version",
+            Self::NoShadow { .. } => "no-shadow",
             Self::NotAllowed { .. } => "not-allowed",
             Self::Config(_) => "config",
             Self::Load(_) => "load",
@@ -242,6 +250,9 @@ impl fmt::Display for Refusal {
             }
             Self::UnknownVersion { label, known } => {
                 write!(f, "no version `{label}` is in quarantine: it has {}", list(known))
+            }
+            Self::NoShadow { rollout } => {
+                write!(f, "rollout `{rollout}` has no shadow: give it `mode: shadow`, or a first step `shadow`")
             }
             Self::NotAllowed { rollout, refused } => write!(f, "rollout `{rollout}`: {refused}"),
             Self::Config(report) | Self::Load(report) | Self::Restart(report) => report.fmt(f),
@@ -290,6 +301,7 @@ struct Inner {
     host: Arc<Host>,
     metrics: Arc<Metrics>,
     audit: Audit,
+    shadows: Arc<Shadows>,
     notices: Events,
     published: Arc<RwLock<Arc<Published>>>,
     listeners: tokio_watch::Receiver<Arc<[Listener]>>,
@@ -322,6 +334,7 @@ impl Control {
             host: Arc::clone(keeper.host()),
             metrics: Arc::clone(keeper.metrics()),
             audit: keeper.audit().clone(),
+            shadows: Arc::clone(keeper.shadows()),
             notices: keeper.notices().clone(),
             published: keeper.published(),
             listeners: keeper.listeners(),
@@ -431,6 +444,23 @@ impl Control {
         let state = found.and_then(|index| Some((index, choose::state(facts, &published.saved, index)?)));
         match state {
             Some((index, state)) => Ok(explain::explain(&facts.config.rollouts[index], state, asked)),
+            None => Err(keeper::unknown_rollout(facts, rollout)),
+        }
+    }
+
+    /// Returns what a rollout's shadow has found: the one that runs, or the last one.
+    ///
+    /// # Errors
+    ///
+    /// The rollout is unknown, or its canary was never a shadow.
+    pub fn shadow(&self, rollout: &str) -> Result<ShadowView, Refusal> {
+        if let Some(tally) = self.0.shadows.tally(rollout) {
+            let snapshot = self.0.cell.current();
+            return Ok(tally.view(snapshot.shadow(rollout).map(|running| running.options())));
+        }
+        let facts = &self.published().loaded.facts;
+        match facts.rollout(rollout) {
+            Some(_) => Err(Refusal::NoShadow { rollout: rollout.to_owned() }),
             None => Err(keeper::unknown_rollout(facts, rollout)),
         }
     }

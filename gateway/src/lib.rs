@@ -9,4 +9,5 @@ pub mod control;
 pub mod metrics;
 pub mod proxy;
 pub mod server;
+pub mod shadow;
 pub mod track;

@@ -17,17 +17,19 @@ use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
 use prometheus::{
-    Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    CounterVec, Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::proxy::fault::Fault;
+use crate::shadow::capture::Skip;
+use crate::shadow::compare::Kind;
 use crate::track::Track;
 use lease::{Lease, Leases};
 use series::register;
 pub use series::{
-    CustomSeries, FAILED_BY_ITSELF, OUTCOMES, PHASES, PhaseSeries, RouteSeries, STATUS_CLASSES, TrackSeries,
-    UpstreamSeries, VersionSeries, exports,
+    CustomSeries, FAILED_BY_ITSELF, OUTCOMES, PHASES, PhaseSeries, RouteSeries, STATUS_CLASSES, ShadowSeries,
+    TrackSeries, UpstreamSeries, VersionSeries, exports,
 };
 
 /// How long a series outlives its last user: longer than any sane scrape interval.
@@ -77,6 +79,10 @@ pub struct Metrics {
     filter_memory: IntGaugeVec,
     rollout_requests: IntCounterVec,
     rollout_weight: GaugeVec,
+    shadow_compared: IntCounterVec,
+    shadow_differences: IntCounterVec,
+    shadow_skipped: IntCounterVec,
+    shadow_cpu: CounterVec,
     upstream_requests: IntCounterVec,
     upstream_duration: HistogramVec,
     quarantined: IntGaugeVec,
@@ -221,6 +227,25 @@ impl Metrics {
                     "Share of the canary, 0 to 1, in force: 1 once promoted, 0 once rolled back.",
                 );
                 r.register(GaugeVec::new(opts, &["rollout"])?)?
+            },
+            shadow_compared: r.counters(
+                "lockgate_shadow_compared_total",
+                "Requests on which a shadow was tried, by whether it did as stable did.",
+                &["rollout", "verdict"],
+            )?,
+            shadow_differences: r.counters(
+                "lockgate_shadow_differences_total",
+                "Requests on which a shadow did something else than stable, by what differs; one may count for several.",
+                &["rollout", "kind"],
+            )?,
+            shadow_skipped: r.counters(
+                "lockgate_shadow_skipped_total",
+                "Requests that were sampled for a shadow and not compared, by why.",
+                &["rollout", "reason"],
+            )?,
+            shadow_cpu: {
+                let help = "Processor time that a shadow has used.";
+                r.register(CounterVec::new(Opts::new("lockgate_shadow_cpu_seconds_total", help), &["rollout"])?)?
             },
             upstream_requests: r.counters(
                 "lockgate_upstream_requests_total",
@@ -383,6 +408,22 @@ impl Metrics {
                 Track::ALL.map(|track| remove(&self.rollout_requests, &[name, track.as_str()])).into(),
             )),
         })
+    }
+
+    /// Returns the handles of a rollout's shadow.
+    pub fn shadow(&self, rollout: &str) -> ShadowSeries {
+        let mut series = vec![remove(&self.shadow_cpu, &[rollout])];
+        let mut counter = |family: &IntCounterVec, value: &str| {
+            series.push(remove(family, &[rollout, value]));
+            family.with_label_values(&[rollout, value])
+        };
+        ShadowSeries {
+            compared: ["disagreed", "agreed"].map(|verdict| counter(&self.shadow_compared, verdict)),
+            differences: Kind::ALL.map(|kind| counter(&self.shadow_differences, kind.as_str())),
+            skipped: Skip::ALL.map(|skip| counter(&self.shadow_skipped, skip.as_str())),
+            cpu: self.shadow_cpu.with_label_values(&[rollout]),
+            _lease: self.leases.take(lease::Series::new(&["shadow", rollout], series)),
+        }
     }
 
     /// Sets the share of a rollout's canary that is in force, 0 to 1; none removes the series.

@@ -13,6 +13,7 @@ pub mod log;
 pub mod path;
 pub mod respond;
 pub mod route;
+pub mod shadow;
 pub mod sink;
 pub mod split;
 
@@ -340,6 +341,11 @@ impl ProxyHttp for Gateway {
         }
         if context.snapshot.access_log {
             self.access_log.write(session, context, status, duration);
+        }
+        if let Some(captures) = context.chain.take_captures()
+            && let Some(route) = context.route()
+        {
+            captures.hand_over(&route.chain);
         }
     }
 

@@ -93,8 +93,8 @@ async fn what_is_described_is_there() {
     let gateway = Gateway::start(CONFIG, &up).await;
     let (_, description) = json(&gateway, Method::GET, "/openapi.json", None).await;
     for (path, item) in description["paths"].as_object().unwrap() {
-        // What never ends has a test of its own.
-        if item.get("get").is_none() || path == "/api/v1/events" {
+        // What never ends has a test of its own, and so has what only some rollouts have.
+        if item.get("get").is_none() || path == "/api/v1/events" || path.ends_with("/shadow") {
             continue;
         }
         let path = path.replace("{rollout}", "tag-2");

@@ -67,17 +67,17 @@ rollouts:
       = path: routes[0].upstream
     hint: did you mean `app`?
 
-    error: missing field `weight`
-      --> lockgate.yaml:6:9
+    error: canary and stable are the same upstream
+      --> lockgate.yaml:6:34
     6 |   next: { upstream: app, canary: app, wieght: 5% }
-      |         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-      = path: rollouts.next
-    hint: add `weight`; it has no default
+      |                                  ^^^
+      = path: rollouts.next.canary
+    hint: name another one; a rollout moves from one to the other
 
     error: unknown field `wieght`
       --> lockgate.yaml:6:39
     6 |   next: { upstream: app, canary: app, wieght: 5% }
-      |                                       ^^^^^^ expected one of `filter`, `upstream`, `canary`, `weight`, `key`, `salt`, `override`
+      |                                       ^^^^^^ expected one of `filter`, `upstream`, `canary`, `weight`, `steps`, `guard`, `on_bad`, `decider`, `mode`, `shadow`, `link`, `key`, `salt`, `override`
       = path: rollouts.next.wieght
     hint: did you mean `weight`?
 

@@ -65,6 +65,7 @@ fn described() -> OpenApiRouter<Context> {
         .routes(routes!(rollouts::roll_back))
         .routes(routes!(rollouts::resume))
         .routes(routes!(rollouts::explain))
+        .routes(routes!(rollouts::shadow))
         .routes(routes!(rollouts::export))
         .routes(routes!(rollouts::quarantine))
         .routes(routes!(rollouts::release))
@@ -141,6 +142,7 @@ mod tests {
         /api/v1/rollouts/{rollout}/promote
         /api/v1/rollouts/{rollout}/resume
         /api/v1/rollouts/{rollout}/rollback
+        /api/v1/rollouts/{rollout}/shadow
         /api/v1/rollouts/{rollout}/weight
         /api/v1/routes
         /api/v1/status

@@ -9,6 +9,8 @@ use super::Failure;
 use super::client::{Gateway, segment};
 use super::output::{Table, print, print_json};
 
+mod shadow;
+
 /// See the rollouts of the running gateway, and move them.
 ///
 /// A weight, a promotion or a rollback takes effect at once, survives restarts, and overlays the configuration file until
@@ -20,6 +22,7 @@ Examples:
   lockgate rollout set auth-1.5 5%
   lockgate rollout promote auth-1.5
   lockgate rollout rollback auth-1.5 --why 'logins fail'
+  lockgate rollout shadow auth-2.0
   lockgate rollout export")]
 pub(super) struct Rollout {
     #[command(flatten)]
@@ -62,6 +65,11 @@ enum Action {
         /// The rollout.
         rollout: String,
     },
+    /// Show how often a shadow did as stable did, and where not.
+    Shadow {
+        /// The rollout.
+        rollout: String,
+    },
     /// Print the YAML that makes the file say what is in force.
     Export,
 }
@@ -70,6 +78,7 @@ impl Rollout {
     pub(super) fn run(self) -> Result<(), Failure> {
         let (method, rollout, action, body) = match self.action {
             Action::List => return self.list(),
+            Action::Shadow { ref rollout } => return self.shadow(rollout),
             Action::Export => return print(&self.gateway.text(Method::GET, "/api/v1/export", None)?),
             Action::Set { ref rollout, weight } => {
                 (Method::PUT, rollout, "weight", Some(json!({ "weight": weight.to_string() })))
@@ -83,6 +92,12 @@ impl Rollout {
         let path = format!("/api/v1/rollouts/{}/{action}", segment(rollout));
         let answer = self.gateway.call(method, &path, body.as_ref())?;
         if self.json { print_json(&answer) } else { print(&table(std::slice::from_ref(&answer))) }
+    }
+
+    fn shadow(&self, rollout: &str) -> Result<(), Failure> {
+        let path = format!("/api/v1/rollouts/{}/shadow", segment(rollout));
+        let answer = self.gateway.call(Method::GET, &path, None)?;
+        if self.json { print_json(&answer) } else { print(&shadow::text(&answer)) }
     }
 
     fn list(&self) -> Result<(), Failure> {

@@ -13,6 +13,7 @@ use crate::control::version::Version;
 use crate::metrics::Metrics;
 use crate::proxy::route::Router;
 use crate::proxy::split::Split;
+use crate::shadow::{self, Shadows};
 use crate::track::{Track, Tracks};
 
 /// What was chosen for a configuration.
@@ -24,6 +25,8 @@ pub struct Chosen {
     pub upstreams: Vec<Chose<Upstream>>,
     /// The canary's share for each of the configuration's rollouts, in its order; used while it is under way.
     pub weights: Vec<Weight>,
+    /// How the canary of each of the configuration's rollouts runs as a shadow, in its order; none where it is none.
+    pub shadows: Vec<Option<shadow::Options>>,
 }
 
 /// The versions that serve.
@@ -45,7 +48,7 @@ impl<T> Clone for Chose<T> {
 const UNROUTED: &str = "(none)";
 
 /// Returns a snapshot.
-pub fn build(generation: u64, config: &Config, chosen: &Chosen, metrics: &Metrics) -> Snapshot {
+pub fn build(generation: u64, config: &Config, chosen: &Chosen, metrics: &Metrics, shadows: &Shadows) -> Snapshot {
     let rollouts = config
         .rollouts
         .iter()
@@ -65,7 +68,7 @@ pub fn build(generation: u64, config: &Config, chosen: &Chosen, metrics: &Metric
     Snapshot {
         generation,
         router: Router::new(config.routes.iter().map(|route| &route.matcher)),
-        routes: config.routes.iter().map(|route| build_route(config, chosen, metrics, route)).collect(),
+        routes: config.routes.iter().map(|route| build_route(config, chosen, metrics, shadows, route)).collect(),
         rollouts,
         limits: config.server.limits,
         trusted_proxies: Arc::clone(&config.server.trusted_proxies),
@@ -75,17 +78,22 @@ pub fn build(generation: u64, config: &Config, chosen: &Chosen, metrics: &Metric
     }
 }
 
-fn build_route(config: &Config, chosen: &Chosen, metrics: &Metrics, route: &model::Route) -> Route {
+fn build_route(config: &Config, chosen: &Chosen, metrics: &Metrics, shadows: &Shadows, route: &model::Route) -> Route {
     let mut slots = Slots::default();
-    let chain = route
+    let chain: Box<[Link]> = route
         .filters
         .iter()
         .filter_map(|&index| {
-            let filter = config.filters.get(index)?;
+            let (filter, chose) = (config.filters.get(index)?, chosen.filters.get(index)?);
+            let shadow = chose.canary.as_ref().and_then(|(rollout, canary)| {
+                let options = (*chosen.shadows.get(*rollout)?)?;
+                Some(shadows.of(&config.rollouts.get(*rollout)?.name, &chose.stable, canary, options, metrics))
+            });
             Some(Link {
                 filter: Arc::clone(&filter.name),
                 on_failure: filter.policy.on_failure,
-                versions: slots.pair(chosen.filters.get(index)?),
+                versions: slots.pair(chose),
+                shadow,
             })
         })
         .collect();
@@ -101,6 +109,7 @@ fn build_route(config: &Config, chosen: &Chosen, metrics: &Metrics, route: &mode
         .collect();
     Route {
         name: Arc::clone(&route.name),
+        shadowed: chain.iter().any(|link| link.shadow.is_some()),
         chain,
         rollouts: slots.0.into_boxed_slice(),
         target: Target::Upstream { upstreams, names },

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use lockgate_config::model::{FailureMode, Filter, FilterPolicy, FilterVersion};
+use lockgate_config::model::{FailureMode, Filter, FilterPolicy, FilterVersion, Plan, Rollout, ShadowLimits, Stage};
 use lockgate_config::units::Weight;
 use lockgate_host::{Digest, VersionId};
 
@@ -16,6 +16,7 @@ use crate::control::state::{Kept, Saved};
 use crate::control::time::Timestamp;
 use crate::control::upstream::Upstream;
 use crate::control::version::Version;
+use crate::shadow;
 
 /// Last good versions by filter and version, with the policy that they were loaded under.
 pub type Spares = BTreeMap<(String, VersionId), (FilterPolicy, Arc<Version>)>;
@@ -156,7 +157,25 @@ pub fn chosen(loaded: &Loaded, saved: &Saved) -> Chosen {
         filters: (0..facts.config.filters.len()).map(filter).collect(),
         upstreams: (0..facts.config.upstreams.len()).map(upstream).collect(),
         weights: (0..facts.config.rollouts.len()).map(weight).collect(),
+        shadows: (0..facts.config.rollouts.len()).map(|rollout| shadow(facts, saved, rollout)).collect(),
     }
+}
+
+/// Returns how a rollout's canary runs as a shadow; none where it serves, or nobody needs it.
+pub fn shadow(facts: &Facts, saved: &Saved, rollout: usize) -> Option<shadow::Options> {
+    let state = state(facts, saved, rollout).filter(|state| state.is_under_way())?;
+    let Rollout { plan, shadow: ShadowLimits { sample, cpu, body }, .. } = &facts.config.rollouts[rollout];
+    let sample = match plan {
+        Plan::Shadow if state.weight_in_effect() == Weight::ZERO => *sample,
+        Plan::Steps(steps) if state.weight_in_effect() == Weight::ZERO => {
+            steps.iter().find_map(|step| match step.stage {
+                Stage::Shadow(sample) => Some(sample),
+                Stage::Serve(_) => None,
+            })?
+        }
+        Plan::Shadow | Plan::Steps(_) | Plan::Weight(_) => return None,
+    };
+    Some(shadow::Options { sample, cpu: *cpu, body: *body })
 }
 
 /// Returns the version that serves a filter's stable track.

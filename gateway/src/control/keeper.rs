@@ -31,6 +31,7 @@ use crate::control::version::{Failing, label_of};
 use crate::control::watch::Fingerprint;
 use crate::control::{Actor, Cause, Options, Refusal, Reloaded, RolloutView, StartError};
 use crate::metrics::{Metrics, ReloadOutcome};
+use crate::shadow::Shadows;
 
 mod decide;
 mod job;
@@ -142,6 +143,7 @@ impl Keeper {
             config: options.config,
             host,
             metrics: Arc::clone(&metrics),
+            shadows: Arc::default(),
             store: Arc::new(Mutex::new(store)),
             bind: options.bind,
             progress: options.progress,
@@ -163,7 +165,7 @@ impl Keeper {
             commit(&tools, &audit, &notices, &restored.saved, &saved, entries).await.map_err(StartError::System)?;
         }
 
-        let first = Arc::new(build(1, &facts.config, &chosen(&loaded, &saved), &metrics));
+        let first = Arc::new(build(1, &facts.config, &chosen(&loaded, &saved), &metrics, &tools.shadows));
         metrics.generation.set(1);
         let last_reload = last_reload(Cause::Start, &Actor::gateway(), ReloadOutcome::Swapped, None);
         let loaded = Arc::new(loaded);
@@ -214,6 +216,10 @@ impl Keeper {
 
     pub(super) fn metrics(&self) -> &Arc<Metrics> {
         &self.tools.metrics
+    }
+
+    pub(super) fn shadows(&self) -> &Arc<Shadows> {
+        &self.tools.shadows
     }
 
     pub(super) fn audit(&self) -> &Audit {
@@ -473,12 +479,13 @@ impl Keeper {
         self.generation += 1;
         let chosen = chosen(&self.loaded, &self.saved);
         let config = &self.loaded.facts.config;
-        let next = Arc::new(build(self.generation, config, &chosen, metrics));
+        let next = Arc::new(build(self.generation, config, &chosen, metrics, &self.tools.shadows));
         let began = Instant::now();
         let old = self.cell.swap(next);
         metrics.swap_duration.observe(began.elapsed().as_secs_f64());
         metrics.generation.set(i64::try_from(self.generation).unwrap_or(i64::MAX));
         self.drains.add(old, config.server.drain, Instant::now());
+        self.tools.shadows.retain(|rollout| self.loaded.facts.rollout(rollout).is_some());
     }
 
     /// Brings the gauges of rollouts and quarantine up to date. `facts` and `saved` are what they showed before.

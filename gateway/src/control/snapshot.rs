@@ -14,6 +14,7 @@ use crate::control::version::Version;
 use crate::metrics::{RouteSeries, TrackSeries};
 use crate::proxy::route::Router;
 use crate::proxy::split::Split;
+use crate::shadow::Shadow;
 use crate::track::{Track, Tracks};
 
 /// The state of one generation.
@@ -60,6 +61,8 @@ pub struct Route {
     /// The rollouts that requests on this route can meet, as indices into [`Snapshot::rollouts`]. The position here is
     /// the rollout's slot in [`Tracks`].
     pub rollouts: Box<[usize]>,
+    /// Whether any filter of the chain has a shadow.
+    pub shadowed: bool,
     /// What answers.
     pub target: Target,
     /// Metric handles.
@@ -75,6 +78,8 @@ pub struct Link {
     pub on_failure: FailureMode,
     /// Its versions.
     pub versions: Pair<Version>,
+    /// Its canary as a shadow of stable, where the rollout is at a stage at which it is one.
+    pub shadow: Option<Arc<Shadow>>,
 }
 
 /// What answers a route.
@@ -109,6 +114,12 @@ impl<T> Pair<T> {
 }
 
 impl Snapshot {
+    /// Returns the shadow of a rollout; none where its canary serves, or no route has its filter.
+    pub fn shadow(&self, rollout: &str) -> Option<&Arc<Shadow>> {
+        let shadows = self.routes.iter().flat_map(|route| &route.chain).filter_map(|link| link.shadow.as_ref());
+        shadows.into_iter().find(|shadow| shadow.tally().rollout() == rollout)
+    }
+
     /// Returns the requests that are reading this snapshot.
     pub fn in_flight(&self) -> usize {
         self.requests.load(Ordering::Relaxed)

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use lockgate_host::{Filter, MetricDeclaration, MetricKind, Phase};
 use prometheus::core::Collector;
-use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{Counter, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
 
 use super::lease::Lease;
+use crate::shadow::capture::Skip;
+use crate::shadow::compare::Kind;
 use crate::track::Track;
 
 /// Classes of a response's status, and `none` for a client that was gone before one was sent.
@@ -104,6 +106,41 @@ impl TrackSeries {
     /// Returns the requests counted.
     pub fn count(&self, track: Track) -> u64 {
         self.requests[track as usize].get()
+    }
+}
+
+/// Handles of a rollout's shadow.
+#[derive(Debug)]
+pub struct ShadowSeries {
+    /// Disagreed, agreed.
+    pub(super) compared: [IntCounter; 2],
+    /// In the order of [`Kind::ALL`].
+    pub(super) differences: [IntCounter; Kind::ALL.len()],
+    /// In the order of [`Skip::ALL`].
+    pub(super) skipped: [IntCounter; Skip::ALL.len()],
+    pub(super) cpu: Counter,
+    pub(super) _lease: Lease,
+}
+
+impl ShadowSeries {
+    /// Counts a request on which the shadow was tried.
+    pub fn compared(&self, agreed: bool) {
+        self.compared[usize::from(agreed)].inc();
+    }
+
+    /// Counts a request with a difference of a kind.
+    pub fn differed(&self, kind: Kind) {
+        self.differences[kind as usize].inc();
+    }
+
+    /// Counts a request that was not compared.
+    pub fn skipped(&self, skip: Skip) {
+        self.skipped[skip as usize].inc();
+    }
+
+    /// Counts processor time.
+    pub fn used(&self, time: Duration) {
+        self.cpu.inc_by(time.as_secs_f64());
     }
 }
 

@@ -19,6 +19,7 @@ use crate::proxy::forward;
 use crate::proxy::lend;
 use crate::proxy::path;
 use crate::proxy::route::Found;
+use crate::proxy::shadow::Captures;
 use crate::proxy::split::Attributes;
 
 /// Why a request goes no further, and what the client should know beside it.
@@ -162,7 +163,8 @@ pub fn route_and_split(session: &Session, context: &mut Context) -> Result<(), R
     };
     if !route.chain.is_empty() {
         let Target::Upstream { names, .. } = &route.target;
-        context.chain = Chain::enter(&route.chain, context.tracks);
+        let captures = Captures::sample(route, context.tracks, &context.id, context.started);
+        context.chain = Chain::enter(&route.chain, context.tracks, captures);
         context.exchange = Some(Box::new(Exchange::new(
             lend::blank_request(),
             "http",

@@ -18,6 +18,8 @@ use sync_wrapper::SyncWrapper;
 use crate::control::snapshot::Link;
 use crate::metrics::{FAILED_BY_ITSELF, exports};
 use crate::proxy::fault::Fault;
+use crate::proxy::shadow::Captures;
+use crate::shadow::capture::{Call, Decided};
 use crate::track::Tracks;
 
 /// The state of a request in its route's chain.
@@ -27,6 +29,8 @@ pub struct Chain {
     /// Filters whose response phases are due: those that the request passed, and on the way back those still ahead.
     passed: usize,
     tracks: Tracks,
+    /// What is kept of stable's calls; none for most requests.
+    captures: Option<Box<Captures>>,
 }
 
 /// The state of a request in one filter.
@@ -69,8 +73,8 @@ const FAIL: usize = 2;
 
 impl Chain {
     /// Returns the state of a request that enters a chain.
-    pub fn enter(links: &[Link], tracks: Tracks) -> Self {
-        Self { steps: std::iter::repeat_with(Step::default).take(links.len()).collect(), passed: 0, tracks }
+    pub fn enter(links: &[Link], tracks: Tracks, captures: Option<Box<Captures>>) -> Self {
+        Self { steps: std::iter::repeat_with(Step::default).take(links.len()).collect(), passed: 0, tracks, captures }
     }
 
     /// Returns the state in each filter, in the order of the chain; empty where the request never entered it.
@@ -109,14 +113,17 @@ impl Chain {
     pub async fn on_request(&mut self, links: &[Link], exchange: &mut Box<Exchange>) -> Verdict {
         for (index, link) in links.iter().enumerate() {
             if !self.has(index, link, Phase::OnRequest) {
+                self.pass(index, link, Phase::OnRequest, exchange);
                 self.passed = index + 1;
                 continue;
             }
+            let before = self.before(index, exchange);
             let started = Instant::now();
             let outcome = match self.instance(index, link) {
                 Ok(instance) => instance.on_request(exchange).await,
                 Err(error) => Err(error),
             };
+            self.after(index, before, Phase::OnRequest, None, &outcome, exchange);
             let failure = match outcome {
                 Ok(Outcome::Continue) => {
                     self.record(index, link, Phase::OnRequest, CONTINUE, started);
@@ -150,11 +157,13 @@ impl Chain {
             if !self.has(index, link, Phase::OnRequestBody) {
                 continue;
             }
+            let before = self.before(index, exchange);
             let started = Instant::now();
             let outcome = match self.instance(index, link) {
                 Ok(instance) => instance.on_request_body(exchange, body.clone(), end).await,
                 Err(error) => Err(error),
             };
+            self.after(index, before, Phase::OnRequestBody, Some((&*body, end)), &outcome, exchange);
             let failure = match outcome {
                 Ok(outcome @ (BodyOutcome::Continue | BodyOutcome::Replace(_))) => {
                     if let BodyOutcome::Replace(other) = outcome {
@@ -186,13 +195,16 @@ impl Chain {
         // falls where a filter failed closed.
         for (index, link) in links.iter().enumerate().take(self.passed).rev() {
             if !self.has(index, link, Phase::OnResponse) {
+                self.pass(index, link, Phase::OnResponse, exchange);
                 continue;
             }
+            let before = self.before(index, exchange);
             let started = Instant::now();
             let outcome = match self.instance(index, link) {
                 Ok(instance) => instance.on_response(exchange).await,
                 Err(error) => Err(error),
             };
+            self.after(index, before, Phase::OnResponse, None, &outcome, exchange);
             let failure = match outcome {
                 Ok(ResponseOutcome::Continue) => {
                     self.record(index, link, Phase::OnResponse, CONTINUE, started);
@@ -243,10 +255,12 @@ impl Chain {
                 }
                 *body = std::mem::take(held).freeze();
             }
+            let before = self.before(index, exchange);
             let outcome = match self.instance(index, link) {
                 Ok(instance) => instance.on_response_body(exchange, body.clone(), end),
                 Err(error) => Err(error),
             };
+            self.after(index, before, Phase::OnResponseBody, Some((&*body, end)), &outcome, exchange);
             let failure = match outcome {
                 Ok(outcome @ (ResponseBodyOutcome::Continue | ResponseBodyOutcome::Replace(_))) => {
                     if let ResponseBodyOutcome::Replace(other) = outcome {
@@ -273,6 +287,45 @@ impl Chain {
         }
     }
 
+    /// Returns what was kept for the shadows of this chain's filters, once.
+    pub fn take_captures(&mut self) -> Option<Box<Captures>> {
+        self.captures.take()
+    }
+
+    /// Begins to keep a call, for the few requests that a shadow is tried on.
+    fn before(&self, index: usize, exchange: &Exchange) -> Option<Box<Exchange>> {
+        Captures::before(self.captures.as_deref(), index, exchange)
+    }
+
+    /// Keeps a call, if it was begun.
+    fn after<'a, T: 'a>(
+        &mut self,
+        index: usize,
+        before: Option<Box<Exchange>>,
+        phase: Phase,
+        piece: Option<(&Bytes, bool)>,
+        outcome: &'a Result<T, CallError>,
+        exchange: &Exchange,
+    ) where
+        Decided: From<&'a Result<T, CallError>>,
+    {
+        let (Some(before), Some(captures)) = (before, &mut self.captures) else { return };
+        let instance = self.steps.get_mut(index).and_then(|step| step.instance.as_mut());
+        let notes = instance.map(|instance| instance.get_mut().take_notes()).unwrap_or_default();
+        let piece = piece.map(|(piece, end)| (piece.clone(), end));
+        let (decided, after) = (Decided::from(outcome), Box::new(exchange.clone()));
+        captures.keep(index, Call { phase, before, piece, notes, decided, after });
+    }
+
+    /// Keeps that a filter has no such phase, which its canary may have.
+    fn pass(&mut self, index: usize, link: &Link, phase: Phase, exchange: &Exchange) {
+        if let Some(captures) = &mut self.captures
+            && self.steps.get(index).is_some_and(|step| !step.skipped)
+        {
+            captures.pass(index, link, phase, exchange);
+        }
+    }
+
     fn has(&self, index: usize, link: &Link, phase: Phase) -> bool {
         self.steps.get(index).is_some_and(|step| !step.skipped)
             && exports(link.versions.on(self.tracks).0.filter(), phase)
@@ -280,12 +333,13 @@ impl Chain {
 
     /// Returns the filter's instance for this request, made at its first call.
     fn instance(&mut self, index: usize, link: &Link) -> Result<&mut Instance, CallError> {
+        let effects = Captures::effects(self.captures.as_deref(), index);
         let slot = &mut self.steps[index].instance;
         match slot {
             Some(instance) => Ok(instance.get_mut()),
             None => {
                 let (version, track) = link.versions.on(self.tracks);
-                let instance = version.filter().acquire(track.as_str())?;
+                let instance = version.filter().acquire_for(track.as_str(), effects)?;
                 Ok(slot.insert(SyncWrapper::new(instance)).get_mut())
             }
         }

@@ -16,6 +16,7 @@ use super::{Caller, ControlPlane, read};
 use crate::admin::problem::Problem;
 use crate::control::status::{QuarantineView, RolloutView};
 use crate::control::{Asked, Explanation, Refusal};
+use crate::shadow::tally::ShadowView;
 
 /// The rollouts
 #[utoipa::path(get, path = "/api/v1/rollouts", tag = "rollouts", responses((status = 200, body = Vec<RolloutView>)))]
@@ -196,6 +197,22 @@ fn add_header(headers: &mut axum::http::HeaderMap, pair: &str) -> Result<(), Pro
 
 fn address(text: &str) -> Result<IpAddr, Problem> {
     text.parse().map_err(|_| Problem::bad_request(format!("`{text}` is no address")).hint("write it like `192.0.2.7`"))
+}
+
+/// What a shadow found
+///
+/// How often the canary did as stable did on the requests that it was tried on, what differed otherwise, and examples
+/// without the values that requests carry.
+#[utoipa::path(
+    get, path = "/api/v1/rollouts/{rollout}/shadow", tag = "rollouts",
+    params(("rollout" = String, Path, description = "Its name")),
+    responses((status = 200, body = ShadowView), (status = 404, body = Problem))
+)]
+pub(super) async fn shadow(
+    ControlPlane(control): ControlPlane,
+    Path(name): Path<String>,
+) -> Result<Json<ShadowView>, Problem> {
+    Ok(Json(control.shadow(&name)?))
 }
 
 /// What to commit

@@ -25,6 +25,7 @@ use crate::control::version::{Failing, Version};
 use crate::control::watch::Fingerprint;
 use crate::control::{Actor, Bind, Refusal};
 use crate::metrics::Metrics;
+use crate::shadow::Shadows;
 
 /// How long a reload waits for an upstream's names. One that takes longer serves as soon as it resolves.
 const RESOLVE_MAX: Duration = Duration::from_secs(5);
@@ -34,6 +35,7 @@ pub(super) struct Tools {
     pub(super) config: PathBuf,
     pub(super) host: Arc<Host>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) shadows: Arc<Shadows>,
     pub(super) store: Arc<Mutex<Store>>,
     pub(super) bind: Bind,
     pub(super) progress: Arc<dyn Progress + Send + Sync>,
