@@ -28,6 +28,10 @@ help: ## List the targets
 setup: ## Install what is missing to build: C compiler, cmake, the target of filters
 	@.ci/setup
 
+.PHONY: setup-test
+setup-test: ## The same, and what tests need: Chromium with its driver, promtool
+	@.ci/setup test
+
 .PHONY: demo
 demo: setup ## Run a gateway with an origin, two filters and a 20 % canary
 	@echo "demo: building the filters"
@@ -37,7 +41,7 @@ demo: setup ## Run a gateway with an origin, two filters and a 20 % canary
 	@target/debug/lockgate demo --components target/library $(ARGS)
 
 .PHONY: test
-test: setup ## Run every test: filters, configuration, host, gateway, documentation
+test: setup-test ## Run every test: filters, configuration, host, gateway, the page in a browser, documentation
 	@echo "test: the filters' workspace, natively"
 	@$(CARGO) test $(FILTERS) --workspace --locked
 	@echo "test: the gateway's workspace"

@@ -1,9 +1,11 @@
-//! Where the operator comes in: health, metrics and the API, over HTTP/1.1 on loopback, a Unix socket, or wherever else a
+//! Where the operator comes in: health, metrics, the API and a page to watch it on, over HTTP/1.1 on loopback, a Unix socket, or wherever else a
 //! token is asked for.
 
 mod api;
+mod chart;
 mod guard;
 mod health;
+mod page;
 mod problem;
 
 use std::io;
@@ -135,7 +137,7 @@ impl Server {
 
 /// Returns the whole API, guarded.
 pub(crate) fn router(context: Context) -> Router {
-    guard::guarded(api::router(), context)
+    guard::guarded(api::router().merge(page::router()), context)
 }
 
 async fn accept(listener: Listener, router: Router, mut stopped: watch::Receiver<bool>) {

@@ -16,6 +16,7 @@ pub mod events;
 pub mod explain;
 mod export;
 pub mod facts;
+pub mod history;
 mod keeper;
 pub mod quarantine;
 mod reconcile;
@@ -28,10 +29,11 @@ pub mod time;
 pub mod upstream;
 pub mod version;
 pub mod watch;
+pub mod watched;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use lockgate_config::model::{Config, Listener};
@@ -40,6 +42,7 @@ use lockgate_config::units::Weight;
 use lockgate_host::{Host, HostError, Progress, Stage};
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch as tokio_watch};
+use tokio::time::MissedTickBehavior;
 
 use self::audit::Audit;
 pub use self::audit::AuditEntry;
@@ -52,6 +55,9 @@ use self::snapshot::SnapshotCell;
 use self::state::StoreError;
 use self::status::Published;
 pub use self::status::{RolloutView, Status};
+use self::time::Timestamp;
+pub use self::watched::Watched;
+use self::watched::Watching;
 use crate::metrics::Metrics;
 use crate::shadow::Shadows;
 use crate::shadow::tally::ShadowView;
@@ -303,6 +309,7 @@ struct Inner {
     audit: Audit,
     shadows: Arc<Shadows>,
     notices: Events,
+    watching: Watching,
     published: Arc<RwLock<Arc<Published>>>,
     listeners: tokio_watch::Receiver<Arc<[Listener]>>,
     started: Instant,
@@ -336,11 +343,13 @@ impl Control {
             audit: keeper.audit().clone(),
             shadows: Arc::clone(keeper.shadows()),
             notices: keeper.notices().clone(),
+            watching: Watching::default(),
             published: keeper.published(),
             listeners: keeper.listeners(),
             started,
         }));
         tokio::spawn(keeper.run(inbox, failing));
+        tokio::spawn(watch_rollouts(Arc::downgrade(&control.0)));
         Ok(control)
     }
 
@@ -476,6 +485,19 @@ impl Control {
         self.0.audit.tail(last)
     }
 
+    /// Returns what a rollout was like since this process watches it.
+    ///
+    /// # Errors
+    ///
+    /// The rollout is unknown.
+    pub fn watched(&self, rollout: &str) -> Result<Watched, Refusal> {
+        let facts = &self.published().loaded.facts;
+        facts
+            .rollout(rollout)
+            .map(|_| self.0.watching.get(rollout))
+            .ok_or_else(|| keeper::unknown_rollout(facts, rollout))
+    }
+
     /// Returns what tells of everything that happens.
     pub fn notices(&self) -> &Events {
         &self.0.notices
@@ -524,6 +546,18 @@ impl Control {
 
     fn published(&self) -> Arc<Published> {
         Arc::clone(&self.0.published.read())
+    }
+}
+
+/// Looks at the rollouts until the last handle is dropped.
+async fn watch_rollouts(control: Weak<Inner>) {
+    let mut tick = tokio::time::interval(watched::EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        tick.tick().await;
+        let Some(control) = control.upgrade() else { return };
+        let published = Arc::clone(&control.published.read());
+        control.watching.look(&published, &control.cell.current(), Timestamp::now());
     }
 }
 

@@ -28,8 +28,8 @@ use crate::track::Track;
 use lease::{Lease, Leases};
 use series::register;
 pub use series::{
-    CustomSeries, FAILED_BY_ITSELF, OUTCOMES, PHASES, PhaseSeries, RouteSeries, STATUS_CLASSES, ShadowSeries,
-    TrackSeries, UpstreamSeries, VersionSeries, exports,
+    CallSummary, CustomSeries, FAILED_BY_ITSELF, OUTCOMES, PHASES, PhaseSeries, RouteSeries, STATUS_CLASSES,
+    ShadowSeries, TrackSeries, UpstreamSeries, VersionSeries, exports,
 };
 
 /// How long a series outlives its last user: longer than any sane scrape interval.

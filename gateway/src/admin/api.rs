@@ -2,6 +2,7 @@
 //! change serves, is on disk and in the audit log.
 
 mod cache;
+mod chart;
 pub(super) mod events;
 mod rollouts;
 mod state;
@@ -66,6 +67,7 @@ fn described() -> OpenApiRouter<Context> {
         .routes(routes!(rollouts::resume))
         .routes(routes!(rollouts::explain))
         .routes(routes!(rollouts::shadow))
+        .routes(routes!(chart::chart))
         .routes(routes!(rollouts::export))
         .routes(routes!(rollouts::quarantine))
         .routes(routes!(rollouts::release))
@@ -138,6 +140,7 @@ mod tests {
         /api/v1/reload
         /api/v1/rollouts
         /api/v1/rollouts/{rollout}
+        /api/v1/rollouts/{rollout}/chart
         /api/v1/rollouts/{rollout}/explain
         /api/v1/rollouts/{rollout}/promote
         /api/v1/rollouts/{rollout}/resume

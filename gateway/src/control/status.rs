@@ -14,12 +14,14 @@ use utoipa::ToSchema;
 use crate::control::choose::{self, Loaded, barred, state};
 use crate::control::drain::DrainingView;
 use crate::control::explain;
+use crate::control::history::Latency;
 use crate::control::quarantine::Entry;
 use crate::control::rollout::State;
 use crate::control::snapshot::Snapshot;
 use crate::control::state::Saved;
 use crate::control::time::Timestamp;
 use crate::control::version::{Version, label_of};
+use crate::metrics::{CallSummary, VersionSeries};
 use crate::track::Track;
 
 /// The state of everything.
@@ -147,8 +149,47 @@ pub struct VersionView {
     pub instances: u32,
     /// Their linear memory.
     pub memory_bytes: u64,
+    /// Its calls since it was loaded, on both tracks.
+    pub calls: CallsView,
     /// Why it is in quarantine.
     pub quarantined: Option<String>,
+}
+
+/// Calls of a version.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
+pub struct CallsView {
+    /// All of them: one for each phase of each request.
+    pub total: u64,
+    /// Those that failed, by kind.
+    pub failures: BTreeMap<&'static str, u64>,
+    /// Half of the calls took no longer, as exactly as the metric's buckets tell; none without calls.
+    pub p50_seconds: Option<f64>,
+    /// Of a hundred calls, 99 took no longer.
+    pub p99_seconds: Option<f64>,
+}
+
+impl CallsView {
+    fn of(version: &Version) -> Self {
+        let tracks: Vec<CallSummary> =
+            Track::ALL.iter().filter_map(|track| version.series(*track)).map(VersionSeries::summary).collect();
+        let mut failures = BTreeMap::new();
+        for (kind, count) in tracks.iter().flat_map(|summary| &summary.failures) {
+            *failures.entry(*kind).or_default() += count;
+        }
+        let mut durations = Latency::default();
+        for summary in &tracks {
+            durations.bounds.clone_from(&summary.bounds);
+            let counts = &mut durations.counts[Track::Stable as usize];
+            counts.resize(summary.counts.len(), 0);
+            counts.iter_mut().zip(&summary.counts).for_each(|(sum, count)| *sum += count);
+        }
+        Self {
+            total: tracks.iter().map(|summary| summary.calls).sum(),
+            failures,
+            p50_seconds: durations.quantile(Track::Stable, 0.5),
+            p99_seconds: durations.quantile(Track::Stable, 0.99),
+        }
+    }
 }
 
 /// An upstream.
@@ -365,6 +406,7 @@ impl Published {
             not_snapshotted_because: running.snapshotted().err().map(ToOwned::to_owned),
             instances: live.instances,
             memory_bytes: live.memory_bytes,
+            calls: CallsView::of(version),
             quarantined: self.saved.quarantine.get(name, id).map(|entry| entry.why.to_string()),
         }
     }

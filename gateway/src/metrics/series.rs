@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use lockgate_host::{Filter, MetricDeclaration, MetricKind, Phase};
-use prometheus::core::Collector;
+use prometheus::core::{Collector, Metric as _};
 use prometheus::{Counter, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
 
 use super::lease::Lease;
@@ -62,6 +62,19 @@ pub struct VersionSeries {
     pub(super) _lease: Lease,
 }
 
+/// What one version counted.
+#[derive(Clone, Debug, Default)]
+pub struct CallSummary {
+    /// Calls.
+    pub calls: u64,
+    /// Those that failed, by kind; without kinds that there were none of.
+    pub failures: Vec<(&'static str, u64)>,
+    /// How long calls took: counts by bucket.
+    pub counts: Vec<u64>,
+    /// The buckets' upper bounds, in seconds.
+    pub bounds: Vec<f64>,
+}
+
 /// Handles of one phase.
 #[derive(Debug)]
 pub struct PhaseSeries {
@@ -80,6 +93,27 @@ impl VersionSeries {
             }
             series.duration.observe(duration.as_secs_f64());
         }
+    }
+
+    /// Returns everything that was counted, over all phases.
+    pub fn summary(&self) -> CallSummary {
+        let mut summary = CallSummary::default();
+        for phase in self.phases.iter().flatten() {
+            summary.calls += phase.calls.iter().map(|calls| calls.get()).sum::<u64>();
+            let buckets = phase.duration.metric();
+            let buckets = buckets.get_histogram().get_bucket();
+            summary.bounds = buckets.iter().map(|bucket| bucket.upper_bound()).collect();
+            summary.counts.resize(buckets.len(), 0);
+            let mut below = 0;
+            for (count, bucket) in summary.counts.iter_mut().zip(buckets) {
+                // They are told as Prometheus does: each with those below it.
+                *count += bucket.cumulative_count().saturating_sub(below);
+                below = bucket.cumulative_count();
+            }
+        }
+        let failed = self.failures.iter().map(|(kind, count)| (*kind, count.get()));
+        summary.failures = failed.filter(|(_, count)| *count > 0).collect();
+        summary
     }
 
     /// Counts a failure. `kind` is one of the host's, or `outcome` where the filter itself said that it failed.

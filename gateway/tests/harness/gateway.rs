@@ -63,6 +63,7 @@ pub struct Builder {
     dir: TempDir,
     config: String,
     variables: HashMap<String, String>,
+    token: Option<String>,
 }
 
 impl Builder {
@@ -70,7 +71,7 @@ impl Builder {
     /// the address of the upstream given to [`Self::upstream`].
     pub fn new(config: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("lockgate-test-").tempdir().expect("a temporary folder");
-        Self { dir, config: config.to_owned(), variables: HashMap::new() }
+        Self { dir, config: config.to_owned(), variables: HashMap::new(), token: None }
     }
 
     pub fn upstream(self, upstream: &Upstream) -> Self {
@@ -80,6 +81,12 @@ impl Builder {
     /// Sets an environment variable, which the configuration can name.
     pub fn variable(mut self, name: &str, value: &str) -> Self {
         self.variables.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Gives the admin API a token; calls of the harness carry none.
+    pub fn token(mut self, token: &str) -> Self {
+        self.token = Some(token.to_owned());
         self
     }
 
@@ -97,9 +104,10 @@ impl Builder {
 
     pub async fn start(self) -> Gateway {
         let config = self.dir.path().join("lockgate.yaml");
-        write_config(&config, &self.config);
+        write_config(&config, &self.config, self.token.as_deref());
         let mut gateway = Gateway {
             config,
+            token: self.token,
             variables: self.variables,
             dir: self.dir,
             process: None,
@@ -110,8 +118,9 @@ impl Builder {
     }
 }
 
-fn write_config(path: &Path, config: &str) {
-    let text = format!("listeners: [\"127.0.0.1:0\"]\nadmin: {{ address: \"127.0.0.1:0\" }}\n{config}\n");
+fn write_config(path: &Path, config: &str, token: Option<&str>) {
+    let token = token.map(|token| format!(", token: {token}")).unwrap_or_default();
+    let text = format!("listeners: [\"127.0.0.1:0\"]\nadmin: {{ address: \"127.0.0.1:0\"{token} }}\n{config}\n");
     // As an editor does it: to another name, then into place.
     let temporary = path.with_extension("new");
     std::fs::write(&temporary, text).expect("the configuration can be written");
@@ -122,6 +131,7 @@ fn write_config(path: &Path, config: &str) {
 #[derive(Debug)]
 pub struct Gateway {
     config: PathBuf,
+    token: Option<String>,
     variables: HashMap<String, String>,
     dir: TempDir,
     process: Option<Process>,
@@ -279,7 +289,7 @@ impl Gateway {
 
     /// Replaces the configuration, as an editor does.
     pub fn write_config(&self, config: &str) {
-        write_config(&self.config, config);
+        write_config(&self.config, config, self.token.as_deref());
     }
 
     /// Replaces a component, as a build does: written to another name and renamed into place.
