@@ -3,9 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use crate::model::{
-    AccessLog, Config, Decider, FailureMode, FilterLimits, FilterPolicy, FilterVersion, Guard, Isolation, KeyPart,
-    OnBad, Plan, Rollout, RolloutSubject, Route, Server, ShadowLimits, SlownessGuard, Stage, Target, Upstream,
-    UpstreamProtocol,
+    AccessLog, Alpn, Config, Decider, FailureMode, FilterLimits, FilterPolicy, FilterVersion, Guard, Isolation, KeyPart,
+    Listener, OnBad, Plan, Rollout, RolloutSubject, Route, Server, ShadowLimits, SlownessGuard, Stage, Target, Tls,
+    TlsVersion, Upstream, UpstreamProtocol,
 };
 use crate::units::format_duration;
 
@@ -14,8 +14,6 @@ use crate::units::format_duration;
 /// configuration.
 #[must_use]
 pub fn dump(config: &Config) -> Value {
-    let listeners =
-        config.listeners.iter().map(|listener| json!({ "address": listener.address.to_string(), "h2c": listener.h2c }));
     let mut admin = json!({ "address": config.admin.address.to_string() });
     if let Some(token) = &config.admin.token {
         admin["token"] = token.to_string().into();
@@ -27,7 +25,7 @@ pub fn dump(config: &Config) -> Value {
     });
     json!({
         "server": server(&config.server),
-        "listeners": listeners.collect::<Value>(),
+        "listeners": config.listeners.iter().map(listener).collect::<Value>(),
         "admin": admin,
         "upstreams": config.upstreams.iter().map(|it| (it.name.to_string(), upstream(it))).collect::<Map<_, _>>(),
         "filters": filters.collect::<Map<_, _>>(),
@@ -62,6 +60,49 @@ fn server(server: &Server) -> Value {
         "trusted_proxies": texts(server.trusted_proxies.iter()),
         "limits": limits,
     })
+}
+
+fn listener(listener: &Listener) -> Value {
+    let mut value = json!({ "address": listener.address.to_string(), "h2c": listener.h2c });
+    if let Some(port) = listener.redirect_to_https {
+        value["redirect_to_https"] = port.into();
+    }
+    if let Some(settings) = &listener.tls {
+        value["tls"] = tls(settings);
+    }
+    value
+}
+
+fn tls(tls: &Tls) -> Value {
+    let certificates = tls
+        .certificates
+        .iter()
+        .map(|pair| json!({ "cert": pair.cert.display().to_string(), "key": pair.key.display().to_string() }));
+    let alpn = tls.alpn.iter().map(|protocol| match protocol {
+        Alpn::H2 => "h2",
+        Alpn::Http1 => "http/1.1",
+    });
+    let mut value = json!({
+        "certificates": certificates.collect::<Value>(),
+        "min_version": match tls.min_version {
+            TlsVersion::Tls12 => "1.2",
+            TlsVersion::Tls13 => "1.3",
+        },
+        "alpn": alpn.collect::<Value>(),
+        "handshake_timeout": format_duration(tls.handshake_timeout),
+    });
+    if let Some(auth) = &tls.client_auth {
+        let mode = if auth.required { "required" } else { "optional" };
+        value["client_auth"] = json!({ "ca": auth.ca.display().to_string(), "mode": mode });
+    }
+    if let Some(hsts) = &tls.hsts {
+        value["hsts"] = json!({
+            "days": hsts.max_age.as_secs() / 86_400,
+            "include_subdomains": hsts.include_subdomains,
+            "preload": hsts.preload,
+        });
+    }
+    value
 }
 
 fn upstream(upstream: &Upstream) -> Value {

@@ -6,6 +6,7 @@
 
 mod filter;
 pub(crate) mod forms;
+mod listener;
 pub(crate) mod plan;
 mod route;
 mod server;
@@ -19,8 +20,9 @@ pub(crate) use self::filter::{
     FailureForm, FailureWord, FallBack, Filter, FilterLimits, Grants, IsolationForm, IsolationWord, Reused,
 };
 use self::forms::Named;
+pub(crate) use self::listener::{Alpn, ClientAuthMode, ListenerForm, Tls};
 pub(crate) use self::route::{Canary, HeaderCondition, KeyForm, KeyNamed, KeyWord, Match, Override, Rollout, Route};
-pub(crate) use self::server::{AccessLog, Admin, ListenerForm, Server};
+pub(crate) use self::server::{AccessLog, Admin, Server};
 pub(crate) use self::upstream::{Protocol, Upstream, UpstreamForm};
 
 /// The configuration of a Lockgate gateway.

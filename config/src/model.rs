@@ -97,6 +97,82 @@ pub struct Listener {
     pub address: SocketAddr,
     /// Whether HTTP/2 without TLS (prior knowledge) is understood beside HTTP/1.1. Default: true.
     pub h2c: bool,
+    /// How TLS ends here. Default: not at all.
+    pub tls: Option<Tls>,
+    /// The port of HTTPS that clients are sent to instead of being served; never with [`Self::tls`]. Default: none.
+    pub redirect_to_https: Option<u16>,
+}
+
+impl Listener {
+    /// Returns a listener with every default.
+    #[must_use]
+    pub const fn new(address: SocketAddr) -> Self {
+        Self { address, h2c: true, tls: None, redirect_to_https: None }
+    }
+}
+
+/// TLS on a listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// At least one; the first is the default.
+    pub certificates: Vec<Certificate>,
+    /// Default: 1.2.
+    pub min_version: TlsVersion,
+    /// In the order of preference, at least one. Default: HTTP/2, then HTTP/1.1.
+    pub alpn: Vec<Alpn>,
+    /// Default: clients are not asked for a certificate.
+    pub client_auth: Option<ClientAuth>,
+    /// Default: 10 s.
+    pub handshake_timeout: Duration,
+    /// Default: none.
+    pub hsts: Option<Hsts>,
+}
+
+/// The files of a certificate, relative paths resolved against the configuration file's folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// The certificate, and those between it and its authority.
+    pub cert: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// RFC 5246.
+    Tls12,
+    /// RFC 8446.
+    Tls13,
+}
+
+/// What is spoken inside TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alpn {
+    /// HTTP/2.
+    H2,
+    /// HTTP/1.1.
+    Http1,
+}
+
+/// How clients show who they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientAuth {
+    /// The authorities that their certificates must come from.
+    pub ca: PathBuf,
+    /// Whether a client without a certificate is turned away. Default: true.
+    pub required: bool,
+}
+
+/// What browsers are told about HTTPS (RFC 6797).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hsts {
+    /// How long it holds, in whole days. Default: 365 days.
+    pub max_age: Duration,
+    /// Whether it holds for all hosts below as well. Default: false.
+    pub include_subdomains: bool,
+    /// Whether the host may be put on the lists that browsers ship. Default: false.
+    pub preload: bool,
 }
 
 /// Where the operator comes in: API, metrics and health.

@@ -5,6 +5,7 @@
 //! is told: a name whose declaration had a problem counts as known.
 
 mod filters;
+mod listeners;
 mod plan;
 mod rollouts;
 mod routes;

@@ -1,4 +1,4 @@
-//! `server`, `listeners` and `admin`.
+//! `server` and `admin`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,7 +7,6 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::forms::Either;
 use super::written::{FilePath, Timeout, Whole, Written};
 use crate::model::AdminAddress;
 use crate::units::{ByteSize, Secret};
@@ -103,20 +102,6 @@ impl Default for RequestLimits {
 
 pub(super) const fn seconds(count: u64) -> Written<Timeout> {
     Written(Timeout(Duration::from_secs(count)))
-}
-
-/// An address, or a map.
-pub(crate) type ListenerForm = Either<Written<SocketAddr>, Listener>;
-
-/// Where requests come in.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Listener {
-    /// Address and port of this machine. Port 0 takes a free one, which the log tells.
-    pub(crate) address: Written<SocketAddr>,
-    /// Whether HTTP/2 without TLS (with prior knowledge) is understood beside HTTP/1.1.
-    #[serde(default = "yes")]
-    pub(crate) h2c: Written<bool>,
 }
 
 pub(super) const fn yes() -> Written<bool> {

@@ -1,12 +1,11 @@
-//! `server`, `listeners` and `admin`.
+//! `server` and `admin`.
 
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::thread::available_parallelism;
 
-use super::{Resolver, line_of, repeated};
+use super::Resolver;
 use crate::file;
-use crate::file::forms::Either;
 use crate::model::{AccessLog, Admin, AdminAddress, Listener, RequestLimits, Server};
 use crate::problem::{Place, Problem};
 use crate::tree::Node;
@@ -54,35 +53,6 @@ impl Resolver<'_> {
                 idle_timeout: server.limits.idle_timeout.0.0,
             },
         }
-    }
-
-    pub(super) fn listeners(&mut self, listeners: Vec<file::ListenerForm>, tree: &Node) -> Vec<Listener> {
-        let node = tree.get("listeners");
-        if listeners.is_empty() && !tree.pruned("listeners") && !node.is_some_and(|n| n.damaged) {
-            let place = tree.entry("listeners").map(|entry| entry.key_place.clone());
-            let problem = Problem::new("there is no listener", place.unwrap_or_default());
-            self.problem(problem.hint("add one: `listeners: [\"0.0.0.0:8080\"]`"));
-        }
-        let listeners: Vec<Listener> = listeners
-            .into_iter()
-            .map(|listener| match listener {
-                Either::Short(address) => Listener { address: address.0, h2c: true },
-                Either::Long(long) => Listener { address: long.address.0, h2c: long.h2c.0 },
-            })
-            .collect();
-        // Port 0 takes another port each time.
-        let addresses: Vec<_> = listeners
-            .iter()
-            .enumerate()
-            .map(|(index, listener)| (listener.address, if listener.address.port() == 0 { index } else { 0 }))
-            .collect();
-        for (index, first) in repeated(&addresses) {
-            let node = |index| tree.at("listeners").item(index).at("address");
-            let message = format!("`{}` is listened on twice", node(index).written().unwrap_or_default());
-            let label = format!("it is there already{}", line_of(&node(first).place));
-            self.problem(Problem::new(message, node(index).place.clone()).label(label));
-        }
-        listeners
     }
 
     pub(super) fn admin(&mut self, admin: file::Admin, tree: &Node, listeners: &[Listener]) -> Admin {
