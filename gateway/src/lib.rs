@@ -10,4 +10,5 @@ pub mod metrics;
 pub mod proxy;
 pub mod server;
 pub mod shadow;
+pub mod tls;
 pub mod track;

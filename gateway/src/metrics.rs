@@ -9,6 +9,7 @@ mod lease;
 mod series;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -24,13 +25,14 @@ use prometheus::{
 use crate::proxy::fault::Fault;
 use crate::shadow::capture::Skip;
 use crate::shadow::compare::Kind;
+use crate::tls::{Certificate, Failure};
 use crate::track::Track;
 use lease::{Lease, Leases};
-use series::register;
 pub use series::{
-    CallSummary, CustomSeries, FAILED_BY_ITSELF, OUTCOMES, PHASES, PhaseSeries, RouteSeries, STATUS_CLASSES,
-    ShadowSeries, TrackSeries, UpstreamSeries, VersionSeries, exports,
+    CallSummary, CustomSeries, FAILED_BY_ITSELF, ListenerSeries, OUTCOMES, PHASES, PhaseSeries, RouteSeries,
+    STATUS_CLASSES, ShadowSeries, TrackSeries, UpstreamSeries, VersionSeries, exports,
 };
+use series::{HANDSHAKE_OK, register};
 
 /// How long a series outlives its last user: longer than any sane scrape interval.
 const LINGER: Duration = Duration::from_secs(600);
@@ -106,6 +108,8 @@ pub struct Metrics {
     pub drain_left: IntCounter,
     /// One for each state file that was found corrupted.
     pub state_corruptions: IntCounter,
+    handshakes: IntCounterVec,
+    certificate_expiry: GaugeVec,
     /// Open client connections.
     pub connections: IntGauge,
     /// Client connections accepted.
@@ -297,6 +301,18 @@ impl Metrics {
             )?,
             state_corruptions: r
                 .counter("lockgate_state_corruptions_total", "State files that were found corrupted, and set aside.")?,
+            handshakes: r.counters(
+                "lockgate_tls_handshakes_total",
+                "TLS handshakes with clients, by how they ended: ok, or why they failed.",
+                &["listener", "outcome"],
+            )?,
+            certificate_expiry: {
+                let opts = Opts::new(
+                    "lockgate_certificate_expiry_timestamp_seconds",
+                    "When a certificate of a listener expires, in seconds since 1970.",
+                );
+                r.register(GaugeVec::new(opts, &["listener", "certificate"])?)?
+            },
             connections: r.gauge("lockgate_connections", "Open client connections.")?,
             connections_accepted: r.counter("lockgate_connections_total", "Client connections accepted.")?,
             access_log_dropped: r.counter(
@@ -327,6 +343,27 @@ impl Metrics {
                 lease::Series::new(&["route", name], series)
             }),
         })
+    }
+
+    /// Returns the handles of a listener, by its address as configured.
+    pub fn listener(&self, address: &str) -> Arc<ListenerSeries> {
+        let outcomes = || std::iter::once(HANDSHAKE_OK).chain(Failure::ALL.map(Failure::kind));
+        Arc::new(ListenerSeries {
+            handshakes: outcomes().map(|outcome| self.handshakes.with_label_values(&[address, outcome])).collect(),
+            _lease: self.leases.take(lease::Series::new(
+                &["listener", address],
+                outcomes().map(|outcome| remove(&self.handshakes, &[address, outcome])).collect(),
+            )),
+        })
+    }
+
+    /// Shows when each certificate expires, in the place of what was shown before.
+    pub fn show_certificates<'a>(&self, certificates: impl Iterator<Item = (SocketAddr, &'a Certificate)>) {
+        self.certificate_expiry.reset();
+        for (listener, certificate) in certificates {
+            let labels = [&listener.to_string(), &certificate.file];
+            self.certificate_expiry.with_label_values(&labels).set(certificate.not_after as f64);
+        }
     }
 
     /// Counts a request that did not get its target's answer.

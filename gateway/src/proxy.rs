@@ -3,6 +3,7 @@
 //! holds.
 
 pub mod admit;
+pub mod arrival;
 pub mod body;
 pub mod chain;
 pub mod context;
@@ -87,6 +88,10 @@ impl ProxyHttp for Gateway {
     /// Route, split, request filters.
     async fn request_filter(&self, session: &mut Session, context: &mut Context) -> pingora::Result<bool> {
         admit::set_timeouts(session, &context.snapshot.limits);
+        if let Some(redirect) = admit::redirected_to_https(session, context) {
+            respond::answer(session, context, redirect).await?;
+            return Ok(true);
+        }
         if let Err(refused) = admit::route_and_split(session, context) {
             respond::refuse_with(session, context, refused.fault, refused.headers).await?;
             return Ok(true);
@@ -248,6 +253,7 @@ impl ProxyHttp for Gateway {
         if response.status.is_informational() && response.status != http::StatusCode::SWITCHING_PROTOCOLS {
             return Ok(());
         }
+        forward::ask_for_https(response, context)?;
         let Some((chain, links, exchange)) = context.filters() else { return Ok(()) };
         lend::request(session, exchange);
         lend::response(response, exchange);

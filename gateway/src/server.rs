@@ -12,6 +12,7 @@ mod listener;
 mod service_manager;
 mod signals;
 mod socket;
+mod transport;
 
 use std::fmt;
 use std::io;

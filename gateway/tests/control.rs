@@ -555,7 +555,7 @@ async fn the_export_brings_the_file_up_to_the_state() {
       tag-2:
         weight: 12.5%
     ");
-    let draft = Draft::read(&plane.path("lockgate.yaml"), &mut Fingerprint::default()).expect("it is right");
+    let draft = Draft::read(&plane.path("lockgate.yaml"), &mut Fingerprint::default(), None).expect("it is right");
     assert_eq!(draft.overlaid().expect("it can be read"), Some(plane.control.export()), "a check says the same");
     plane.control.promote("tag-2", actor()).await.expect("it is under way");
     insta::assert_snapshot!(plane.control.export(), @r#"

@@ -5,14 +5,16 @@ use std::path::PathBuf;
 use clap::Args;
 use lockgate_config::Warnings;
 use lockgate_config::model::Config;
+use lockgate_config::problem::Report;
 
 use super::Failure;
 use super::output::{count, print, print_json};
 use super::progress::progress;
 use crate::control::reload::{Draft, host};
+use crate::control::time::Timestamp;
 use crate::control::watch::Fingerprint;
 
-/// Is this configuration right, and are the components that it names?
+/// Is this configuration right, and are the components and certificates that it names?
 ///
 /// Reads the file and tells all that is wrong with it, then loads every component as the gateway would (contract, grants,
 /// limits, settings), without serving. What is compiled stays in the cache, so that the gateway starts faster. Where the
@@ -48,7 +50,11 @@ impl Check {
         let mut checked = format!("{}, {}", count(routes.len(), "route"), count(filters.len(), "filter"));
         let mut overlaid = String::new();
         if !self.no_components {
-            let draft = Draft::read(&self.path, &mut Fingerprint::default())?;
+            let draft = Draft::read(&self.path, &mut Fingerprint::default(), None)?;
+            let untimely = draft.facts.untimely(Timestamp::now(), None);
+            if !untimely.is_empty() {
+                return Err(Report::new(draft.facts.source.clone(), untimely).into());
+            }
             let versions = draft.versions();
             let host = host(&draft.facts.config).map_err(Failure::failed)?;
             draft.load(&versions, &host, &*progress())?;

@@ -6,7 +6,6 @@ use super::output::{count, print};
 use super::progress::progress;
 use super::{ConfigFile, Failure};
 use crate::control::reload::{Draft, host};
-use crate::control::watch::Fingerprint;
 
 /// Compile every component that the configuration names, into the cache.
 ///
@@ -19,7 +18,7 @@ pub(super) struct Compile {
 
 impl Compile {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let draft = Draft::read(&self.config.path, &mut Fingerprint::default())?;
+        let draft = Draft::read_components(&self.config.path)?;
         let versions = draft.versions();
         let host = host(&draft.facts.config).map_err(Failure::failed)?;
         draft.load(&versions, &host, &*progress())?;

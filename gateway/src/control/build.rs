@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicUsize;
 use lockgate_config::model::{self, AccessLog, Config};
 use lockgate_config::units::Weight;
 
-use crate::control::snapshot::{Link, Pair, Rollout, Route, Snapshot, Target};
+use crate::control::facts::Facts;
+use crate::control::snapshot::{Link, Listening, Pair, Rollout, Route, Snapshot, Target};
 use crate::control::upstream::Upstream;
 use crate::control::version::Version;
 use crate::metrics::Metrics;
@@ -48,7 +49,8 @@ impl<T> Clone for Chose<T> {
 const UNROUTED: &str = "(none)";
 
 /// Returns a snapshot.
-pub fn build(generation: u64, config: &Config, chosen: &Chosen, metrics: &Metrics, shadows: &Shadows) -> Snapshot {
+pub fn build(generation: u64, facts: &Facts, chosen: &Chosen, metrics: &Metrics, shadows: &Shadows) -> Snapshot {
+    let config = &*facts.config;
     let rollouts = config
         .rollouts
         .iter()
@@ -72,6 +74,12 @@ pub fn build(generation: u64, config: &Config, chosen: &Chosen, metrics: &Metric
         rollouts,
         limits: config.server.limits,
         trusted_proxies: Arc::clone(&config.server.trusted_proxies),
+        listeners: config
+            .listeners
+            .iter()
+            .zip(&facts.terms)
+            .map(|(listener, terms)| Arc::new(Listening::new(listener, terms.clone(), metrics)))
+            .collect(),
         access_log: config.server.access_log == AccessLog::Stdout,
         unrouted: metrics.route(UNROUTED),
         requests: AtomicUsize::new(0),

@@ -1,6 +1,7 @@
 //! What the file says, and what it names: the resolved configuration with the digests of every version in it. *Facts*
 //! do not change; a reload replaces them whole.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,7 +11,9 @@ use lockgate_host::{FilterSpec, Grants, Isolation, Limits, OutboundGrant, Versio
 use serde_json::Value;
 
 use crate::control::rollout::Versions;
+use crate::control::time::Timestamp;
 use crate::control::upstream::digest_of;
+use crate::tls::{Certificate, Terms};
 
 /// What the file says.
 #[derive(Debug)]
@@ -23,24 +26,78 @@ pub struct Facts {
     pub stable: Vec<VersionId>,
     /// The canary of each rollout, in the configuration's order; none for one that moves an upstream.
     pub canaries: Vec<Option<VersionId>>,
+    /// How TLS ends on each listener, in the configuration's order; none in the clear.
+    pub terms: Vec<Option<Arc<Terms>>>,
     /// The configuration without its places, to tell whether a file means the same as another.
     meaning: Value,
 }
 
 impl Facts {
     /// Puts together what was found out.
-    pub fn new(config: Config, source: Source, stable: Vec<VersionId>, canaries: Vec<Option<VersionId>>) -> Self {
+    pub fn new(
+        config: Config,
+        source: Source,
+        stable: Vec<VersionId>,
+        canaries: Vec<Option<VersionId>>,
+        terms: Vec<Option<Arc<Terms>>>,
+    ) -> Self {
         let meaning = lockgate_config::dump(&config);
-        Self { config: Arc::new(config), source, stable, canaries, meaning }
+        Self { config: Arc::new(config), source, stable, canaries, terms, meaning }
     }
 
     /// Returns whether nothing but the file's layout differs.
     pub fn mean_the_same_as(&self, other: &Self) -> bool {
+        let files = |facts: &Self| facts.terms.iter().flatten().map(|terms| terms.files()).collect::<Vec<_>>();
         // The dump hides secrets. Those of settings are in the versions' digests.
         self.stable == other.stable
             && self.canaries == other.canaries
             && self.config.admin.token == other.config.admin.token
+            && files(self) == files(other)
             && self.meaning == other.meaning
+    }
+
+    /// Returns how TLS ends on a listener, by its address as configured.
+    pub fn terms_of(&self, address: &SocketAddr) -> Option<&Arc<Terms>> {
+        let index = self.config.listeners.iter().position(|listener| listener.address == *address)?;
+        self.terms.get(index)?.as_ref()
+    }
+
+    /// Returns all certificates, with the addresses of their listeners.
+    pub fn certificates(&self) -> impl Iterator<Item = (SocketAddr, &Certificate)> {
+        let listeners = self.config.listeners.iter().zip(&self.terms);
+        listeners.flat_map(|(listener, terms)| {
+            let certificates = terms.iter().flat_map(|terms| &terms.certificates);
+            certificates.map(|certificate| (listener.address, certificate))
+        })
+    }
+
+    /// Returns a problem for each certificate that is not valid at `now`. One that `serving` has as well is none: it
+    /// would go on to serve if nothing happened, and what happens now is not its doing.
+    pub fn untimely(&self, now: Timestamp, serving: Option<&Self>) -> Vec<Problem> {
+        let serves = |certificate: &Certificate| {
+            serving.is_some_and(|serving| serving.certificates().any(|(_, known)| known == certificate))
+        };
+        let now = i64::try_from(now.millis() / 1000).unwrap_or(i64::MAX);
+        let date = |seconds: i64| Timestamp::from_millis(u64::try_from(seconds).unwrap_or_default() * 1000);
+        let mut problems = Vec::new();
+        for (listener, terms) in self.terms.iter().enumerate() {
+            let certificates = terms.iter().flat_map(|terms| &terms.certificates).enumerate();
+            for (index, certificate) in certificates.filter(|(_, certificate)| !serves(certificate)) {
+                let file = &certificate.file;
+                let (message, hint) = if certificate.not_after < now {
+                    let date = date(certificate.not_after);
+                    (format!("certificate `{file}` expired at {date}"), "put the renewed one in its place")
+                } else if now < certificate.not_before {
+                    let date = date(certificate.not_before);
+                    (format!("certificate `{file}` is not valid before {date}"), "is this machine's clock right?")
+                } else {
+                    continue;
+                };
+                let path = format!("listeners[{listener}].tls.certificates[{index}].cert");
+                problems.push(Problem::new(message, self.source.place_of(&path)).hint(hint));
+            }
+        }
+        problems
     }
 
     /// Returns the index of a rollout.

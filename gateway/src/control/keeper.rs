@@ -122,7 +122,7 @@ impl Keeper {
         let deciding = options.deciding;
         let (seen, draft, host, store, restored) = blocking(move || {
             let mut seen = Fingerprint::default();
-            let draft = Draft::read(&path, &mut seen).map_err(StartError::Config)?;
+            let draft = Draft::read(&path, &mut seen, None).map_err(StartError::Config)?;
             let config = &draft.facts.config;
             let mut store = Store::open(&config.server.state_dir).map_err(StartError::State)?;
             if deciding {
@@ -154,6 +154,10 @@ impl Keeper {
             .map_err(|error| StartError::System(format!("cannot start the reaper: {error}")))?;
 
         let facts = Arc::clone(&draft.facts);
+        for untimely in facts.untimely(Timestamp::now(), None) {
+            // A restart is no moment to fail: the other hosts would go down with this one.
+            tracing::error!(listener = untimely.place.path.as_ref(), "{}", untimely.message);
+        }
         let ready = job::load(draft, None, deciding, Arc::clone(&tools)).await.map_err(|refusal| match refusal {
             Refusal::Config(report) | Refusal::Load(report) | Refusal::Restart(report) => StartError::Config(report),
             other => StartError::System(other.to_string()),
@@ -165,7 +169,7 @@ impl Keeper {
             commit(&tools, &audit, &notices, &restored.saved, &saved, entries).await.map_err(StartError::System)?;
         }
 
-        let first = Arc::new(build(1, &facts.config, &chosen(&loaded, &saved), &metrics, &tools.shadows));
+        let first = Arc::new(build(1, &facts, &chosen(&loaded, &saved), &metrics, &tools.shadows));
         metrics.generation.set(1);
         let last_reload = last_reload(Cause::Start, &Actor::gateway(), ReloadOutcome::Swapped, None);
         let loaded = Arc::new(loaded);
@@ -478,13 +482,13 @@ impl Keeper {
         let metrics = &self.tools.metrics;
         self.generation += 1;
         let chosen = chosen(&self.loaded, &self.saved);
-        let config = &self.loaded.facts.config;
-        let next = Arc::new(build(self.generation, config, &chosen, metrics, &self.tools.shadows));
+        let facts = &self.loaded.facts;
+        let next = Arc::new(build(self.generation, facts, &chosen, metrics, &self.tools.shadows));
         let began = Instant::now();
         let old = self.cell.swap(next);
         metrics.swap_duration.observe(began.elapsed().as_secs_f64());
         metrics.generation.set(i64::try_from(self.generation).unwrap_or(i64::MAX));
-        self.drains.add(old, config.server.drain, Instant::now());
+        self.drains.add(old, facts.config.server.drain, Instant::now());
         self.tools.shadows.retain(|rollout| self.loaded.facts.rollout(rollout).is_some());
     }
 
@@ -495,6 +499,7 @@ impl Keeper {
         for gone in facts.config.rollouts.iter().filter(|rollout| now.rollout(&rollout.name).is_none()) {
             metrics.set_rollout_weight(&gone.name, None);
         }
+        metrics.show_certificates(now.certificates());
         for (index, rollout) in now.config.rollouts.iter().enumerate() {
             let weight = choose::state(now, &self.saved, index).map_or(Weight::ZERO, State::weight_in_effect);
             metrics.set_rollout_weight(&rollout.name, Some(f64::from(weight.basis_points()) / 10_000.0));

@@ -21,6 +21,7 @@ use crate::control::rollout::State;
 use crate::control::state::{Store, StoreError};
 use crate::control::time::Timestamp;
 use crate::control::watch::Fingerprint;
+use crate::tls::{self, Terms};
 
 /// Filters that are loaded at the same time. Compiling has threads of its own; what is left is reading, checking and
 /// configuring, on the threads of the reload.
@@ -68,14 +69,38 @@ pub fn host(config: &Config) -> Result<Arc<Host>, HostError> {
 }
 
 impl Draft {
-    /// Reads a file and the components that it names, and notes each in `seen` before it is read.
+    /// Reads a file with the components and certificates that it names, and notes each in `seen` before it is read.
+    /// What did not change of `serving` is taken over. Whether certificates are valid by now is left to
+    /// [`Facts::untimely`].
     ///
     /// # Errors
     ///
-    /// All that is wrong with the file, or all the components that cannot be read.
-    pub fn read(path: &Path, seen: &mut Fingerprint) -> Result<Self, Report> {
+    /// All that is wrong with the file, or with the files that it names.
+    pub fn read(path: &Path, seen: &mut Fingerprint, serving: Option<&Facts>) -> Result<Self, Report> {
         seen.note(path);
         let lockgate_config::Loaded { config, source } = lockgate_config::load(path)?;
+        let (terms, problems) = read_terms(&config, &source, seen, serving);
+        Self::of(config, source, seen, terms, problems)
+    }
+
+    /// Does what [`Self::read`] does, but for certificates: whoever compiles components may have none.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with the file, or with the components that it names.
+    pub fn read_components(path: &Path) -> Result<Self, Report> {
+        let lockgate_config::Loaded { config, source } = lockgate_config::load(path)?;
+        let none = config.listeners.iter().map(|_| None).collect();
+        Self::of(config, source, &mut Fingerprint::default(), none, Vec::new())
+    }
+
+    fn of(
+        config: Config,
+        source: Source,
+        seen: &mut Fingerprint,
+        terms: Vec<Option<Arc<Terms>>>,
+        mut problems: Vec<Problem>,
+    ) -> Result<Self, Report> {
         let mut reader = Reader { source: &source, seen, components: BTreeMap::new(), problems: Vec::new() };
         let stable = config.filters.iter().map(|filter| reader.read(&filter.version)).collect::<Vec<_>>();
         let canaries = config.rollouts.iter().map(|rollout| match &rollout.subject {
@@ -83,13 +108,14 @@ impl Draft {
             RolloutSubject::Upstream { .. } => None,
         });
         let canaries = canaries.collect::<Vec<_>>();
-        let Reader { components, problems, .. } = reader;
+        let Reader { components, problems: unread, .. } = reader;
+        problems.extend(unread);
         if !problems.is_empty() {
             return Err(Report::new(source, problems));
         }
         let components = components.into_iter().filter_map(|(path, read)| Some((path, read?.1))).collect();
         let stable = stable.into_iter().flatten().collect();
-        Ok(Self { facts: Arc::new(Facts::new(config, source, stable, canaries)), components })
+        Ok(Self { facts: Arc::new(Facts::new(config, source, stable, canaries, terms)), components })
     }
 
     /// Returns every version that the file names: the filters' stable ones, then the rollouts' canaries.
@@ -154,6 +180,30 @@ impl Draft {
         }
         if problems.is_empty() { Ok(filters) } else { Err(Report::new(self.facts.source.clone(), problems)) }
     }
+}
+
+/// Reads the terms of all listeners, and what is wrong with them.
+fn read_terms(
+    config: &Config,
+    source: &Source,
+    seen: &mut Fingerprint,
+    serving: Option<&Facts>,
+) -> (Vec<Option<Arc<Terms>>>, Vec<Problem>) {
+    let mut read = |path: &Path| {
+        seen.note(path);
+        std::fs::read(path)
+    };
+    let mut reader = tls::Reader::new(source, &mut read);
+    let terms = config
+        .listeners
+        .iter()
+        .enumerate()
+        .map(|(index, listener)| {
+            let known = serving.and_then(|serving| serving.terms_of(&listener.address));
+            listener.tls.as_ref().and_then(|tls| reader.terms(index, tls, known))
+        })
+        .collect();
+    (terms, reader.finish())
 }
 
 /// A component's bytes, with their digest.

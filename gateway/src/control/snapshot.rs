@@ -2,19 +2,22 @@
 //! versions, splits and metric handles, with nothing left to look up. It is replaced whole, by one pointer
 //! ([`SnapshotCell`]), and every request reads exactly one, from its first phase to its log line.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
+use http::HeaderValue;
 use ipnet::IpNet;
-use lockgate_config::model::{FailureMode, RequestLimits};
+use lockgate_config::model::{FailureMode, Hsts, Listener, RequestLimits};
 
 use crate::control::upstream::Upstream;
 use crate::control::version::Version;
-use crate::metrics::{RouteSeries, TrackSeries};
+use crate::metrics::{ListenerSeries, Metrics, RouteSeries, TrackSeries};
 use crate::proxy::route::Router;
 use crate::proxy::split::Split;
 use crate::shadow::Shadow;
+use crate::tls::Terms;
 use crate::track::{Track, Tracks};
 
 /// The state of one generation.
@@ -32,12 +35,57 @@ pub struct Snapshot {
     pub limits: RequestLimits,
     /// Peers whose forwarding headers are believed.
     pub trusted_proxies: Arc<[IpNet]>,
+    /// Where requests come in, in the order of the configuration.
+    pub listeners: Box<[Arc<Listening>]>,
     /// Whether requests are logged.
     pub access_log: bool,
     /// Counts requests that no route took.
     pub unrouted: Arc<RouteSeries>,
     /// Requests that are reading this snapshot.
     pub requests: AtomicUsize,
+}
+
+/// The terms on which a listener takes connections and requests.
+#[derive(Debug)]
+pub struct Listening {
+    /// As configured: the port may be 0.
+    pub address: SocketAddr,
+    /// Whether HTTP/2 by prior knowledge is understood.
+    pub h2c: bool,
+    /// How TLS ends here, if it does.
+    pub tls: Option<Arc<Terms>>,
+    /// The port of HTTPS that clients are sent to instead of being served.
+    pub redirect_to_https: Option<u16>,
+    /// The value of `strict-transport-security`.
+    pub hsts: Option<HeaderValue>,
+    /// Metric handles.
+    pub series: Arc<ListenerSeries>,
+}
+
+impl Listening {
+    /// Puts together what the configuration says and what was read of the files that it names.
+    pub fn new(listener: &Listener, tls: Option<Arc<Terms>>, metrics: &Metrics) -> Self {
+        Self {
+            address: listener.address,
+            h2c: listener.h2c,
+            tls,
+            redirect_to_https: listener.redirect_to_https,
+            hsts: listener.tls.as_ref().and_then(|tls| tls.hsts.as_ref()).and_then(hsts),
+            series: metrics.listener(&listener.address.to_string()),
+        }
+    }
+}
+
+/// None only if a number were no header value.
+fn hsts(hsts: &Hsts) -> Option<HeaderValue> {
+    let mut value = format!("max-age={}", hsts.max_age.as_secs());
+    if hsts.include_subdomains {
+        value.push_str("; includeSubDomains");
+    }
+    if hsts.preload {
+        value.push_str("; preload");
+    }
+    HeaderValue::try_from(value).ok()
 }
 
 /// A rollout that is under way.
@@ -118,6 +166,11 @@ impl Snapshot {
     pub fn shadow(&self, rollout: &str) -> Option<&Arc<Shadow>> {
         let shadows = self.routes.iter().flat_map(|route| &route.chain).filter_map(|link| link.shadow.as_ref());
         shadows.into_iter().find(|shadow| shadow.tally().rollout() == rollout)
+    }
+
+    /// Returns a listener's terms, by its address as configured.
+    pub fn listening(&self, address: &SocketAddr) -> Option<&Arc<Listening>> {
+        self.listeners.iter().find(|listening| listening.address == *address)
     }
 
     /// Returns the requests that are reading this snapshot.

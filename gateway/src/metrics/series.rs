@@ -11,6 +11,7 @@ use prometheus::{Counter, Histogram, HistogramOpts, HistogramVec, IntCounter, In
 use super::lease::Lease;
 use crate::shadow::capture::Skip;
 use crate::shadow::compare::Kind;
+use crate::tls::Failure;
 use crate::track::Track;
 
 /// Classes of a response's status, and `none` for a client that was gone before one was sent.
@@ -51,6 +52,26 @@ impl RouteSeries {
     pub fn record(&self, status: u16, duration: Duration) {
         self.requests[usize::from(status / 100).min(5)].inc();
         self.duration.observe(duration.as_secs_f64());
+    }
+}
+
+/// The outcome of a handshake that did not fail.
+pub(super) const HANDSHAKE_OK: &str = "ok";
+
+/// Handles of a listener.
+#[derive(Debug)]
+pub struct ListenerSeries {
+    /// Those that did not fail, then in the order of [`Failure::ALL`].
+    pub(super) handshakes: Box<[IntCounter]>,
+    pub(super) _lease: Lease,
+}
+
+impl ListenerSeries {
+    /// Counts a handshake, and why it failed if it did.
+    pub fn handshake(&self, failure: Option<Failure>) {
+        if let Some(counter) = self.handshakes.get(failure.map_or(0, |failure| 1 + failure as usize)) {
+            counter.inc();
+        }
     }
 }
 

@@ -2,20 +2,22 @@
 
 use std::net::IpAddr;
 
-use http::header::{ALLOW, HOST};
+use bytes::Bytes;
+use http::header::{ALLOW, HOST, LOCATION};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Uri};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use lockgate_config::model::RequestLimits;
-use lockgate_host::Exchange;
+use lockgate_host::{Exchange, Response};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
 use crate::control::snapshot::Target;
+use crate::proxy::arrival::Arrival;
 use crate::proxy::body::declared_length;
 use crate::proxy::chain::Chain;
 use crate::proxy::context::{Context, Ids};
 use crate::proxy::fault::Fault;
-use crate::proxy::forward;
+use crate::proxy::forward::{self, X_FORWARDED_CLIENT_CERT};
 use crate::proxy::lend;
 use crate::proxy::path;
 use crate::proxy::route::Found;
@@ -38,7 +40,8 @@ impl From<Fault> for Refused {
 }
 
 /// Finds out who asks, and names the request.
-pub fn identify(session: &Session, context: &mut Context, ids: &Ids) {
+pub fn identify(session: &mut Session, context: &mut Context, ids: &Ids) {
+    context.arrival = Arrival::of(session);
     let headers = &session.req_header().headers;
     let trusted = &context.snapshot.trusted_proxies;
     let peer = session.client_addr().and_then(|address| address.as_inet()).copied();
@@ -51,6 +54,34 @@ pub fn identify(session: &Session, context: &mut Context, ids: &Ids) {
     context.client = client;
     context.peer = peer;
     context.peer_trusted = peer_trusted;
+    show_client_certificate(session, context);
+}
+
+/// Says who the client is, by its certificate, where filters and upstreams look for it. A client cannot say so itself.
+fn show_client_certificate(session: &mut Session, context: &Context) {
+    let identity = context.arrival.as_ref().and_then(|arrival| arrival.tls.as_ref()?.client.as_ref());
+    let request = session.req_header_mut();
+    match identity {
+        // An error means that the value is none, and it is one already.
+        Some(identity) => drop(request.insert_header(X_FORWARDED_CLIENT_CERT, identity.header.clone())),
+        None if context.peer_trusted => {}
+        None => drop(request.remove_header(&X_FORWARDED_CLIENT_CERT)),
+    }
+}
+
+/// Returns where a request is sent that came in the clear to a listener that serves nothing but by HTTPS.
+pub fn redirected_to_https(session: &Session, context: &Context) -> Option<Response> {
+    let port = context.arrival.as_ref()?.listening.redirect_to_https?;
+    let request = session.req_header();
+    let (host, target) = (host_of(request), request.uri.path_and_query().map_or("/", PathAndQuery::as_str));
+    let location = match port {
+        443 => format!("https://{host}{target}"),
+        port => format!("https://{host}:{port}{target}"),
+    };
+    let mut headers = HeaderMap::with_capacity(1);
+    headers.insert(LOCATION, HeaderValue::try_from(location).ok()?);
+    // Unlike 301, it keeps method and body.
+    Some(Response { status: StatusCode::PERMANENT_REDIRECT, headers, body: Bytes::new() })
 }
 
 /// Gives the request's target its normal form, which is what is routed, filtered and forwarded.
@@ -167,7 +198,7 @@ pub fn route_and_split(session: &Session, context: &mut Context) -> Result<(), R
         context.chain = Chain::enter(&route.chain, context.tracks, captures);
         context.exchange = Some(Box::new(Exchange::new(
             lend::blank_request(),
-            "http",
+            context.scheme(),
             context.client,
             context.id.clone(),
             route.name.clone(),

@@ -11,6 +11,7 @@ use lockgate_host::{BodyMode, Exchange, Response};
 
 use crate::control::snapshot::{Link, Pair, Route, Snapshot, SnapshotCell, Target};
 use crate::control::upstream::Upstream;
+use crate::proxy::arrival::Arrival;
 use crate::proxy::chain::Chain;
 use crate::proxy::fault::Fault;
 use crate::track::{Track, Tracks};
@@ -30,6 +31,8 @@ pub struct Context {
     pub peer: Option<SocketAddr>,
     /// Whether the peer's forwarding headers are believed.
     pub peer_trusted: bool,
+    /// How it arrived; none until it is known.
+    pub arrival: Option<Arc<Arrival>>,
     /// An index into the snapshot's routes, once it is known.
     pub route: Option<usize>,
     /// The tracks in the route's rollouts, decided once.
@@ -122,6 +125,7 @@ impl Context {
             client: IpAddr::from([0, 0, 0, 0]),
             peer: None,
             peer_trusted: false,
+            arrival: None,
             route: None,
             tracks: Tracks::default(),
             chain: Chain::default(),
@@ -150,6 +154,11 @@ impl Context {
         let Target::Upstream { upstreams, .. } = &self.route()?.target;
         let chosen = self.exchange.as_ref().map_or(0, |exchange| exchange.upstream);
         upstreams.get(chosen).map(|pair: &Pair<Upstream>| pair.on(self.tracks))
+    }
+
+    /// Returns the scheme of the request's address.
+    pub fn scheme(&self) -> &'static str {
+        self.arrival.as_ref().map_or("http", |arrival| arrival.scheme())
     }
 
     /// Notes why the request will not get its target's answer, unless that is known already.

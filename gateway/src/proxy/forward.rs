@@ -4,8 +4,8 @@
 use std::net::IpAddr;
 
 use http::header::{
-    ACCEPT_ENCODING, ACCEPT_RANGES, CONNECTION, CONTENT_LENGTH, ETAG, EXPECT, IF_RANGE, RANGE, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    ACCEPT_ENCODING, ACCEPT_RANGES, CONNECTION, CONTENT_LENGTH, ETAG, EXPECT, IF_RANGE, RANGE,
+    STRICT_TRANSPORT_SECURITY, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 use ipnet::IpNet;
@@ -15,6 +15,8 @@ use crate::proxy::context::Context;
 
 /// RFC 7239 is the standard; these are what everybody reads.
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// Whoever has shown a certificate, to us or to a trusted proxy.
+pub const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// Names the request in our log, and in those of everybody behind us.
@@ -78,7 +80,7 @@ pub fn to_upstream(request: &mut RequestHeader, context: &Context) -> pingora::R
         request.insert_header(X_FORWARDED_FOR, address)?;
     }
     if !(context.peer_trusted && request.headers.contains_key(X_FORWARDED_PROTO)) {
-        request.insert_header(X_FORWARDED_PROTO, "http")?;
+        request.insert_header(X_FORWARDED_PROTO, context.scheme())?;
     }
     if !(context.peer_trusted && request.headers.contains_key(X_FORWARDED_HOST))
         && let Some(host) = request.headers.get(http::header::HOST).cloned()
@@ -134,6 +136,17 @@ pub fn strip_hop_by_hop(response: &mut ResponseHeader) {
     // The version, too, is the connection's: what goes to the client is ours.
     if response.version < Version::HTTP_11 {
         response.set_version(Version::HTTP_11);
+    }
+}
+
+/// Tells browsers to come by HTTPS only, where the listener's operator wants that.
+///
+/// # Errors
+/// A value that is none; the one here is.
+pub fn ask_for_https(response: &mut ResponseHeader, context: &Context) -> pingora::Result<()> {
+    match context.arrival.as_ref().and_then(|arrival| arrival.listening.hsts.as_ref()) {
+        Some(value) => response.insert_header(STRICT_TRANSPORT_SECURITY, value.clone()),
+        None => Ok(()),
     }
 }
 

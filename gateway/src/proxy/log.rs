@@ -119,6 +119,11 @@ impl AccessLog {
             host: request.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()),
             path: request.uri.path(),
             protocol: protocol(request.version),
+            tls: context.arrival.as_ref().and_then(|arrival| arrival.tls.as_ref()).map(|tls| Tls {
+                version: tls.version,
+                server_name: tls.server_name.as_deref(),
+                client: tls.client.as_ref().map(|client| Client { subject: &client.subject, names: &client.names }),
+            }),
             user_agent: request.headers.get(http::header::USER_AGENT).and_then(|agent| agent.to_str().ok()),
             status,
             bytes_received: context.body.received,
@@ -157,6 +162,8 @@ struct Line<'a> {
     path: &'a str,
     protocol: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    tls: Option<Tls<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     user_agent: Option<&'a str>,
     /// 0: the client was gone before there was one.
     status: u16,
@@ -170,6 +177,22 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<Fault>,
     generation: u64,
+}
+
+#[derive(Serialize)]
+struct Tls<'a> {
+    version: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server_name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client: Option<Client<'a>>,
+}
+
+/// Who has shown a certificate.
+#[derive(Serialize)]
+struct Client<'a> {
+    subject: &'a str,
+    names: &'a [String],
 }
 
 #[derive(Serialize)]

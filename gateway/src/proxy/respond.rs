@@ -12,7 +12,7 @@ use pingora::proxy::Session;
 
 use crate::proxy::context::Context;
 use crate::proxy::fault::Fault;
-use crate::proxy::forward::X_REQUEST_ID;
+use crate::proxy::forward::{self, X_REQUEST_ID};
 use crate::proxy::lend;
 
 /// Returns the answer to a fault. It names the request, so that the reason can be found in the log; never the reason.
@@ -66,6 +66,7 @@ pub async fn answer(session: &mut Session, context: &mut Context, response: Resp
     if !header.headers.contains_key(DATE) {
         header.insert_header(DATE, get_cached_date())?;
     }
+    forward::ask_for_https(&mut header, context)?;
     let bodiless = status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
     if !bodiless {
         header.insert_header(CONTENT_LENGTH, body.len())?;

@@ -1,4 +1,4 @@
-//! A client's connection, as Pingora sees it. A *connection* is a socket with what Pingora's own stream leaves out: a
+//! A client's connection, as Pingora sees it. A *connection* is a transport with what Pingora's own stream leaves out: a
 //! total deadline for the headers of a request, a write buffer that costs an idle connection nothing, and a guard that
 //! tells the drain when the connection is gone.
 
@@ -13,15 +13,16 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
 use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
     UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::drain::ConnectionGuard;
+use super::transport::Transport;
 
 /// What every HTTP/2 connection without TLS begins with.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -38,14 +39,14 @@ const WRITE_BUFFER_BYTES_MAX: usize = 4096;
 pub(super) enum Protocol {
     /// HTTP/1.1 or 1.0.
     Http1,
-    /// HTTP/2 by prior knowledge.
-    H2c,
+    /// HTTP/2.
+    H2,
 }
 
 /// A client's connection.
 #[derive(Debug)]
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Transport,
     /// Read already, to tell the protocol.
     first: Bytes,
     /// Waits for a flush; allocated only while something does.
@@ -56,6 +57,8 @@ pub(super) struct Connection {
     header_timeout: Duration,
     established: SystemTime,
     digest: Arc<SocketDigest>,
+    ssl: Option<Arc<SslDigest>>,
+    arrival: Arc<ProxyDigest>,
     _guard: ConnectionGuard,
 }
 
@@ -94,14 +97,19 @@ impl HeaderEnd {
 }
 
 impl Connection {
-    /// Takes an accepted socket over. `header_timeout` bounds the time from the first byte of a request to the end of
-    /// its headers.
-    pub(super) fn new(stream: TcpStream, peer: SocketAddr, header_timeout: Duration, guard: ConnectionGuard) -> Self {
+    /// Takes an accepted socket over, after its handshake. `header_timeout` bounds the time from the first byte of a
+    /// request to the end of its headers; `arrival` is what requests are told about the connection.
+    pub(super) fn new(
+        stream: Transport,
+        peer: SocketAddr,
+        header_timeout: Duration,
+        arrival: Arc<ProxyDigest>,
+        guard: ConnectionGuard,
+    ) -> Self {
         let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
         // The cell is new, so that this cannot fail; were it set, it would hold the same address.
         let _ = digest.peer_addr.set(Some(peer.into()));
         Self {
-            stream,
             first: Bytes::new(),
             waiting: Vec::new(),
             written: 0,
@@ -109,7 +117,19 @@ impl Connection {
             header_timeout,
             established: SystemTime::now(),
             digest: Arc::new(digest),
+            ssl: ssl_digest(&stream).map(Arc::new),
+            stream,
+            arrival,
             _guard: guard,
+        }
+    }
+
+    /// Returns what the handshake decided on; none in the clear.
+    pub(super) fn negotiated(&self) -> Option<Protocol> {
+        let Transport::Tls(stream) = &self.stream else { return None };
+        match stream.get_ref().1.alpn_protocol() {
+            Some(b"h2") => Some(Protocol::H2),
+            _ => Some(Protocol::Http1),
         }
     }
 
@@ -127,7 +147,7 @@ impl Connection {
             if seen == PREFACE.len() {
                 self.first = read.freeze();
                 self.header = Header::Over;
-                return Ok(Some(Protocol::H2c));
+                return Ok(Some(Protocol::H2));
             }
             if self.stream.read_buf(&mut read).await? == 0 {
                 return Ok(None);
@@ -270,10 +290,8 @@ impl AsyncWrite for Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // Pingora drops connections that it has answered last without a flush. What does not go at once is lost.
-        if self.written < self.waiting.len() {
-            let _ = self.stream.try_write(&self.waiting[self.written..]);
-        }
+        // Pingora drops connections that it has answered last without a flush.
+        self.stream.part(&self.waiting[self.written..]);
     }
 }
 
@@ -304,7 +322,18 @@ impl UniqueID for Connection {
     }
 }
 
-impl Ssl for Connection {}
+impl Ssl for Connection {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.ssl.clone()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        match self.negotiated()? {
+            Protocol::Http1 => Some(ALPN::H1),
+            Protocol::H2 => Some(ALPN::H2),
+        }
+    }
+}
 
 impl GetTimingDigest for Connection {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
@@ -313,8 +342,9 @@ impl GetTimingDigest for Connection {
 }
 
 impl GetProxyDigest for Connection {
+    /// There is no such proxy: it is the only place where Pingora carries what is ours.
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        None
+        Some(self.arrival.clone())
     }
 }
 
@@ -324,20 +354,41 @@ impl GetSocketDigest for Connection {
     }
 }
 
+fn ssl_digest(stream: &Transport) -> Option<SslDigest> {
+    let Transport::Tls(stream) = stream else { return None };
+    let suite = stream.get_ref().1.negotiated_cipher_suite();
+    let cipher = suite.and_then(|suite| suite.suite().as_str()).unwrap_or_default();
+    Some(SslDigest::new(cipher, tls_version(stream.get_ref().1), None, None, Vec::new()))
+}
+
+/// Returns `1.2` or `1.3`.
+pub(super) fn tls_version(connection: &rustls::ServerConnection) -> &'static str {
+    match connection.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_3) => "1.3",
+        _ => "1.2",
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpListener;
+    use lockgate_config::model::Listener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::super::drain::Connections;
     use super::*;
+    use crate::control::snapshot::Listening;
     use crate::metrics::Metrics;
+    use crate::proxy::arrival::Arrival;
 
     async fn pair(header_timeout: Duration) -> (TcpStream, Connection) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, peer) = listener.accept().await.unwrap();
-        let guard = Arc::new(Connections::new(&Metrics::new().unwrap())).opened();
-        (client, Connection::new(stream, peer, header_timeout, guard))
+        let metrics = Metrics::new().unwrap();
+        let listening = Arc::new(Listening::new(&Listener::new(peer), None, &metrics));
+        let arrival = Arrival { listening, tls: None }.wrap().unwrap();
+        let guard = Arc::new(Connections::new(&metrics)).opened();
+        (client, Connection::new(Transport::Plain(stream), peer, header_timeout, arrival, guard))
     }
 
     fn end_of(pieces: &[&str]) -> Option<usize> {
@@ -373,7 +424,7 @@ mod tests {
             client
         };
         let (_client, protocol) = tokio::join!(write, connection.sniff());
-        assert_eq!(protocol.unwrap(), Some(Protocol::H2c));
+        assert_eq!(protocol.unwrap(), Some(Protocol::H2));
         let mut peeked = [0; 24];
         assert!(connection.try_peek(&mut peeked).await.unwrap());
         let mut read = [0; 24];

@@ -4,8 +4,6 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use lockgate_config::model::Listener;
 use parking_lot::Mutex;
@@ -39,22 +37,8 @@ struct Open {
     address: SocketAddr,
     /// A handle of our own, for a successor.
     socket: TcpListener,
-    settings: Arc<Settings>,
     /// The accept loop ends when this is dropped.
     _stop: oneshot::Sender<()>,
-}
-
-/// What may change while a listener is open.
-#[derive(Debug)]
-pub(super) struct Settings {
-    h2c: AtomicBool,
-}
-
-impl Settings {
-    /// Returns whether HTTP/2 by prior knowledge is understood.
-    pub(super) fn h2c(&self) -> bool {
-        self.h2c.load(Ordering::Relaxed)
-    }
 }
 
 /// A listener that cannot be bound.
@@ -137,18 +121,12 @@ impl Listeners {
             stays
         });
         let ready = std::mem::take(&mut state.ready);
-        for listener in wanted {
-            if let Some(open) = state.open.iter().find(|open| open.address == listener.address) {
-                open.settings.h2c.store(listener.h2c, Ordering::Relaxed);
-            }
-        }
         for Ready { address, socket } in ready {
             let Some(listener) = wanted.iter().find(|listener| listener.address == address) else { continue };
-            let settings = Arc::new(Settings { h2c: AtomicBool::new(listener.h2c) });
-            let stop = acceptor.start(socket.try_clone()?, settings.clone())?;
+            let stop = acceptor.start(socket.try_clone()?, address)?;
             let bound = socket.local_addr()?;
-            info!(kind = "http", address = %bound, h2c = listener.h2c, "listening");
-            state.open.push(Open { address, socket, settings, _stop: stop });
+            info!(kind = "http", address = %bound, tls = listener.tls.is_some(), "listening");
+            state.open.push(Open { address, socket, _stop: stop });
         }
         Ok(())
     }
@@ -173,15 +151,11 @@ impl Listeners {
 mod tests {
     use super::*;
 
-    fn listener(address: SocketAddr) -> Listener {
-        Listener { address, h2c: true }
-    }
-
     #[test]
     fn a_listener_that_cannot_be_bound_leaves_none_of_its_reload() {
         let taken = socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let listeners = Listeners::default();
-        let wanted = [listener("127.0.0.1:0".parse().unwrap()), listener(taken.local_addr().unwrap())];
+        let wanted = [Listener::new("127.0.0.1:0".parse().unwrap()), Listener::new(taken.local_addr().unwrap())];
         let error = listeners.prepare(&wanted).unwrap_err();
         assert!(error.to_string().ends_with("another process does"), "{error}");
         assert!(listeners.0.lock().ready.is_empty());
@@ -193,7 +167,7 @@ mod tests {
         let address = inherited.local_addr().unwrap();
         let listeners = Listeners::default();
         listeners.inherit([(address, inherited.into())]);
-        listeners.prepare(&[listener(address)]).unwrap();
+        listeners.prepare(&[Listener::new(address)]).unwrap();
         assert_eq!(listeners.0.lock().ready.len(), 1);
     }
 }

@@ -67,7 +67,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Begins with a configuration without `listeners` and `admin`, which the harness adds. `${UPSTREAM}` stands for
+    /// Begins with a configuration without `admin`, which the harness adds, and one listener where there is none. `${UPSTREAM}` stands for
     /// the address of the upstream given to [`Self::upstream`].
     pub fn new(config: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("lockgate-test-").tempdir().expect("a temporary folder");
@@ -120,7 +120,8 @@ impl Builder {
 
 fn write_config(path: &Path, config: &str, token: Option<&str>) {
     let token = token.map(|token| format!(", token: {token}")).unwrap_or_default();
-    let text = format!("listeners: [\"127.0.0.1:0\"]\nadmin: {{ address: \"127.0.0.1:0\"{token} }}\n{config}\n");
+    let listeners = if config.contains("listeners:") { "" } else { "listeners: [\"127.0.0.1:0\"]" };
+    let text = format!("{listeners}\nadmin: {{ address: \"127.0.0.1:0\"{token} }}\n{config}\n");
     // As an editor does it: to another name, then into place.
     let temporary = path.with_extension("new");
     std::fs::write(&temporary, text).expect("the configuration can be written");
@@ -208,6 +209,13 @@ impl Gateway {
 
     pub fn http(&self) -> SocketAddr {
         self.process().http
+    }
+
+    /// The address of a listener, by the address in the configuration: `127.0.0.2:0`, say, whose port is chosen.
+    pub async fn listener(&self, configured: &str) -> SocketAddr {
+        let configured: SocketAddr = configured.parse().expect("an address");
+        let found = |line: &Value| listening(line, "http").filter(|address| address.ip() == configured.ip());
+        self.process().log.find(0, found).await
     }
 
     pub fn url(&self, path: &str) -> String {

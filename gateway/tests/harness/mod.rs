@@ -10,6 +10,7 @@
 
 mod gateway;
 mod reply;
+pub mod tls;
 mod upstream;
 
 pub use gateway::{Builder, Gateway};

@@ -72,9 +72,10 @@ pub(super) async fn prepare(
     tools: Arc<Tools>,
 ) -> (Option<Fingerprint>, Result<Prepared, Refusal>) {
     let path = tools.config.clone();
+    let serving = Arc::clone(&current.facts);
     let read = blocking(move || {
         let mut seen = Fingerprint::default();
-        let draft = Draft::read(&path, &mut seen);
+        let draft = Draft::read(&path, &mut seen, Some(&serving));
         (seen, draft)
     })
     .await;
@@ -99,6 +100,10 @@ async fn load_new(current: Arc<Loaded>, saved: &Saved, draft: Draft, tools: Arc<
     let problems = facts.needing_restart(&current.facts);
     if !problems.is_empty() {
         return Err(Refusal::Restart(Report::new(facts.source.clone(), problems)));
+    }
+    let untimely = facts.untimely(Timestamp::now(), Some(&current.facts));
+    if !untimely.is_empty() {
+        return Err(Refusal::Config(Report::new(facts.source.clone(), untimely)));
     }
     let mut ready = load(draft, Some(Arc::clone(&current)), true, Arc::clone(&tools)).await?;
     // The file may bring back what is in quarantine; who serves instead has to be there at the swap.
