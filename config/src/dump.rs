@@ -3,9 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use crate::model::{
-    AccessLog, Alpn, Config, Decider, FailureMode, FilterLimits, FilterPolicy, FilterVersion, Guard, Isolation, KeyPart,
-    Listener, OnBad, Plan, Rollout, RolloutSubject, Route, Server, ShadowLimits, SlownessGuard, Stage, Target, Tls,
-    TlsVersion, Upstream, UpstreamProtocol,
+    AccessLog, Alpn, Config, Decider, FailureMode, FilterLimits, FilterPolicy, FilterVersion, Guard, Isolation,
+    KeyPart, Listener, OnBad, Plan, Rollout, RolloutSubject, Route, Server, ShadowLimits, SlownessGuard, Stage, Target,
+    Tls, TlsVersion, Upstream, UpstreamProtocol,
 };
 use crate::units::format_duration;
 
