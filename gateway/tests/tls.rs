@@ -55,6 +55,9 @@ async fn both_protocols_are_spoken_and_the_upstream_is_told_https() {
     for connected in [&mut http1, &mut http2] {
         assert_eq!(connected.get("/bytes/3000000").await.unwrap().body.len(), 3_000_000);
     }
+    // A connection outlives the deadline for a header by far.
+    tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
+    assert_eq!(http2.get("/d").await.unwrap().status, StatusCode::OK);
     let mut older = authority.client().tls_1_2().alpn(&[]).connect(address, "example.com").await;
     assert_eq!(older.get("/c").await.unwrap().status, StatusCode::OK);
     let line = gateway.logged(|line| line["path"] == "/c").await;

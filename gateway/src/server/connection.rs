@@ -109,11 +109,13 @@ impl Connection {
         let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
         // The cell is new, so that this cannot fail; were it set, it would hold the same address.
         let _ = digest.peer_addr.set(Some(peer.into()));
+        // HTTP/2 has its own frames, and no empty line at the end of a header.
+        let is_http2 = matches!(&stream, Transport::Tls(tls) if matches!(tls.get_ref().1.alpn_protocol(), Some(b"h2")));
         Self {
             first: Bytes::new(),
             waiting: Vec::new(),
             written: 0,
-            header: Header::Awaited,
+            header: if is_http2 { Header::Over } else { Header::Awaited },
             header_timeout,
             established: SystemTime::now(),
             digest: Arc::new(digest),
