@@ -66,10 +66,10 @@ guests! {
     /// `{"url": "…", "body"?: "…"}`: fetches it for each request (`POST` with a body); `x-outbound` is `STATUS BODY` or
     /// `failed`, `x-outbound-error` why, on either side.
     Outbound = "outbound",
-    /// Prints `stdout: METHOD PATH` and `stderr: METHOD PATH` in `on-request`.
+    /// Prints `configured` in `configure`, and `stdout: METHOD PATH` and `stderr: METHOD PATH` in `on-request`.
     Println = "println",
-    /// Prints `configured` in `configure`, so that it cannot be snapshotted, and `requested` in `on-request`; sets
-    /// `x-printed` on either side.
+    /// Prints by WASI's own streams: `configured` in `configure`, so that it cannot be snapshotted, `requested` and `and
+    /// printed` in `on-request`; sets `x-printed` on either side.
     PrintlnConfigure = "println-configure",
     /// Reads `user-agent` and sets `x-read-set` on the request, sets `x-read-set` on the response: for benches.
     ReadSet = "read-set",

@@ -6,6 +6,7 @@ use std::hint::black_box;
 use crate::bindings::imports::lockgate::filter::types;
 pub use crate::bindings::{configuration, on_request, on_request_body, on_response, on_response_body};
 use crate::per_request::begin_request;
+use crate::stdio::end_lines;
 use crate::{Declare, Filter, Outcome, Request, RequestBodyOutcome, Response, ResponseBodyOutcome, settings};
 
 /// The one filter of a component, from `configure` on.
@@ -27,7 +28,7 @@ impl<F: Filter> Slot<F> {
     }
 
     pub fn configure(&self, settings: &str) -> Result<(), String> {
-        let filter = F::configure(settings::read(settings)?, &Declare::now())?;
+        let filter = ended(F::configure(settings::read(settings)?, &Declare::now()))?;
         self.filter.set(filter).map_err(|_| "it has been configured before".to_owned())?;
         // The allocator keeps what it was given once. Black boxes, or the compiler sees that nothing comes of it.
         drop(black_box(Vec::<u8>::with_capacity(black_box(SPARE_HEAP_BYTES))));
@@ -36,7 +37,7 @@ impl<F: Filter> Slot<F> {
 
     pub fn on_request(&self) -> types::Outcome {
         begin_request();
-        match self.filter().on_request(&Request::current()) {
+        match ended(self.filter().on_request(&Request::current())) {
             Ok(Outcome::Continue) => types::Outcome::Continue,
             Ok(Outcome::Respond(answer)) => types::Outcome::Respond(answer.into()),
             Err(failure) => types::Outcome::Fail(failure.into_reason()),
@@ -44,7 +45,7 @@ impl<F: Filter> Slot<F> {
     }
 
     pub fn on_request_body(&self, chunk: Vec<u8>, end: bool) -> types::RequestBodyOutcome {
-        match self.filter().on_request_body(&Request::current(), chunk, end) {
+        match ended(self.filter().on_request_body(&Request::current(), chunk, end)) {
             Ok(RequestBodyOutcome::Continue) => types::RequestBodyOutcome::Continue,
             Ok(RequestBodyOutcome::Replace(bytes)) => types::RequestBodyOutcome::Replace(bytes),
             Ok(RequestBodyOutcome::Respond(answer)) => types::RequestBodyOutcome::Respond(answer.into()),
@@ -53,14 +54,14 @@ impl<F: Filter> Slot<F> {
     }
 
     pub fn on_response(&self) -> types::ResponseOutcome {
-        match self.filter().on_response(&Request::current(), &Response::current()) {
+        match ended(self.filter().on_response(&Request::current(), &Response::current())) {
             Ok(()) => types::ResponseOutcome::Continue,
             Err(failure) => types::ResponseOutcome::Fail(failure.into_reason()),
         }
     }
 
     pub fn on_response_body(&self, chunk: Vec<u8>, end: bool) -> types::ResponseBodyOutcome {
-        match self.filter().on_response_body(&Request::current(), &Response::current(), chunk, end) {
+        match ended(self.filter().on_response_body(&Request::current(), &Response::current(), chunk, end)) {
             Ok(ResponseBodyOutcome::Continue) => types::ResponseBodyOutcome::Continue,
             Ok(ResponseBodyOutcome::Replace(bytes)) => types::ResponseBodyOutcome::Replace(bytes),
             Err(failure) => types::ResponseBodyOutcome::Fail(failure.into_reason()),
@@ -70,6 +71,12 @@ impl<F: Filter> Slot<F> {
     fn filter(&self) -> &F {
         self.filter.get().expect("the gateway configures an instance before it calls it")
     }
+}
+
+/// Passes on what a phase came to, when all that it printed has been logged.
+fn ended<T>(outcome: T) -> T {
+    end_lines();
+    outcome
 }
 
 /// Exports a filter with the named phases. For a component only: a host's linker cannot have symbols by such names, and

@@ -41,9 +41,9 @@
 //! By default every request gets an instance of its own, a copy of the memory as `configure` left it. So a filter
 //! parses, sorts and compiles all it can in `configure`, and a request finds it done.
 //!
-//! Two things do not survive that copy, and the gateway then has to configure each instance anew, which is slow and
-//! which `lockgate inspect` reports: an open handle, so `configure` must not print (use [`log`]) or open anything; and
-//! a secret, for whatever is drawn at random in `configure` is the same in all instances. That includes the keys of
+//! Two things do not survive that copy. One is an open handle: a filter that opens something in `configure` (it may
+//! print) is configured anew in each instance, which is slow and which `lockgate inspect` reports. The other is a
+//! secret, for whatever is drawn at random in `configure` is the same in all instances. That includes the keys of
 //! [`HashMap`](std::collections::HashMap)'s default hasher: with a `BTreeMap`, a sorted `Vec`, or a hasher of your own
 //! choice the question does not arise.
 //!
@@ -74,6 +74,7 @@ mod per_request;
 mod request;
 mod response;
 mod settings;
+mod stdio;
 
 pub use answer::{Answer, Outcome, RequestBodyOutcome, ResponseBodyOutcome};
 pub use declare::{BodyMode, Counter, CounterBy, Declare, Histogram, HistogramBy, Label};

@@ -1,7 +1,7 @@
 //! Log lines, which carry the filter's name, version, track and the request's id.
 //!
-//! At most 16 KiB a line and 64 lines a request; what is more is cut, and counted. Unlike `println!`, these open
-//! nothing and are fine in `configure`.
+//! At most 16 KiB a line and 64 lines a request; what is more is cut, and counted. What is printed is logged as well:
+//! `println!` as [`info`], `eprintln!` and the message of a panic as [`warn`](warn()).
 
 use crate::bindings::imports::lockgate::filter::log::{Level, write};
 

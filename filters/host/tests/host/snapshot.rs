@@ -41,7 +41,12 @@ async fn a_guest_that_holds_a_handle_is_configured_in_each_instance() {
         pass(&filter, &mut exchange).await;
         assert_eq!(header(&exchange.request.headers, "x-printed"), "1");
         let lines = sink.take();
-        assert_eq!(lines, [" stable configure Info: configured", "request-1 stable on-request Info: requested"]);
+        let expected = [
+            " stable configure Info: configured",
+            "request-1 stable on-request Info: requested",
+            "request-1 stable on-request Info: and printed",
+        ];
+        assert_eq!(lines, expected);
     }
 }
 

@@ -23,6 +23,7 @@ async fn what_was_not_granted_is_denied() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn printing_is_logging_on_a_worker_thread_too() {
     let filter = setup(Guest::Println).load();
+    assert_eq!(filter.snapshotted(), Ok(()), "the SDK prints without a handle");
     let sink = Recorder::bound_to(&filter);
     let task = tokio::spawn(async move { pass(&filter, &mut get("/a")).await });
     task.await.expect("no panic");
