@@ -71,14 +71,14 @@ impl ProxyHttp for Gateway {
     type CTX = Context;
 
     fn new_ctx(&self) -> Context {
-        Context::new(&self.cell)
+        Context::new(&self.cell, &self.ids)
     }
 
     fn init_downstream_modules(&self, _modules: &mut pingora::modules::http::HttpModules) {}
 
     /// Who asks, and for what: refuses what cannot be routed.
     async fn early_request_filter(&self, session: &mut Session, context: &mut Context) -> pingora::Result<()> {
-        admit::identify(session, context, &self.ids);
+        admit::identify(session, context);
         if session.req_header().method == Method::CONNECT {
             return Err(self.fault(context, Fault::ConnectRefused));
         }
@@ -305,6 +305,9 @@ impl ProxyHttp for Gateway {
             Some(_) => None,
             None => Some(context.blame(fault_of(error))),
         };
+        if let Some(Fault::ConnectFailed | Fault::UpstreamTimeout | Fault::UpstreamClosed) = fault {
+            context.reason = reason_of(error);
+        }
         let sent = session.response_written().map(|header| header.status.as_u16());
         let nobody = fault == Some(Fault::ClientGone);
         // Once a target was asked Pingora closes the connection, and the client has to be told.
@@ -422,6 +425,17 @@ impl Gateway {
     fn fault(&self, context: &mut Context, fault: Fault) -> Box<Error> {
         let fault = context.blame(fault);
         Error::explain(ErrorType::HTTPStatus(fault.code()), fault.kind())
+    }
+}
+
+/// Returns what an error of Pingora's says beside its type: the operating system's words, or what Pingora was doing.
+fn reason_of(error: &Error) -> Option<String> {
+    match &error.cause {
+        None => error.context.as_ref().map(|context| context.as_str().to_owned()),
+        Some(cause) => match cause.downcast_ref::<Error>() {
+            Some(inner) => reason_of(inner),
+            None => Some(cause.to_string()),
+        },
     }
 }
 

@@ -142,6 +142,9 @@ routes:
         let labels = [&*format!("kind=\"{kind}\""), &*format!("source=\"{source}\"")];
         assert_eq!(gateway.metric("lockgate_errors_total", &labels).await, 1.0, "{kind}");
     }
+    let refused = gateway.logged(|line| line["error"]["kind"] == "connect_failed").await;
+    let reason = refused["error"]["reason"].as_str().unwrap_or_default();
+    assert!(reason.to_ascii_lowercase().contains("refused"), "{refused}");
     assert_eq!(gateway.access_log().len(), 7);
     assert_eq!(gateway.metric("lockgate_requests_total", &[]).await, 7.0);
 }

@@ -1,6 +1,7 @@
 //! An [`Instance`] is one sandbox of a filter, for the time of one request.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use wasmtime::component::{self, ComponentExportIndex, ComponentNamedList, Lift, Lower, TypedFunc};
@@ -38,6 +39,8 @@ pub struct Instance {
     reservation: Option<Reservation>,
     failed: bool,
     called: bool,
+    /// When the next call begins, where the caller has said so.
+    now: Option<Instant>,
 }
 
 impl std::fmt::Debug for Instance {
@@ -86,7 +89,7 @@ impl Warm {
 impl Instance {
     pub(crate) fn fresh(filter: Arc<Filter>, track: &'static str, effects: Effects, reservation: Reservation) -> Self {
         let reservation = Some(reservation);
-        Self { filter, track, effects, shown: None, warm: None, reservation, failed: false, called: false }
+        Self { filter, track, effects, shown: None, warm: None, reservation, failed: false, called: false, now: None }
     }
 
     pub(crate) fn reused(
@@ -116,6 +119,13 @@ impl Instance {
     /// Returns what the instance kept to itself since this was last asked; nothing unless its effects are private.
     pub fn take_kept(&mut self) -> Kept {
         self.warm.as_mut().map(|warm| warm.store.data_mut().effects.take_kept()).unwrap_or_default()
+    }
+
+    /// Says when the call that follows begins, so that a caller who has just asked the clock spares it asking again. Its
+    /// deadline is counted from there.
+    pub fn at(&mut self, now: Instant) -> &mut Self {
+        self.now = Some(now);
+        self
     }
 
     /// Calls `on-request`.
@@ -239,7 +249,7 @@ impl Instance {
                 self.failed = true;
                 let mut store = self.filter.store(self.track, self.effects);
                 let deadline = self.start_deadline();
-                store.data_mut().set_deadline(deadline);
+                store.data_mut().set_deadline(self.now.unwrap_or_else(Instant::now), deadline);
                 let deadline = self.wall(deadline);
                 // The future must be one that can be sent, and a reference to the instance cannot be.
                 let (filter, unconfigured) = (Arc::clone(&self.filter), self.unconfigured());
@@ -273,7 +283,7 @@ impl Instance {
         }
         let mut store = self.filter.store(self.track, self.effects);
         store.set_epoch_deadline(epochs(self.start_deadline()));
-        store.data_mut().set_deadline(self.start_deadline());
+        store.data_mut().set_deadline(self.now.unwrap_or_else(Instant::now), self.start_deadline());
         let started = self.filter.pre.instantiate(&mut store).and_then(|instance| {
             if let Some(index) = self.unconfigured() {
                 let function = instance.get_typed_func::<(&str,), Accepted>(&mut store, index)?;
@@ -343,13 +353,14 @@ impl Instance {
         self.called = true;
         let deadline = self.filter.shared.limits.deadline;
         let wall = self.wall(deadline);
+        let now = self.now.take().unwrap_or_else(Instant::now);
         // Whoever drops this future leaves the guest in the middle of something.
         self.failed = true;
         let Some(warm) = &mut self.warm else {
             return self.look_up(|_| bail!("the instance was not started"));
         };
         warm.store.set_epoch_deadline(1);
-        warm.store.data_mut().begin(deadline, self.shown.take());
+        warm.store.data_mut().begin(now, deadline, self.shown.take());
         let loan = Loan::new(&mut warm.store, exchange, phase);
         let called = tokio::time::timeout(wall, function.call_async(&mut *loan.store, parameters)).await;
         loan.end();
@@ -380,11 +391,12 @@ impl Instance {
     {
         self.called = true;
         let deadline = self.filter.shared.limits.deadline;
+        let now = self.now.take().unwrap_or_else(Instant::now);
         let Some(warm) = &mut self.warm else {
             return self.look_up(|_| bail!("the instance was not started"));
         };
         warm.store.set_epoch_deadline(epochs(deadline));
-        warm.store.data_mut().begin(deadline, self.shown.take());
+        warm.store.data_mut().begin(now, deadline, self.shown.take());
         let loan = Loan::new(&mut warm.store, exchange, phase);
         let called = function.call(&mut *loan.store, parameters);
         loan.end();

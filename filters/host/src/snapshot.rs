@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use wasmtime::component::{Component, Instance, Lift, WasmList};
 use wasmtime::{Engine, Result, Store, format_err};
@@ -77,7 +78,7 @@ impl<'a> Configuring<'a> {
         // What is copied here is not a request's: the settings, and all of the memory afterwards.
         store.set_hostcall_fuel(usize::MAX);
         store.set_epoch_deadline(epochs(deadline));
-        store.data_mut().set_deadline(deadline);
+        store.data_mut().set_deadline(Instant::now(), deadline);
         let failed = |store: &mut Store<State>, error: &wasmtime::Error| {
             store.data_mut().flush_stdio();
             let mut failure = CallError::from_wasmtime(error, store.data().memory_refused);

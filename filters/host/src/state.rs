@@ -131,8 +131,7 @@ impl State {
     }
 
     /// Sets when the call that begins has to have ended.
-    pub(crate) fn set_deadline(&mut self, deadline: Duration) {
-        let now = Instant::now();
+    pub(crate) fn set_deadline(&mut self, now: Instant, deadline: Duration) {
         self.deadline = now.checked_add(deadline).unwrap_or(now);
         self.overdue_since = None;
         if self.effects.is_private() {
@@ -141,8 +140,8 @@ impl State {
     }
 
     /// Begins a call: sets its deadline, and what it is to find in the key-value store.
-    pub(crate) fn begin(&mut self, deadline: Duration, shown: Option<Notes>) {
-        self.set_deadline(deadline);
+    pub(crate) fn begin(&mut self, now: Instant, deadline: Duration, shown: Option<Notes>) {
+        self.set_deadline(now, deadline);
         if let Some(notes) = shown {
             self.effects.show(notes);
         }
@@ -244,6 +243,9 @@ impl State {
 
     /// Logs what was printed without a line break at its end.
     pub(crate) fn flush_stdio(&mut self) {
+        if self.outbound.is_none() && !self.stdio.has_unfinished() {
+            return;
+        }
         for (level, line) in self.stdio.take_unfinished() {
             self.log(level, &line);
         }

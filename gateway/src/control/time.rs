@@ -32,6 +32,30 @@ impl Timestamp {
         self.0
     }
 
+    /// Returns the time as RFC 3339 writes it, in ASCII.
+    pub fn rfc3339(self) -> [u8; 24] {
+        let (year, month, day) = civil(self.0 / 86_400_000);
+        let millis = self.0 % 86_400_000;
+        let second = millis / 1000;
+        let mut text = *b"0000-00-00T00:00:00.000Z";
+        let fields = [
+            (0..4, year),
+            (5..7, month),
+            (8..10, day),
+            (11..13, second / 3600),
+            (14..16, second / 60 % 60),
+            (17..19, second % 60),
+            (20..23, millis % 1000),
+        ];
+        for (place, mut number) in fields {
+            for digit in text[place].iter_mut().rev() {
+                *digit = b'0' + u8::try_from(number % 10).unwrap_or(0);
+                number /= 10;
+            }
+        }
+        text
+    }
+
     /// Returns the time in a form that file names can hold: `20261121T021004Z`.
     pub fn compact(self) -> String {
         let (year, month, day) = civil(self.0 / 86_400_000);
@@ -72,17 +96,7 @@ fn days(year: u64, month: u64, day: u64) -> Option<u64> {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (year, month, day) = civil(self.0 / 86_400_000);
-        let millis = self.0 % 86_400_000;
-        let second = millis / 1000;
-        write!(
-            f,
-            "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
-            second / 3600,
-            second / 60 % 60,
-            second % 60,
-            millis % 1000
-        )
+        f.write_str(std::str::from_utf8(&self.rfc3339()).unwrap_or_default())
     }
 }
 

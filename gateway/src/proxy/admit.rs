@@ -15,7 +15,7 @@ use crate::control::snapshot::Target;
 use crate::proxy::arrival::Arrival;
 use crate::proxy::body::declared_length;
 use crate::proxy::chain::Chain;
-use crate::proxy::context::{Context, Ids};
+use crate::proxy::context::Context;
 use crate::proxy::fault::Fault;
 use crate::proxy::forward::{self, X_FORWARDED_CLIENT_CERT};
 use crate::proxy::lend;
@@ -40,7 +40,7 @@ impl From<Fault> for Refused {
 }
 
 /// Finds out who asks, and names the request.
-pub fn identify(session: &mut Session, context: &mut Context, ids: &Ids) {
+pub fn identify(session: &mut Session, context: &mut Context) {
     context.arrival = Arrival::of(session);
     let headers = &session.req_header().headers;
     let trusted = &context.snapshot.trusted_proxies;
@@ -50,7 +50,9 @@ pub fn identify(session: &mut Session, context: &mut Context, ids: &Ids) {
     let peer_trusted = peer.is_some() && forward::is_trusted(peer_address, trusted);
     let client = forward::client_address(peer_address, headers, trusted);
     let passed_on = peer_trusted.then(|| forward::request_id(headers)).flatten();
-    context.id = passed_on.map_or_else(|| ids.next(), Into::into);
+    if let Some(id) = passed_on {
+        context.id = id.into();
+    }
     context.client = client;
     context.peer = peer;
     context.peer_trusted = peer_trusted;
@@ -115,11 +117,11 @@ pub fn normalise(session: &mut Session) -> Result<(), Fault> {
         target
     };
     let normal = path::normalise(target).map_err(|_| Fault::BadTarget)?;
-    if request.raw_path() == normal.as_bytes() {
-        return Ok(());
+    if request.raw_path() != normal.as_bytes() {
+        let target = PathAndQuery::try_from(normal.into_owned()).map_err(|_| Fault::BadTarget)?;
+        request.set_uri(Uri::from(target));
     }
-    let target = PathAndQuery::try_from(normal.into_owned()).map_err(|_| Fault::BadTarget)?;
-    request.set_uri(Uri::from(target));
+    lend::forget_capitals(request);
     Ok(())
 }
 
@@ -136,6 +138,12 @@ fn split_absolute(target: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// Returns whether a text is a host, with or without a port: RFC 3986, section 3.2.2, without user information.
 fn is_authority(text: &str) -> bool {
+    // Nearly all are a name or an IPv4 address; parsing would copy them.
+    let (name, port) = text.split_once(':').unwrap_or((text, "0"));
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
+    if !name.is_empty() && name.bytes().all(plain) && port.parse::<u16>().is_ok() {
+        return true;
+    }
     !text.is_empty() && !text.contains('@') && text.parse::<http::uri::Authority>().is_ok()
 }
 
@@ -250,7 +258,9 @@ mod tests {
 
     #[test]
     fn user_information_is_no_host() {
-        assert!(is_authority("example.com:80"));
+        for host in ["example.com", "example.com:80", "192.0.2.1:65535", "[::1]:80", "a_b", "xn--bcher-kva.example"] {
+            assert!(is_authority(host), "{host}");
+        }
         assert!(!is_authority("user@example.com"));
         assert!(!is_authority("a b"));
         assert!(!is_authority(""));

@@ -111,6 +111,7 @@ impl Chain {
 
     /// Passes the request's headers along the chain.
     pub async fn on_request(&mut self, links: &[Link], exchange: &mut Box<Exchange>) -> Verdict {
+        let mut started = Instant::now();
         for (index, link) in links.iter().enumerate() {
             if !self.has(index, link, Phase::OnRequest) {
                 self.pass(index, link, Phase::OnRequest, exchange);
@@ -118,15 +119,17 @@ impl Chain {
                 continue;
             }
             let before = self.before(index, exchange);
-            let started = Instant::now();
+            if before.is_some() {
+                started = Instant::now();
+            }
             let outcome = match self.instance(index, link) {
-                Ok(instance) => instance.on_request(exchange).await,
+                Ok(instance) => instance.at(started).on_request(exchange).await,
                 Err(error) => Err(error),
             };
             self.after(index, before, Phase::OnRequest, None, &outcome, exchange);
             let failure = match outcome {
                 Ok(Outcome::Continue) => {
-                    self.record(index, link, Phase::OnRequest, CONTINUE, started);
+                    started = self.record(index, link, Phase::OnRequest, CONTINUE, started);
                     self.passed = index + 1;
                     continue;
                 }
@@ -140,6 +143,7 @@ impl Chain {
             if let Some(fault) = self.failed(index, link, Phase::OnRequest, started, failure, exchange) {
                 return Verdict::Fail(fault);
             }
+            started = Instant::now();
             self.passed = index + 1;
         }
         Verdict::Continue
@@ -153,14 +157,17 @@ impl Chain {
         body: &mut Bytes,
         end: bool,
     ) -> Verdict {
+        let mut started = Instant::now();
         for (index, link) in links.iter().enumerate() {
             if !self.has(index, link, Phase::OnRequestBody) {
                 continue;
             }
             let before = self.before(index, exchange);
-            let started = Instant::now();
+            if before.is_some() {
+                started = Instant::now();
+            }
             let outcome = match self.instance(index, link) {
-                Ok(instance) => instance.on_request_body(exchange, body.clone(), end).await,
+                Ok(instance) => instance.at(started).on_request_body(exchange, body.clone(), end).await,
                 Err(error) => Err(error),
             };
             self.after(index, before, Phase::OnRequestBody, Some((&*body, end)), &outcome, exchange);
@@ -169,7 +176,7 @@ impl Chain {
                     if let BodyOutcome::Replace(other) = outcome {
                         *body = other;
                     }
-                    self.record(index, link, Phase::OnRequestBody, CONTINUE, started);
+                    started = self.record(index, link, Phase::OnRequestBody, CONTINUE, started);
                     continue;
                 }
                 Ok(BodyOutcome::Respond(response)) => {
@@ -184,6 +191,7 @@ impl Chain {
                 self.passed = index;
                 return Verdict::Fail(fault);
             }
+            started = Instant::now();
         }
         Verdict::Continue
     }
@@ -193,21 +201,24 @@ impl Chain {
     pub async fn on_response(&mut self, links: &[Link], exchange: &mut Box<Exchange>) -> Result<(), Fault> {
         // What a filter does on the way back must not change what the ones ahead will be given of the body: `passed` only
         // falls where a filter failed closed.
+        let mut started = Instant::now();
         for (index, link) in links.iter().enumerate().take(self.passed).rev() {
             if !self.has(index, link, Phase::OnResponse) {
                 self.pass(index, link, Phase::OnResponse, exchange);
                 continue;
             }
             let before = self.before(index, exchange);
-            let started = Instant::now();
+            if before.is_some() {
+                started = Instant::now();
+            }
             let outcome = match self.instance(index, link) {
-                Ok(instance) => instance.on_response(exchange).await,
+                Ok(instance) => instance.at(started).on_response(exchange).await,
                 Err(error) => Err(error),
             };
             self.after(index, before, Phase::OnResponse, None, &outcome, exchange);
             let failure = match outcome {
                 Ok(ResponseOutcome::Continue) => {
-                    self.record(index, link, Phase::OnResponse, CONTINUE, started);
+                    started = self.record(index, link, Phase::OnResponse, CONTINUE, started);
                     continue;
                 }
                 Ok(ResponseOutcome::Fail(text)) => Failure::Itself(text),
@@ -217,6 +228,7 @@ impl Chain {
                 self.passed = index;
                 return Err(fault);
             }
+            started = Instant::now();
         }
         Ok(())
     }
@@ -230,12 +242,12 @@ impl Chain {
         body: &mut Bytes,
         end: bool,
     ) -> Result<(), Fault> {
+        let mut started = Instant::now();
         for (index, link) in links.iter().enumerate().take(self.passed).rev() {
             if !self.has(index, link, Phase::OnResponseBody) {
                 continue;
             }
             let filter = link.versions.on(self.tracks).0.filter();
-            let started = Instant::now();
             if filter.response_body() == BodyMode::Buffer {
                 let held = &mut self.steps[index].held;
                 held.extend_from_slice(body);
@@ -247,6 +259,7 @@ impl Chain {
                         return Err(fault);
                     }
                     *body = whole;
+                    started = Instant::now();
                     continue;
                 }
                 if !end {
@@ -256,8 +269,11 @@ impl Chain {
                 *body = std::mem::take(held).freeze();
             }
             let before = self.before(index, exchange);
+            if before.is_some() {
+                started = Instant::now();
+            }
             let outcome = match self.instance(index, link) {
-                Ok(instance) => instance.on_response_body(exchange, body.clone(), end),
+                Ok(instance) => instance.at(started).on_response_body(exchange, body.clone(), end),
                 Err(error) => Err(error),
             };
             self.after(index, before, Phase::OnResponseBody, Some((&*body, end)), &outcome, exchange);
@@ -266,7 +282,7 @@ impl Chain {
                     if let ResponseBodyOutcome::Replace(other) = outcome {
                         *body = other;
                     }
-                    self.record(index, link, Phase::OnResponseBody, CONTINUE, started);
+                    started = self.record(index, link, Phase::OnResponseBody, CONTINUE, started);
                     continue;
                 }
                 Ok(ResponseBodyOutcome::Fail(text)) => Failure::Itself(text),
@@ -276,6 +292,7 @@ impl Chain {
                 self.passed = index;
                 return Err(fault);
             }
+            started = Instant::now();
         }
         Ok(())
     }
@@ -345,8 +362,11 @@ impl Chain {
         }
     }
 
-    fn record(&mut self, index: usize, link: &Link, phase: Phase, outcome: usize, started: Instant) {
-        let spent = started.elapsed();
+    /// Accounts for a call that began when the one before it had ended, and returns when it has ended itself: one look at
+    /// the clock for each call.
+    fn record(&mut self, index: usize, link: &Link, phase: Phase, outcome: usize, started: Instant) -> Instant {
+        let ended = Instant::now();
+        let spent = ended.duration_since(started);
         let (version, track) = link.versions.on(self.tracks);
         if let Some(series) = version.series(track) {
             series.call(phase, outcome, spent);
@@ -357,6 +377,7 @@ impl Chain {
         if step.outcome.is_none() || outcome != CONTINUE {
             step.outcome = crate::metrics::OUTCOMES.get(outcome).copied();
         }
+        ended
     }
 
     /// Accounts for a failure, and decides: a fault, or none where the filter is `open`.

@@ -1,6 +1,7 @@
 //! What changes in a header when it is passed on: hop-by-hop fields go, forwarding fields come. Free of decisions: each
 //! function is a list of edits.
 
+use std::io::Write as _;
 use std::net::IpAddr;
 
 use http::header::{
@@ -9,6 +10,8 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 use ipnet::IpNet;
+use pingora::ErrorType::InternalError;
+use pingora::OrErr;
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::proxy::context::Context;
@@ -68,26 +71,24 @@ pub fn request_id(headers: &HeaderMap) -> Option<&str> {
 /// # Errors
 /// A value that is none; the ones here are.
 pub fn to_upstream(request: &mut RequestHeader, context: &Context) -> pingora::Result<()> {
-    let own: Vec<HeaderName> =
-        request.headers.keys().filter(|name| name.as_str().starts_with(OWN_PREFIX)).cloned().collect();
-    for name in &own {
-        request.remove_header(name);
+    while let Some(own) = request.headers.keys().find(|name| name.as_str().starts_with(OWN_PREFIX)).cloned() {
+        request.remove_header(&own);
     }
-    let address = context.peer.map(|peer| peer.ip().to_canonical().to_string()).unwrap_or_default();
+    let address = address_of(context)?;
     if context.peer_trusted && request.headers.contains_key(X_FORWARDED_FOR) {
         request.append_header(X_FORWARDED_FOR, address)?;
     } else {
         request.insert_header(X_FORWARDED_FOR, address)?;
     }
     if !(context.peer_trusted && request.headers.contains_key(X_FORWARDED_PROTO)) {
-        request.insert_header(X_FORWARDED_PROTO, context.scheme())?;
+        request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(context.scheme()))?;
     }
     if !(context.peer_trusted && request.headers.contains_key(X_FORWARDED_HOST))
         && let Some(host) = request.headers.get(http::header::HOST).cloned()
     {
         request.insert_header(X_FORWARDED_HOST, host)?;
     }
-    request.insert_header(X_REQUEST_ID, &*context.id)?;
+    request.insert_header(X_REQUEST_ID, HeaderValue::from_str(&context.id).or_err(InternalError, "a request id")?)?;
     if let Some(whole) = &context.body.whole {
         request.remove_header(&TRANSFER_ENCODING);
         // Answered by us before the body was read.
@@ -104,6 +105,22 @@ pub fn to_upstream(request: &mut RequestHeader, context: &Context) -> pingora::R
         request.remove_header(&IF_RANGE);
     }
     Ok(())
+}
+
+/// Returns the peer's address as a value; an empty one on a Unix socket.
+fn address_of(context: &Context) -> pingora::Result<HeaderValue> {
+    // As long as the longest address of version 6.
+    let mut text = [0_u8; 46];
+    let length = match context.peer {
+        Some(peer) => {
+            let room = text.len();
+            let mut rest = &mut text[..];
+            write!(rest, "{}", peer.ip().to_canonical()).or_err(InternalError, "an address that is too long")?;
+            room - rest.len()
+        }
+        None => 0,
+    };
+    HeaderValue::from_bytes(&text[..length]).or_err(InternalError, "an address that is no value")
 }
 
 /// Removes what belongs to the connection to the upstream: RFC 9110, section 7.6.1. Pingora does so for requests only.
@@ -127,11 +144,14 @@ pub fn strip_hop_by_hop(response: &mut ResponseHeader) {
             response.remove_header(&CONNECTION);
         }
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, TE, TRAILER] {
-        response.remove_header(&name);
-    }
-    if !upgrade {
-        response.remove_header(&UPGRADE);
+    // Most responses have none of them, and to look at each name once is faster than to look for each of these.
+    if response.headers.keys().any(is_of_connection) {
+        for name in [KEEP_ALIVE, PROXY_CONNECTION, TE, TRAILER] {
+            response.remove_header(&name);
+        }
+        if !upgrade {
+            response.remove_header(&UPGRADE);
+        }
     }
     // The version, too, is the connection's: what goes to the client is ours.
     if response.version < Version::HTTP_11 {
@@ -148,6 +168,11 @@ pub fn ask_for_https(response: &mut ResponseHeader, context: &Context) -> pingor
         Some(value) => response.insert_header(STRICT_TRANSPORT_SECURITY, value.clone()),
         None => Ok(()),
     }
+}
+
+fn is_of_connection(name: &HeaderName) -> bool {
+    // Names that `http` knows are compared by number.
+    matches!(*name, TE | TRAILER | UPGRADE) || *name == KEEP_ALIVE || *name == PROXY_CONNECTION
 }
 
 /// Named in `connection` or not, Pingora needs these to read the body.

@@ -13,6 +13,14 @@ pub fn request(session: &mut Session, exchange: &mut Exchange) {
     exchange.request = std::mem::replace(session.req_header_mut(), blank).into();
 }
 
+/// Forgets how the names of the session's request header were capitalised. Whoever is behind us sees the usual form of
+/// each name, whether or not the header was lent, and what is forgotten need not be copied and kept up to date.
+pub fn forget_capitals(header: &mut RequestHeader) {
+    let blank = RequestHeader::from(blank_request());
+    let parts = http::request::Parts::from(std::mem::replace(header, blank));
+    *header = parts.into();
+}
+
 /// Moves it back.
 pub fn take_back(session: &mut Session, exchange: &mut Exchange) {
     *session.req_header_mut() = std::mem::replace(&mut exchange.request, blank_request()).into();

@@ -4,17 +4,19 @@
 //! buffer out. The buffer is bounded: when the reader of stdout is stuck, lines are dropped and counted, and requests go
 //! on.
 
+mod json;
+
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use pingora::proxy::Session;
 use prometheus::IntCounter;
-use serde::Serialize;
 
 use crate::control::time::Timestamp;
 use crate::proxy::context::Context;
-use crate::track::Track;
+use json::Object;
 
 /// Bytes of lines that wait to be written: seconds of a busy gateway.
 const WAITING_BYTES_MAX: usize = 8 << 20;
@@ -109,139 +111,90 @@ impl AccessLog {
 
     /// Writes a request's line.
     pub fn write(&self, session: &Session, context: &Context, status: u16, duration: Duration) {
-        let request = session.req_header();
-        let route = context.route();
-        let line = Line {
-            time: Timestamp::now(),
-            id: &context.id,
-            client: context.client,
-            method: request.method.as_str(),
-            host: request.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()),
-            path: request.uri.path(),
-            protocol: protocol(request.version),
-            tls: context.arrival.as_ref().and_then(|arrival| arrival.tls.as_ref()).map(|tls| Tls {
-                version: tls.version,
-                server_name: tls.server_name.as_deref(),
-                client: tls.client.as_ref().map(|client| Client { subject: &client.subject, names: &client.names }),
-            }),
-            user_agent: request.headers.get(http::header::USER_AGENT).and_then(|agent| agent.to_str().ok()),
-            status,
-            bytes_received: context.body.received,
-            bytes_sent: session.as_downstream().body_bytes_sent(),
-            duration_ms: millis(duration),
-            route: route.map(|route| &*route.name),
-            upstream: context.attempt.as_ref().map(|attempt| Target {
-                name: attempt.upstream.name(),
-                track: attempt.track,
-                address: attempt.address,
-                attempts: attempt.number,
-                header_ms: attempt.header_after.map(millis),
-            }),
-            filters: Filters(context),
-            error: context.fault.map(|fault| Fault { source: fault.source().as_str(), kind: fault.kind() }),
-            generation: context.snapshot.generation,
-        };
-        let mut text = Vec::with_capacity(512);
-        // Every field can be written as JSON.
-        if serde_json::to_writer(&mut text, &line).is_ok() {
-            text.push(b'\n');
-            self.append(&text);
+        thread_local! {
+            /// The line that is being put together. Each thread keeps its buffer: a line takes no allocation.
+            static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
+        LINE.with_borrow_mut(|line| {
+            line.clear();
+            put_together(line, session, context, status, duration);
+            line.push(b'\n');
+            self.append(line);
+        });
     }
 }
 
-/// What a line says.
-#[derive(Serialize)]
-struct Line<'a> {
-    time: Timestamp,
-    id: &'a str,
-    client: std::net::IpAddr,
-    method: &'a str,
-    host: Option<&'a str>,
-    /// Without the query, which may hold secrets.
-    path: &'a str,
-    protocol: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tls: Option<Tls<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user_agent: Option<&'a str>,
-    /// 0: the client was gone before there was one.
-    status: u16,
-    bytes_received: u64,
-    bytes_sent: usize,
-    duration_ms: f64,
-    route: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upstream: Option<Target<'a>>,
-    filters: Filters<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<Fault>,
-    generation: u64,
-}
-
-#[derive(Serialize)]
-struct Tls<'a> {
-    version: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    server_name: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client: Option<Client<'a>>,
-}
-
-/// Who has shown a certificate.
-#[derive(Serialize)]
-struct Client<'a> {
-    subject: &'a str,
-    names: &'a [String],
-}
-
-#[derive(Serialize)]
-struct Target<'a> {
-    name: &'a str,
-    track: Track,
-    address: Option<std::net::SocketAddr>,
-    attempts: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    header_ms: Option<f64>,
-}
-
-#[derive(Serialize)]
-struct Fault {
-    source: &'static str,
-    kind: &'static str,
-}
-
-#[derive(Serialize)]
-struct Filter<'a> {
-    name: &'a str,
-    version: &'a str,
-    track: Track,
-    /// None: it was not called.
-    outcome: Option<&'static str>,
-    us: f64,
-}
-
-/// The filters of the route, with version and track, in the order of the chain.
-struct Filters<'a>(&'a Context);
-
-impl Serialize for Filters<'_> {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let chain = self.0.route().map_or(&[][..], |route| &route.chain);
-        serializer.collect_seq(chain.iter().zip(self.0.chain.steps()).map(|(link, step)| {
-            let (version, track) = link.versions.on(self.0.tracks);
-            Filter {
-                name: &link.filter,
-                version: version.label(),
-                track,
-                outcome: step.outcome,
-                us: (step.spent.as_secs_f64() * 1e7).round() / 10.0,
+/// Puts a line together. What a line says of a request:
+///
+/// - `path` comes without the query, which may hold secrets.
+/// - `tls.client` is who has shown a certificate.
+/// - `status` is 0 where the client was gone before there was one.
+/// - `filters` are the route's, with version and track, in the order of the chain; one without `outcome` was not called.
+/// - `error.reason` is what the operating system or Pingora says, where they say something.
+fn put_together(line: &mut Vec<u8>, session: &Session, context: &Context, status: u16, duration: Duration) {
+    let request = session.req_header();
+    let header = |name| request.headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
+    let mut object = Object::begin(line);
+    object.time("time", Timestamp::now());
+    object.text("id", &context.id);
+    object.address("client", context.client);
+    object.text("method", request.method.as_str());
+    object.optional_text("host", header(http::header::HOST));
+    object.text("path", request.uri.path());
+    object.text("protocol", protocol(request.version));
+    if let Some(tls) = context.arrival.as_ref().and_then(|arrival| arrival.tls.as_ref()) {
+        object.object("tls", |object| {
+            object.text("version", tls.version);
+            if let Some(name) = &tls.server_name {
+                object.text("server_name", name);
             }
-        }))
+            if let Some(client) = &tls.client {
+                object.object("client", |object| {
+                    object.text("subject", &client.subject);
+                    object.texts("names", client.names.iter().map(|name| &**name));
+                });
+            }
+        });
     }
-}
-
-fn millis(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
+    if let Some(agent) = header(http::header::USER_AGENT) {
+        object.text("user_agent", agent);
+    }
+    object.number("status", status.into());
+    object.number("bytes_received", context.body.received);
+    object.number("bytes_sent", session.as_downstream().body_bytes_sent() as u64);
+    object.millis("duration_ms", duration);
+    object.optional_text("route", context.route().map(|route| &*route.name));
+    if let Some(attempt) = &context.attempt {
+        object.object("upstream", |object| {
+            object.text("name", attempt.upstream.name());
+            object.text("track", attempt.track.as_str());
+            object.endpoint("address", attempt.address);
+            object.number("attempts", attempt.number.into());
+            if let Some(after) = attempt.header_after {
+                object.millis("header_ms", after);
+            }
+        });
+    }
+    let chain = context.route().map_or(&[][..], |route| &route.chain);
+    object.objects("filters", chain.iter().zip(context.chain.steps()), |object, (link, step)| {
+        let (version, track) = link.versions.on(context.tracks);
+        object.text("name", &link.filter);
+        object.text("version", version.label());
+        object.text("track", track.as_str());
+        object.optional_text("outcome", step.outcome);
+        object.micros("us", step.spent);
+    });
+    if let Some(fault) = context.fault {
+        object.object("error", |object| {
+            object.text("source", fault.source().as_str());
+            object.text("kind", fault.kind());
+            if let Some(reason) = &context.reason {
+                object.text("reason", reason);
+            }
+        });
+    }
+    object.number("generation", context.snapshot.generation);
+    object.end();
 }
 
 const fn protocol(version: http::Version) -> &'static str {

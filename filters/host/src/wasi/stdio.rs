@@ -58,6 +58,11 @@ impl Stdio {
         }
     }
 
+    /// Returns whether anything was printed since the last line break.
+    pub(crate) fn has_unfinished(&self) -> bool {
+        !(self.stdout.is_empty() && self.stderr.is_empty())
+    }
+
     /// Returns what was printed since the last line break.
     pub(crate) fn take_unfinished(&mut self) -> Vec<(Level, String)> {
         let streams = [(Level::Info, &mut self.stdout), (Level::Warn, &mut self.stderr)];
