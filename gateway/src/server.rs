@@ -26,7 +26,7 @@ use lockgate_host::Progress;
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use tokio::runtime::{Builder, Handle, Runtime};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::admin;
 use crate::control::{self, Actor, Cause, Control, StartError};
@@ -142,6 +142,11 @@ impl Sockets {
 /// # Errors
 /// It could not start. Once it serves, nothing makes it end but a signal or a hand-over.
 pub fn run(options: &Options) -> Result<(), RunError> {
+    // The allocator asks for huge pages, and an idle gateway uses a tenth of each: without them it holds half the memory,
+    // and serves as fast.
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        debug!(%error, "huge pages cannot be turned off");
+    }
     let config = lockgate_config::load(&options.invocation.config).map_err(RunError::Config)?.config;
     let outcome = run_with(options, &config);
     if let (Err(error), Some(_)) = (&outcome, options.takeover) {
