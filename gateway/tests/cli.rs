@@ -234,6 +234,26 @@ fn completions_know_the_commands() {
     }
 }
 
+#[test]
+fn a_check_says_its_answer_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(Guest::Tag.path(), dir.path().join("tag.wasm")).unwrap();
+    let config = "listeners: [\"127.0.0.1:0\"]\nupstreams: { app: [\"127.0.0.1:1\"] }\n\
+        filters: { tag: { component: tag.wasm, settings: { value: v1 } } }\nroutes: [{ filters: [tag], upstream: app }]\n";
+    std::fs::write(dir.path().join("other.yaml"), config).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_lockgate"))
+        .args(["check", "--config", "other.yaml"])
+        .current_dir(dir.path())
+        .env_remove("LOCKGATE_LOG")
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "`other.yaml` is right: 1 route, 1 filter in 1 version, 0 rollouts\n"
+    );
+}
+
 const CONFIG: &str = r#"
 server: { watch: false }
 upstreams: { app: ["${UPSTREAM}"] }
@@ -266,7 +286,8 @@ async fn a_rollout_is_driven_from_the_command_line() {
     assert!(run(&["rollout", "export"]).await.contains("settings: {\"value\":\"v2\"}"));
     assert!(run(&["status"]).await.contains("promoted"));
     assert!(run(&["quarantine", "list"]).await.contains("nothing is in quarantine"));
-    assert!(run(&["cache", "list"]).await.contains("2 artifacts in the cache"));
+    let cached = run(&["cache", "list"]).await;
+    assert!(cached.contains("2 artifacts in the cache") && cached.matches(" tag ").count() == 2, "{cached}");
     let status: serde_json::Value = serde_json::from_str(&run(&["status", "--json"]).await).unwrap();
     assert_eq!(status["rollouts"][0]["state"], "promoted");
 }

@@ -3,7 +3,7 @@
 mod harness;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use harness::{Gateway, Upstream};
@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// The filter has time: a busy machine is not what is tested.
@@ -46,13 +47,13 @@ impl Drop for Successor {
 /// Sends requests until it is told to stop, over new and kept connections, and counts.
 struct Load {
     stop: Arc<AtomicBool>,
-    answered: Arc<AtomicUsize>,
+    answered: watch::Sender<usize>,
     tasks: JoinSet<Vec<String>>,
 }
 
 impl Load {
     fn on(gateway: &Gateway) -> Self {
-        let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (stop, answered) = (Arc::new(AtomicBool::new(false)), watch::Sender::new(0));
         let mut tasks = JoinSet::new();
         for kept in [true, true, false, false] {
             let (stop, answered, url) = (stop.clone(), answered.clone(), gateway.url("/"));
@@ -63,7 +64,7 @@ impl Load {
                 while !stop.load(Ordering::Relaxed) {
                     match client.get(&url).send().await {
                         Ok(response) if response.status() == StatusCode::OK => match response.bytes().await {
-                            Ok(_) => drop(answered.fetch_add(1, Ordering::Relaxed)),
+                            Ok(_) => answered.send_modify(|answered| *answered += 1),
                             Err(error) => failures.push(format!("{error:?}")),
                         },
                         Ok(response) => failures.push(response.status().to_string()),
@@ -78,10 +79,9 @@ impl Load {
 
     /// Waits for so many more answers.
     async fn goes_on(&self, more: usize) {
-        let until = self.answered.load(Ordering::Relaxed) + more;
-        while self.answered.load(Ordering::Relaxed) < until {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        let mut answered = self.answered.subscribe();
+        let until = *answered.borrow() + more;
+        answered.wait_for(|answered| *answered >= until).await.expect("its sender is here");
     }
 
     async fn failures(mut self) -> Vec<String> {

@@ -17,7 +17,7 @@ use crate::key_value::KeyValue;
 use crate::load;
 use crate::outbound::{self, Connections};
 use crate::sink::Progress;
-use crate::spec::FilterSpec;
+use crate::spec::{FilterSpec, VersionId};
 
 /// How far compile threads step back: traffic comes first.
 const COMPILE_NICENESS: i32 = 10;
@@ -115,6 +115,12 @@ impl Host {
     /// Returns the cache of artifacts.
     pub fn cache(&self) -> &Cache {
         &self.cache
+    }
+
+    /// Returns the key of a version's artifact, as [`CacheEntry::key`](crate::CacheEntry::key) has it, whether or not it is
+    /// in the cache.
+    pub fn artifact_key(&self, version: &VersionId) -> String {
+        Cache::key(&self.engines.serve, &version.component, &version.settings).to_string()
     }
 
     /// Returns how much of the pool is in use.

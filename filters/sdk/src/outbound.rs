@@ -91,9 +91,14 @@ impl Fetch {
     fn exchange(&self, request: OutgoingRequest) -> Result<Fetched, String> {
         let body = request.body().map_err(|()| "its body was taken before")?;
         let response = outgoing_handler::handle(request, self.options()?).map_err(describe)?;
-        // The body follows the request: until that is on its way nobody reads what is written.
-        write(&body, &self.body)?;
-        OutgoingBody::finish(body, None).map_err(describe)?;
+        // The body follows the request: until that is on its way nobody reads what is written. Where nobody does, because
+        // the request is refused or answered before its end, the response says more than a body that broke off.
+        let sent = write(&body, &self.body);
+        if sent.is_ok() {
+            OutgoingBody::finish(body, None).map_err(describe)?;
+        } else {
+            drop(body);
+        }
 
         let response = loop {
             match response.get() {

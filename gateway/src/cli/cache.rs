@@ -1,21 +1,25 @@
 //! `lockgate cache`
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
 use lockgate_config::units::ByteSize;
 use lockgate_host::{CacheEntry, Host};
+use serde::Serialize;
 use serde_json::json;
 
 use super::output::{Table, count, print, print_json, size};
 use super::{ConfigFile, Failure};
-use crate::control::reload::host;
+use crate::control::reload::{Draft, Wanted, host};
+use crate::control::watch::Fingerprint;
 
 /// See what is compiled, and drop it.
 ///
 /// Works on the cache's directory itself, whether a gateway runs or not. A filter that is loaded goes on running; it is
-/// compiled again when it is loaded again.
+/// compiled again when it is loaded again. An artifact is shown with the filters that the configuration has it for; one
+/// without is of an older version, or of another configuration's.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -52,12 +56,29 @@ impl Cache {
             Action::List => (host.cache().entries().map_err(failed)?, "in the cache"),
             Action::Prune { to } => (host.cache().prune(to.bytes()).map_err(failed)?, "dropped"),
         };
+        let mut users = self.users(&host);
+        let entries: Vec<Shown> = entries
+            .into_iter()
+            .map(|entry| Shown { filters: users.remove(&entry.key).unwrap_or_default(), entry })
+            .collect();
         if self.json {
             return print_json(&json!(entries));
         }
-        let bytes: u64 = entries.iter().map(|entry| entry.bytes).sum();
+        let bytes: u64 = entries.iter().map(|shown| shown.entry.bytes).sum();
         let sum = format!("{} {what}, {}", count(entries.len(), "artifact"), size(bytes));
         if entries.is_empty() { print(&sum) } else { print(&format!("{}{sum}", table(&entries))) }
+    }
+
+    /// Returns the filters that the configuration has each artifact for, with their versions, by the artifacts' keys. None
+    /// where the configuration is wrong: the cache can be seen all the same.
+    fn users(&self, host: &Host) -> HashMap<String, Vec<String>> {
+        let mut users = HashMap::<_, Vec<String>>::new();
+        if let Ok(draft) = Draft::read(&self.config.path, &mut Fingerprint::default(), None) {
+            for Wanted { filter, id, .. } in draft.versions() {
+                users.entry(host.artifact_key(&id)).or_default().push(format!("{} {id}", filter.name));
+            }
+        }
+        users
     }
 
     fn host(&self) -> Result<Arc<Host>, Failure> {
@@ -66,12 +87,22 @@ impl Cache {
     }
 }
 
-fn table(entries: &[CacheEntry]) -> String {
-    let mut table = Table::new(&["ARTIFACT", "SIZE", "UNUSED FOR"]);
-    for entry in entries {
+/// An artifact, with the filters that the configuration has it for.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    entry: CacheEntry,
+    /// Name and version.
+    filters: Vec<String>,
+}
+
+fn table(entries: &[Shown]) -> String {
+    let mut table = Table::new(&["ARTIFACT", "FILTER", "SIZE", "UNUSED FOR"]);
+    for Shown { entry, filters } in entries {
         // A clock that was set back makes it new.
         let idle = SystemTime::now().duration_since(entry.used).unwrap_or_default();
-        table.row([entry.key.clone(), size(entry.bytes), age(idle.as_secs())]);
+        let filters = if filters.is_empty() { "-".to_owned() } else { filters.join(", ") };
+        table.row([entry.key.clone(), filters, size(entry.bytes), age(idle.as_secs())]);
     }
     table.render()
 }

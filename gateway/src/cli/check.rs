@@ -7,9 +7,9 @@ use lockgate_config::Warnings;
 use lockgate_config::model::Config;
 use lockgate_config::problem::Report;
 
-use super::Failure;
 use super::output::{count, print, print_json};
-use super::progress::progress;
+use super::progress::progress_of_command;
+use super::{ConfigFile, Failure};
 use crate::control::reload::{Draft, host};
 use crate::control::time::Timestamp;
 use crate::control::watch::Fingerprint;
@@ -30,9 +30,11 @@ Exit codes:
   1  something else went wrong: the cache cannot be written, say
   2  it is not right")]
 pub(super) struct Check {
-    /// The configuration file.
-    #[arg(value_name = "FILE", env = "LOCKGATE_CONFIG", default_value = "lockgate.yaml")]
-    path: PathBuf,
+    /// The configuration file, in place of `--config`.
+    #[arg(value_name = "FILE")]
+    path: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigFile,
     /// Print the configuration with all defaults filled in, as JSON.
     #[arg(long)]
     dump: bool,
@@ -43,21 +45,22 @@ pub(super) struct Check {
 
 impl Check {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let name = self.path.display();
-        let loaded = lockgate_config::load(&self.path)?;
+        let path = self.path.unwrap_or(self.config.path);
+        let name = path.display();
+        let loaded = lockgate_config::load(&path)?;
         let Config { routes, filters, rollouts, .. } = &loaded.config;
         let warnings = Warnings::of(&loaded.config, &loaded.source);
         let mut checked = format!("{}, {}", count(routes.len(), "route"), count(filters.len(), "filter"));
         let mut overlaid = String::new();
         if !self.no_components {
-            let draft = Draft::read(&self.path, &mut Fingerprint::default(), None)?;
+            let draft = Draft::read(&path, &mut Fingerprint::default(), None)?;
             let untimely = draft.facts.untimely(Timestamp::now(), None);
             if !untimely.is_empty() {
                 return Err(Report::new(draft.facts.source.clone(), untimely).into());
             }
             let versions = draft.versions();
             let host = host(&draft.facts.config).map_err(Failure::failed)?;
-            draft.load(&versions, &host, &*progress())?;
+            draft.load(&versions, &host, &*progress_of_command())?;
             checked = format!("{checked} in {}", count(versions.len(), "version"));
             overlaid = match draft.overlaid() {
                 Ok(Some(yaml)) => {

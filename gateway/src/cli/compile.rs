@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::output::{count, print};
-use super::progress::progress;
+use super::progress::progress_of_command;
 use super::{ConfigFile, Failure};
 use crate::control::reload::{Draft, host};
 
@@ -21,7 +21,7 @@ impl Compile {
         let draft = Draft::read_components(&self.config.path)?;
         let versions = draft.versions();
         let host = host(&draft.facts.config).map_err(Failure::failed)?;
-        draft.load(&versions, &host, &*progress())?;
+        draft.load(&versions, &host, &*progress_of_command())?;
         let stats = host.cache().stats();
         let versions = count(versions.len(), "version");
         print(&format!("{versions}: {} compiled, {} in the cache already", stats.misses, stats.hits))

@@ -5,12 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use lockgate_host::{Progress, Stage};
+use lockgate_host::{Progress, Silent, Stage};
 use tracing::info;
 
 /// Returns what is to be told: a bar where somebody watches, and log lines elsewhere.
 pub(super) fn progress() -> Arc<dyn Progress + Send + Sync> {
     if std::io::stderr().is_terminal() { Arc::new(Bar::new()) } else { Arc::new(Lines) }
+}
+
+/// Returns what is to be told by a command that ends with an answer: a bar where somebody watches, and elsewhere nothing
+/// but the answer.
+pub(super) fn progress_of_command() -> Arc<dyn Progress + Send + Sync> {
+    if std::io::stderr().is_terminal() { Arc::new(Bar::new()) } else { Arc::new(Silent) }
 }
 
 /// A line that turns while something is done, on standard error.

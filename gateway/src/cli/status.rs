@@ -29,14 +29,15 @@ impl Status {
 fn render(status: &Value) -> String {
     let list = |key: &str| status[key].as_array().map(Vec::as_slice).unwrap_or_default();
     let reload = &status["last_reload"];
-    let mut parts = vec![format!(
-        "generation {}, up {} s, last reload {} by {} at {}\n",
-        status["generation"],
-        status["uptime_seconds"],
-        text(reload, "outcome"),
-        text(reload, "actor"),
-        text(reload, "time"),
-    )];
+    let reloaded = match reload["cause"].as_str() {
+        Some("start") => "not reloaded since its start".to_owned(),
+        _ => {
+            let (outcome, actor, time) = (text(reload, "outcome"), text(reload, "actor"), text(reload, "time"));
+            format!("last reload {outcome} by {actor} at {time}")
+        }
+    };
+    let mut parts =
+        vec![format!("generation {}, up {} s, {reloaded}\n", status["generation"], status["uptime_seconds"])];
     parts.extend(reload["problems"].as_str().map(|problems| format!("{}\n", problems.trim_end())));
     parts.extend(status["state_trouble"].as_str().map(|trouble| format!("{trouble}\n")));
 

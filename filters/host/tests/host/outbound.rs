@@ -55,10 +55,6 @@ fn fetching(url: &str) -> Setup {
     setup(Guest::Outbound).settings(&format!(r#"{{"url": "{url}", "body": "ping"}}"#))
 }
 
-fn fetching_without_a_body(url: &str) -> Setup {
-    setup(Guest::Outbound).settings(&format!(r#"{{"url": "{url}"}}"#))
-}
-
 async fn outcome(filter: &Arc<Filter>) -> (String, String) {
     let mut exchange = get("/");
     pass(filter, &mut exchange).await;
@@ -95,7 +91,7 @@ async fn reused_instances_fetch_again_and_again() {
 async fn what_no_grant_covers_is_denied_and_logged() {
     let server = Server::start().await;
     let port = server.address.port();
-    let filter = fetching_without_a_body(&format!("http://{}/", server.address))
+    let filter = fetching(&format!("http://{}/", server.address))
         .granted("127.0.0.1", port ^ 1)
         .granted("*.127.0.0.1", port)
         .granted("localhost", port)
@@ -112,7 +108,7 @@ async fn what_no_grant_covers_is_denied_and_logged() {
 
 #[tokio::test]
 async fn without_a_grant_a_filter_stays_inline_and_is_denied() {
-    let filter = fetching_without_a_body("http://127.0.0.1:9/").load();
+    let filter = setup(Guest::Outbound).settings(r#"{"url": "http://127.0.0.1:9/"}"#).load();
     assert_eq!(filter.lane(), Lane::Inline);
     let (came, error) = outcome(&filter).await;
     assert_eq!(came, "failed");
@@ -205,7 +201,7 @@ async fn a_busy_guest_on_a_fibre_is_cut_and_lets_others_run_meanwhile() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unreachable_server_is_an_error_of_the_guests() {
-    let filter = fetching_without_a_body("http://127.0.0.1:1/").granted("127.0.0.1", 1).load();
+    let filter = fetching("http://127.0.0.1:1/").granted("127.0.0.1", 1).load();
     let (came, _) = outcome(&filter).await;
     assert_eq!(came, "failed", "nobody listens there");
 }
