@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::model::{
-    AccessLog, Alpn, Config, Decider, FailureMode, FilterLimits, FilterPolicy, FilterVersion, Guard, Isolation,
+    AccessLog, Alpn, Coding, Config, Decider, FailureMode, FilterLimits, FilterPolicy, FilterVersion, Guard, Isolation,
     KeyPart, Listener, OnBad, Plan, Rollout, RolloutSubject, Route, Server, ShadowLimits, SlownessGuard, Stage, Target,
     Tls, TlsVersion, Upstream, UpstreamProtocol,
 };
@@ -39,6 +39,14 @@ fn server(server: &Server) -> Value {
         "read_timeout": format_duration(server.limits.read_timeout),
         "write_timeout": format_duration(server.limits.write_timeout),
         "idle_timeout": format_duration(server.limits.idle_timeout),
+        "tunnel_idle_timeout": format_duration(server.limits.tunnel_idle_timeout),
+        "body_rate": server.limits.body_rate,
+        "headers": server.limits.headers,
+        "header_bytes": server.limits.header_bytes,
+        "requests_per_connection": server.limits.requests_per_connection,
+        "http2_streams": server.limits.http2_streams,
+        "connections": server.limits.connections,
+        "connections_per_address": server.limits.connections_per_address,
     });
     if let Some(body) = server.limits.body {
         limits["body"] = body.to_string().into();
@@ -52,6 +60,7 @@ fn server(server: &Server) -> Value {
         "instances": server.instances,
         "instance_memory": server.instance_memory,
         "drain": format_duration(server.drain),
+        "drain_tunnels": format_duration(server.drain_tunnels),
         "watch": server.watch,
         "access_log": match server.access_log {
             AccessLog::Stdout => "stdout",
@@ -63,7 +72,11 @@ fn server(server: &Server) -> Value {
 }
 
 fn listener(listener: &Listener) -> Value {
-    let mut value = json!({ "address": listener.address.to_string(), "h2c": listener.h2c });
+    let mut value = json!({
+        "address": listener.address.to_string(),
+        "proxy_protocol": listener.proxy_protocol,
+        "h2c": listener.h2c,
+    });
     if let Some(port) = listener.redirect_to_https {
         value["redirect_to_https"] = port.into();
     }
@@ -185,6 +198,8 @@ fn route(route: &Route, config: &Config) -> Value {
     let mut value = json!({
         "match": matches,
         "filters": filters.collect::<Value>(),
+        "upgrades": texts(route.upgrades.iter()),
+        "compress": route.compress.iter().map(|it| coding(*it)).collect::<Value>(),
         "upstream": upstream_name(upstream),
         "alternatives": alternatives.iter().map(upstream_name).collect::<Value>(),
     });
@@ -295,6 +310,14 @@ fn key_part(part: &KeyPart) -> Value {
         KeyPart::Query(name) => json!({ "query": literal(name) }),
         KeyPart::ClientIp => "client_ip".into(),
         KeyPart::Path => "path".into(),
+    }
+}
+
+const fn coding(coding: Coding) -> &'static str {
+    match coding {
+        Coding::Zstd => "zstd",
+        Coding::Brotli => "br",
+        Coding::Gzip => "gzip",
     }
 }
 

@@ -21,7 +21,9 @@ pub(crate) use self::filter::{
 };
 use self::forms::Named;
 pub(crate) use self::listener::{Alpn, ClientAuthMode, ListenerForm, Tls};
-pub(crate) use self::route::{Canary, HeaderCondition, KeyForm, KeyNamed, KeyWord, Match, Override, Rollout, Route};
+pub(crate) use self::route::{
+    Canary, Coding, HeaderCondition, KeyForm, KeyNamed, KeyWord, Match, Override, Rollout, Route,
+};
 pub(crate) use self::server::{AccessLog, Admin, Server};
 pub(crate) use self::upstream::{Protocol, Upstream, UpstreamForm};
 

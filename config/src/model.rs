@@ -62,7 +62,9 @@ pub struct Server {
     pub watch: bool,
     /// The access log. Default: JSON to stdout.
     pub access_log: AccessLog,
-    /// Peers whose `x-forwarded-for`, `x-forwarded-proto` and `x-request-id` are believed. Default: none.
+    /// How long connections that became tunnels may go on after a stop. Default: as long as [`Self::drain`].
+    pub drain_tunnels: Duration,
+    /// Peers whose forwarding headers, PROXY headers and `x-request-id` are believed. Default: none.
     pub trusted_proxies: Arc<[IpNet]>,
     /// Limits of a request, before any filter's.
     pub limits: RequestLimits,
@@ -88,13 +90,31 @@ pub struct RequestLimits {
     pub write_timeout: Duration,
     /// Time that an unused connection stays open. Default: 75 s.
     pub idle_timeout: Duration,
+    /// Time that a connection stays open after an upgrade without a byte. Default: 10 min.
+    pub tunnel_idle_timeout: Duration,
+    /// Bytes a second that a request's body must come with on average, once `read_timeout` has passed. Default: 64.
+    pub body_rate: ByteSize,
+    /// Lines of a request's header. Default: 100.
+    pub headers: u32,
+    /// Bytes of a request's header. Default: 64 KiB.
+    pub header_bytes: ByteSize,
+    /// Requests of one connection, after which it closes. Default: 10,000.
+    pub requests_per_connection: u32,
+    /// Requests under way of one HTTP/2 connection. Default: 100. Read at start only.
+    pub http2_streams: u32,
+    /// Open client connections. Default: 20,000.
+    pub connections: u32,
+    /// Open connections of one client address, where it is no trusted proxy's. Default: 1,000.
+    pub connections_per_address: u32,
 }
 
 /// Where requests come in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
-    /// Address and port. Port 0 takes a free one, which the log tells.
-    pub address: SocketAddr,
+    /// An address and port, or a Unix socket. Port 0 takes a free one, which the log tells.
+    pub address: ListenAddress,
+    /// Whether connections begin with a PROXY header, of version 1 or 2. Default: false.
+    pub proxy_protocol: bool,
     /// Whether HTTP/2 without TLS (prior knowledge) is understood beside HTTP/1.1. Default: true.
     pub h2c: bool,
     /// How TLS ends here. Default: not at all.
@@ -106,8 +126,8 @@ pub struct Listener {
 impl Listener {
     /// Returns a listener with every default.
     #[must_use]
-    pub const fn new(address: SocketAddr) -> Self {
-        Self { address, h2c: true, tls: None, redirect_to_https: None }
+    pub const fn new(address: ListenAddress) -> Self {
+        Self { address, proxy_protocol: false, h2c: true, tls: None, redirect_to_https: None }
     }
 }
 
@@ -179,18 +199,18 @@ pub struct Hsts {
 #[derive(Clone, Debug)]
 pub struct Admin {
     /// Default: `127.0.0.1:9901`.
-    pub address: AdminAddress,
+    pub address: ListenAddress,
     /// Asked of each call but `/healthz`, `/readyz` and `/metrics` as `authorization: Bearer …`. Required where the
     /// address is neither loopback nor a Unix socket.
     pub token: Option<Secret>,
 }
 
-/// An address of the admin listener.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AdminAddress {
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ListenAddress {
     /// `127.0.0.1:9901`
     Tcp(SocketAddr),
-    /// `unix:/run/lockgate/admin.sock`; mode 0600.
+    /// `unix:/run/lockgate/admin.sock`. The mode is 0600 for the admin, and 0660 for a listener.
     Unix(PathBuf),
 }
 
@@ -373,10 +393,25 @@ pub struct Route {
     pub matcher: RouteMatch,
     /// Indices into [`Config::filters`], in the order of the request.
     pub filters: Vec<usize>,
+    /// Protocols that a connection may change to, in lower case. Default: `websocket`.
+    pub upgrades: Vec<String>,
+    /// How responses are compressed, the best first, where the client takes it. Default: not at all.
+    pub compress: Vec<Coding>,
     /// What answers.
     pub target: Target,
     /// Where it stands in the file.
     pub place: Place,
+}
+
+/// A way to compress a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coding {
+    /// RFC 8878.
+    Zstd,
+    /// RFC 7932.
+    Brotli,
+    /// RFC 1952.
+    Gzip,
 }
 
 /// Which requests a route takes. Where several routes match, the more special wins: exact host before wildcard before

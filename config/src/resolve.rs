@@ -40,7 +40,7 @@ struct Resolver<'a> {
 impl Resolver<'_> {
     fn config(&mut self, file: File, tree: &Node) -> Config {
         let server = self.server(file.server, tree.at("server"));
-        let listeners = self.listeners(file.listeners, tree);
+        let listeners = self.listeners(file.listeners, &server, tree);
         let admin = self.admin(file.admin, tree, &listeners);
         for section in ["upstreams", "filters", "rollouts"] {
             self.check_names(tree.at(section));

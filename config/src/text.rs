@@ -8,7 +8,6 @@ mod path;
 
 use std::fmt;
 
-pub(crate) use self::address::parse_socket;
 pub(crate) use self::http::{HeaderName, Method, TOKEN_EXPECTED, is_token, is_value};
 
 /// Why a text is not what was asked for.

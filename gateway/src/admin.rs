@@ -20,7 +20,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use lockgate_config::model::AdminAddress;
+use lockgate_config::model::ListenAddress;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
@@ -104,13 +104,13 @@ impl Listener {
     }
 
     /// Returns the address that it is bound to, as `--admin` takes it.
-    pub fn address(&self, configured: &AdminAddress) -> String {
+    pub fn address(&self, configured: &ListenAddress) -> String {
         match (self, configured) {
             (Self::Tcp(listener), _) => {
                 listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string())
             }
-            (Self::Unix(_), AdminAddress::Unix(path)) => format!("unix:{}", path.display()),
-            (Self::Unix(_), AdminAddress::Tcp(address)) => address.to_string(),
+            (Self::Unix(_), ListenAddress::Unix(path)) => format!("unix:{}", path.display()),
+            (Self::Unix(_), ListenAddress::Tcp(address)) => address.to_string(),
         }
     }
 }

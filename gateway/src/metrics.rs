@@ -9,10 +9,10 @@ mod lease;
 mod series;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use lockgate_config::model::ListenAddress;
 use lockgate_host::{Filter, Host};
 use parking_lot::Mutex;
 use prometheus::core::Collector;
@@ -22,6 +22,7 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::proxy::arrival::Cut;
 use crate::proxy::fault::Fault;
 use crate::shadow::capture::Skip;
 use crate::shadow::compare::Kind;
@@ -109,6 +110,13 @@ pub struct Metrics {
     /// One for each state file that was found corrupted.
     pub state_corruptions: IntCounter,
     handshakes: IntCounterVec,
+    connections_cut: IntCounterVec,
+    /// Connections that became tunnels, and are open.
+    pub tunnels: IntGauge,
+    /// Connections that became tunnels.
+    pub tunnels_opened: IntCounter,
+    /// Tunnels that were ended since a drain could wait no longer.
+    pub tunnels_cut: IntCounter,
     certificate_expiry: GaugeVec,
     /// Open client connections.
     pub connections: IntGauge,
@@ -306,6 +314,15 @@ impl Metrics {
                 "TLS handshakes with clients, by how they ended: ok, or why they failed.",
                 &["listener", "outcome"],
             )?,
+            connections_cut: r.counters(
+                "lockgate_connections_cut_total",
+                "Client connections closed before a request was counted, by why.",
+                &["listener", "reason"],
+            )?,
+            tunnels: r.gauge("lockgate_tunnels", "Client connections that became tunnels by an upgrade, and are open.")?,
+            tunnels_opened: r.counter("lockgate_tunnels_total", "Client connections that became tunnels.")?,
+            tunnels_cut: r
+                .counter("lockgate_tunnels_cut_total", "Tunnels that were ended since a drain could wait no longer.")?,
             certificate_expiry: {
                 let opts = Opts::new(
                     "lockgate_certificate_expiry_timestamp_seconds",
@@ -350,15 +367,16 @@ impl Metrics {
         let outcomes = || std::iter::once(HANDSHAKE_OK).chain(Failure::ALL.map(Failure::kind));
         Arc::new(ListenerSeries {
             handshakes: outcomes().map(|outcome| self.handshakes.with_label_values(&[address, outcome])).collect(),
-            _lease: self.leases.take(lease::Series::new(
-                &["listener", address],
-                outcomes().map(|outcome| remove(&self.handshakes, &[address, outcome])).collect(),
-            )),
+            cuts: Cut::ALL.map(|cut| self.connections_cut.with_label_values(&[address, cut.reason()])),
+            _lease: self.leases.take(lease::Series::new(&["listener", address], {
+                let cuts = Cut::ALL.map(|cut| remove(&self.connections_cut, &[address, cut.reason()]));
+                outcomes().map(|outcome| remove(&self.handshakes, &[address, outcome])).chain(cuts).collect()
+            })),
         })
     }
 
     /// Shows when each certificate expires, in the place of what was shown before.
-    pub fn show_certificates<'a>(&self, certificates: impl Iterator<Item = (SocketAddr, &'a Certificate)>) {
+    pub fn show_certificates<'a>(&self, certificates: impl Iterator<Item = (&'a ListenAddress, &'a Certificate)>) {
         self.certificate_expiry.reset();
         for (listener, certificate) in certificates {
             let labels = [&listener.to_string(), &certificate.file];

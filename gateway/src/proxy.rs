@@ -6,6 +6,7 @@ pub mod admit;
 pub mod arrival;
 pub mod body;
 pub mod chain;
+pub mod compress;
 pub mod context;
 pub mod fault;
 pub mod forward;
@@ -24,9 +25,11 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, Method};
+use lockgate_config::model::RequestLimits;
 use lockgate_host::{BodyMode, Response};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
+use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, Session};
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
@@ -34,10 +37,16 @@ use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::control::snapshot::SnapshotCell;
 use crate::metrics::Metrics;
+use arrival::Arrival;
+use body::{Bounds, Pace};
 use chain::Verdict;
+use compress::Compression;
 use context::{Attempt, Context, Ids};
 use fault::Fault;
 use log::AccessLog;
+
+/// Requests of an HTTP/2 connection that were taken back, and of which something is left to do.
+const H2_RESETS_MAX: usize = 20;
 
 /// What answers every request.
 #[derive(Debug)]
@@ -48,21 +57,32 @@ pub struct Gateway {
     ids: Ids,
 }
 
-/// Returns the proxy that serves connections. `conf` sets the pool of upstream connections.
+/// Returns the proxy that serves connections. `conf` sets the pool of upstream connections; of `limits`, those of HTTP/2
+/// are read here.
 pub fn proxy(
     cell: Arc<SnapshotCell>,
     metrics: Arc<Metrics>,
     access_log: AccessLog,
     conf: &Arc<ServerConf>,
-    h2c: bool,
+    limits: &RequestLimits,
 ) -> HttpProxy<Gateway> {
     let gateway = Gateway { cell, metrics, access_log, ids: Ids::new() };
     let mut proxy = pingora::proxy::http_proxy(conf, gateway);
     let mut options = pingora::apps::HttpServerOptions::default();
-    options.h2c = h2c;
+    // Whether a listener takes it is decided before a connection is given to the proxy.
+    options.h2c = true;
+    options.h2_idle_timeout = Some(limits.idle_timeout);
     // Refused by us, so that it is logged and counted like everything else.
     options.allow_connect_method_proxying = true;
     proxy.server_options = Some(options);
+    let mut h2 = default_h2_options();
+    h2.max_concurrent_streams(limits.http2_streams);
+    h2.max_header_list_size(u32::try_from(limits.header_bytes.0).unwrap_or(u32::MAX));
+    // Requests that are taken back as soon as they are made cost us all the same. A connection with more of them than
+    // this has a client that means harm, and is closed.
+    h2.max_pending_accept_reset_streams(H2_RESETS_MAX);
+    h2.max_concurrent_reset_streams(H2_RESETS_MAX);
+    proxy.h2_options = Some(h2);
     proxy
 }
 
@@ -79,6 +99,7 @@ impl ProxyHttp for Gateway {
     /// Who asks, and for what: refuses what cannot be routed.
     async fn early_request_filter(&self, session: &mut Session, context: &mut Context) -> pingora::Result<()> {
         admit::identify(session, context);
+        admit::bound_header(session, &context.snapshot.limits).map_err(|fault| self.fault(context, fault))?;
         if session.req_header().method == Method::CONNECT {
             return Err(self.fault(context, Fault::ConnectRefused));
         }
@@ -108,7 +129,7 @@ impl ProxyHttp for Gateway {
     }
 
     /// The endpoint, anew for each attempt. Tracks stay as they were decided.
-    async fn upstream_peer(&self, _session: &mut Session, context: &mut Context) -> pingora::Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, context: &mut Context) -> pingora::Result<Box<HttpPeer>> {
         let number = context.attempt.as_ref().map_or(1, |attempt| attempt.number + 1);
         let Some((upstream, track)) = context.upstream().map(|(upstream, track)| (Arc::clone(upstream), track)) else {
             return Err(self.fault(context, Fault::Internal));
@@ -122,7 +143,11 @@ impl ProxyHttp for Gateway {
             started: Instant::now(),
             header_after: None,
         });
-        peer.map(Box::new).ok_or_else(|| self.fault(context, Fault::NoEndpoint))
+        let Some(mut peer) = peer else { return Err(self.fault(context, Fault::NoEndpoint)) };
+        if session.is_upgrade_req() {
+            forward::allow_upgrade(&mut peer, context);
+        }
+        Ok(Box::new(peer))
     }
 
     fn fail_to_connect(
@@ -196,10 +221,17 @@ impl ProxyHttp for Gateway {
             return Ok(());
         }
         context.body.received += body.as_ref().map_or(0, |piece| piece.len() as u64);
-        if context.snapshot.limits.body.is_some_and(|max| context.body.received > max.0) {
+        if !session.was_upgraded() && context.snapshot.limits.body.is_some_and(|max| context.body.received > max.0) {
             return Err(self.fault(context, Fault::BodyTooLarge));
         }
-        if context.body.mode == BodyMode::None || session.was_upgraded() {
+        if session.was_upgraded() {
+            return Ok(());
+        }
+        let pace = Pace::new(context.started, &context.snapshot.limits);
+        if !end && !pace.is_kept(context.body.received) && !admit::may_wait(session.req_header()) {
+            return Err(self.fault(context, Fault::BodyTimeout));
+        }
+        if context.body.mode == BodyMode::None {
             return Ok(());
         }
         context.body.filtered = true;
@@ -236,6 +268,11 @@ impl ProxyHttp for Gateway {
             attempt.upstream.series.record(response.status.as_u16(), after);
         }
         forward::strip_hop_by_hop(response);
+        if response.status == http::StatusCode::SWITCHING_PROTOCOLS && context.tunnel.is_none() {
+            context.tunnel = context.arrival.as_ref().map(Arrival::open_tunnel);
+            let idle = context.snapshot.limits.tunnel_idle_timeout;
+            session.as_downstream_mut().set_read_timeout(Some(idle));
+        }
         if context.response_body && !response.status.is_informational() {
             // Here, not with the response filters: Pingora decides on the framing in between.
             forward::open_length(response, session.req_header().method == Method::HEAD)?;
@@ -243,7 +280,7 @@ impl ProxyHttp for Gateway {
         Ok(())
     }
 
-    /// Response filters, in reverse.
+    /// Response filters, in reverse, and what every client is told.
     async fn response_filter(
         &self,
         session: &mut Session,
@@ -254,16 +291,10 @@ impl ProxyHttp for Gateway {
             return Ok(());
         }
         forward::ask_for_https(response, context)?;
-        let Some((chain, links, exchange)) = context.filters() else { return Ok(()) };
-        lend::request(session, exchange);
-        lend::response(response, exchange);
-        exchange.request_sent = true;
-        exchange.response_sent = false;
-        let passed = chain.on_response(links, exchange).await;
-        exchange.response_sent = true;
-        lend::take_back_response(response, exchange);
-        lend::take_back(session, exchange);
-        passed.map_err(|fault| self.fault(context, fault))
+        self.filter_response(session, response, context).await?;
+        let codings = context.route().map_or(&[][..], |route| &route.compress);
+        context.compression = Compression::begin(codings, session.req_header(), response)?;
+        Ok(())
     }
 
     /// A piece of the response's body. Synchronous, as Pingora asks; filters that may wait have no such phase.
@@ -274,12 +305,17 @@ impl ProxyHttp for Gateway {
         end: bool,
         context: &mut Context,
     ) -> pingora::Result<Option<Duration>> {
-        if !context.response_body || session.was_upgraded() {
+        if session.was_upgraded() {
             return Ok(None);
         }
-        let mut piece = body.take().unwrap_or_default();
-        self.filter_response_body(session, context, &mut piece, end)?;
-        *body = Some(piece);
+        if context.response_body {
+            let mut piece = body.take().unwrap_or_default();
+            self.filter_response_body(session, context, &mut piece, end)?;
+            *body = Some(piece);
+        }
+        if let Some(compression) = &mut context.compression {
+            compression.piece(body, end);
+        }
         Ok(None)
     }
 
@@ -290,19 +326,24 @@ impl ProxyHttp for Gateway {
         _trailers: &mut HeaderMap,
         context: &mut Context,
     ) -> pingora::Result<Option<Bytes>> {
-        if !context.response_body {
-            return Ok(None);
+        let mut rest = None;
+        if context.response_body {
+            let mut piece = Bytes::new();
+            self.filter_response_body(session, context, &mut piece, true)?;
+            rest = Some(piece);
         }
-        let mut piece = Bytes::new();
-        self.filter_response_body(session, context, &mut piece, true)?;
-        // What a filter held back goes out in the trailers' place: Pingora forwards one or the other.
-        Ok(Some(piece).filter(|piece| !piece.is_empty()))
+        if let Some(compression) = &mut context.compression {
+            compression.piece(&mut rest, true);
+        }
+        // What was held back goes out in the trailers' place: Pingora forwards one or the other.
+        Ok(rest.filter(|rest| !rest.is_empty()))
     }
 
     /// The gateway's own answers go back along the chain as well.
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Context) -> FailToProxy {
         let fault = match context.answer {
             Some(_) => None,
+            None if context.tunnel.is_some() => Some(context.blame(fault_of_tunnel(error))),
             None => Some(context.blame(fault_of(error))),
         };
         if let Some(Fault::ConnectFailed | Fault::UpstreamTimeout | Fault::UpstreamClosed) = fault {
@@ -376,7 +417,9 @@ impl Gateway {
         if mode != BodyMode::Buffer {
             return Ok(false);
         }
-        let mut whole = match body::read_whole(session.as_downstream_mut(), max, limits.read_timeout).await {
+        let pace = Pace::new(context.started, &limits);
+        let bounds = Bounds { max, timeout: limits.read_timeout, pace };
+        let mut whole = match body::read_whole(session.as_downstream_mut(), &bounds).await {
             Ok(whole) => whole,
             Err(fault) => {
                 respond::refuse(session, context, fault).await?;
@@ -393,6 +436,25 @@ impl Gateway {
             Some(response) => respond::answer(session, context, response).await.map(|()| true),
             None => Ok(false),
         }
+    }
+
+    /// Response filters, in reverse.
+    async fn filter_response(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        context: &mut Context,
+    ) -> pingora::Result<()> {
+        let Some((chain, links, exchange)) = context.filters() else { return Ok(()) };
+        lend::request(session, exchange);
+        lend::response(response, exchange);
+        exchange.request_sent = true;
+        exchange.response_sent = false;
+        let passed = chain.on_response(links, exchange).await;
+        exchange.response_sent = true;
+        lend::take_back_response(response, exchange);
+        lend::take_back(session, exchange);
+        passed.map_err(|fault| self.fault(context, fault))
     }
 
     fn filter_response_body(
@@ -436,6 +498,20 @@ fn reason_of(error: &Error) -> Option<String> {
             Some(inner) => reason_of(inner),
             None => Some(cause.to_string()),
         },
+    }
+}
+
+/// Returns the fault that ends a tunnel.
+fn fault_of_tunnel(error: &Error) -> Fault {
+    let is_abort = |cause: &(dyn std::error::Error + 'static)| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionAborted)
+    };
+    match error.etype() {
+        ErrorType::ReadTimedout => Fault::TunnelIdle,
+        _ if error.cause.as_ref().is_some_and(|cause| is_abort(&**cause)) => Fault::TunnelCut,
+        _ => fault_of(error),
     }
 }
 

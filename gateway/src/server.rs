@@ -9,6 +9,7 @@ mod connection;
 mod drain;
 mod handover;
 mod listener;
+mod proxy_protocol;
 mod service_manager;
 mod signals;
 mod socket;
@@ -20,7 +21,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lockgate_config::model::{AdminAddress, Config};
+use lockgate_config::model::{Config, ListenAddress};
 use lockgate_config::problem::Report;
 use lockgate_host::Progress;
 use pingora::proxy::HttpProxy;
@@ -31,16 +32,17 @@ use tracing::{debug, error, info, warn};
 use crate::admin;
 use crate::control::{self, Actor, Cause, Control, StartError};
 use crate::proxy::Gateway;
+use crate::proxy::arrival::Tunnels;
 use crate::proxy::log::AccessLog;
 use accept::Acceptor;
 pub use drain::{Connections, Phase};
-use drain::{Ending, Shutdown, drain};
+use drain::{Deadlines, Ending, Shutdown, drain};
 pub use handover::{HandOverError, Invocation, Step, Upgrade, When};
 use handover::{Inheritance, Outcome, Predecessor, Successor};
 use listener::{BindError, Listeners};
 use service_manager::PidFile;
 use signals::{Signal, Signals};
-use socket::{AdminSocket, Name};
+use socket::{Name, Socket};
 
 /// The proxy that connections are given to.
 type App = HttpProxy<Gateway>;
@@ -125,7 +127,7 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
 #[derive(Clone, Debug)]
 struct Sockets {
     listeners: Arc<Listeners>,
-    admin: Arc<(Name, AdminSocket)>,
+    admin: Arc<(Name, Socket)>,
 }
 
 impl Sockets {
@@ -205,13 +207,18 @@ async fn serve(options: &Options, config: &Config, data_runtime: Handle) -> Resu
         control.metrics().clone(),
         access_log.clone(),
         &Arc::new(upstream_pool(config)),
-        // Whether a listener takes HTTP/2 is decided before a connection is given to the proxy.
-        true,
+        &config.server.limits,
+    ));
+    let tunnels = Arc::new(Tunnels::new(
+        control.metrics().tunnels.clone(),
+        control.metrics().tunnels_opened.clone(),
+        control.metrics().tunnels_cut.clone(),
     ));
     let acceptor = Acceptor::new(
         app.clone(),
         control.cell().clone(),
         connections.clone(),
+        tunnels.clone(),
         control.metrics().clone(),
         &shutdown,
         data_runtime,
@@ -273,14 +280,16 @@ async fn serve(options: &Options, config: &Config, data_runtime: Handle) -> Resu
         // The successor answers the operator.
         admin_server.stop();
     }
-    let deadline = control.config().server.drain;
+    let config = control.config();
+    let deadlines = Deadlines { requests: config.server.drain, tunnels: config.server.drain_tunnels };
     tokio::select! {
-        _ = drain(ending, &app, &connections, &shutdown, deadline) => {}
+        _ = drain(ending, &app, &connections, &tunnels, &shutdown, deadlines) => {}
         () = stopped(&mut signals) => warn!("a second signal, ending at once"),
     }
     if ending == Ending::Stop {
         admin_server.stop();
         remove_sockets(&sockets, state_dir);
+        Listeners::forget_paths(&config.listeners);
     }
     drop(pid_file);
     control.stop_deciding().await;
@@ -318,7 +327,7 @@ async fn open(
     inheritance: Inheritance,
     takes_over: bool,
     phase: &Arc<Phase>,
-) -> Result<(admin::Server, (Name, AdminSocket)), RunError> {
+) -> Result<(admin::Server, (Name, Socket)), RunError> {
     let config = control.config();
     listeners.prepare(&config.listeners)?;
     let admin = admin_socket(&config.admin.address, inheritance.admin)?;
@@ -328,8 +337,8 @@ async fn open(
     let wanted = control.listeners().borrow().clone();
     listeners.apply(&wanted, acceptor).map_err(system("cannot listen"))?;
     let listener = match &admin.1 {
-        AdminSocket::Tcp(socket) => admin::Listener::tcp(socket),
-        AdminSocket::Unix(socket) => admin::Listener::unix(socket),
+        Socket::Tcp(socket) => admin::Listener::tcp(socket),
+        Socket::Unix(socket) => admin::Listener::unix(socket),
     };
     let listener = listener.map_err(system("cannot serve the admin API"))?;
     info!(kind = "admin", address = %listener.address(&config.admin.address), "listening");
@@ -337,27 +346,12 @@ async fn open(
     Ok((server, admin))
 }
 
-fn admin_socket(
-    address: &AdminAddress,
-    inherited: Option<(Name, AdminSocket)>,
-) -> Result<(Name, AdminSocket), RunError> {
-    let name = match address {
-        AdminAddress::Tcp(address) => Name::Admin(*address),
-        AdminAddress::Unix(path) => Name::AdminUnix(path.clone()),
-    };
-    if let Some((inherited_name, socket)) = inherited
-        && inherited_name == name
-    {
-        return Ok((name, socket));
+fn admin_socket(address: &ListenAddress, inherited: Option<(Name, Socket)>) -> Result<(Name, Socket), RunError> {
+    let name = Name::admin(address);
+    match inherited {
+        Some((inherited, socket)) if inherited == name => Ok((name, socket)),
+        _ => Ok((name, listener::bind_admin(address)?)),
     }
-    let socket = match address {
-        AdminAddress::Tcp(address) => AdminSocket::Tcp(listener::bind(*address)?),
-        AdminAddress::Unix(path) => AdminSocket::Unix(
-            socket::bind_private(path)
-                .map_err(system(format!("cannot listen on the admin socket `{}`", path.display())))?,
-        ),
-    };
-    Ok((name, socket))
 }
 
 /// Starts and stops accept loops as reloads ask.

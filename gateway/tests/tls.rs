@@ -327,3 +327,54 @@ async fn clients_are_sent_to_https_and_told_to_come_there_at_once() {
         assert_eq!(reply.header("strict-transport-security"), "max-age=172800; includeSubDomains; preload");
     }
 }
+
+#[tokio::test]
+async fn trailers_of_grpc_come_through_from_end_to_end() {
+    let (up, authority) = (Upstream::start().await, Authority::new());
+    let config = CONFIG.replace("app: [\"${UPSTREAM}\"]", "app: { endpoints: [\"${UPSTREAM}\"], protocol: h2c }");
+    let (_gateway, address) = start(&config, &authority, &up).await;
+    let mut client = authority.client().connect(address, "example.com").await;
+    assert_eq!(client.trailers("/trailers").await["grpc-status"], "7");
+}
+
+#[tokio::test]
+async fn an_upgrade_under_load_fails_no_request_over_tls() {
+    let (up, authority) = (Upstream::start().await, Arc::new(Authority::new()));
+    let (mut gateway, address) = start(CONFIG, &authority, &up).await;
+    let (over, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let load: Vec<_> = [&["h2"][..], &["http/1.1"], &["h2"], &["http/1.1"]]
+        .into_iter()
+        .map(|alpn| {
+            let (authority, over, answered) = (authority.clone(), over.clone(), answered.clone());
+            tokio::spawn(async move {
+                while !over.load(Ordering::Relaxed) {
+                    let mut connected = authority.client().alpn(alpn).connect(address, "example.com").await;
+                    for number in 0..20 {
+                        match connected.get("/text/a").await {
+                            Ok(reply) => assert_eq!(reply.text(), "a"),
+                            // It was told that the connection ends, and has sent nothing: another one will do.
+                            Err(error) if number > 0 && (error.is_canceled() || error.is_closed()) => break,
+                            Err(error) => panic!("request {number} by {alpn:?}: {error:?}"),
+                        }
+                        answered.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            })
+        })
+        .collect();
+    let goes_on = async || {
+        let until = answered.load(Ordering::Relaxed) + 100;
+        while answered.load(Ordering::Relaxed) < until {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    };
+    goes_on().await;
+    let _successor = gateway.upgrade().await;
+    goes_on().await;
+    assert!(gateway.ended().await.success());
+    goes_on().await;
+    over.store(true, Ordering::Relaxed);
+    for task in load {
+        task.await.expect("no request fails");
+    }
+}

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use harness::{Gateway, Upstream};
+use harness::{Gateway, Successor, Upstream};
 use reqwest::{Method, StatusCode};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -24,25 +24,6 @@ routes: [{ filters: [tag], upstream: app }]
 rollouts:
   tag-2: { filter: tag, canary: { settings: { value: v2 } }, weight: 0%, key: [{ header: x-user-id }] }
 "#;
-
-/// A process that nobody else ends.
-struct Successor(u32);
-
-impl Successor {
-    /// Finds the process in what `lockgate upgrade` says.
-    fn in_words(text: &str) -> Self {
-        let pid = text.split("process ").nth(1).and_then(|rest| rest.split(' ').next());
-        Self(pid.and_then(|pid| pid.parse().ok()).unwrap_or_else(|| panic!("no process in {text}")))
-    }
-}
-
-impl Drop for Successor {
-    fn drop(&mut self) {
-        if let Some(pid) = i32::try_from(self.0).ok().and_then(Pid::from_raw) {
-            let _ = kill_process(pid, Signal::KILL);
-        }
-    }
-}
 
 /// Sends requests until it is told to stop, over new and kept connections, and counts.
 struct Load {

@@ -1,26 +1,30 @@
 //! `listeners`.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::forms::Either;
-use super::server::{seconds, yes};
+use super::server::{no, seconds, yes};
 use super::written::{FilePath, Plain, Scalar, Timeout, Whole, Written};
-use crate::model::TlsVersion;
+use crate::model::{ListenAddress, TlsVersion};
 use crate::text::TextError;
 
 /// An address, or a map.
-pub(crate) type ListenerForm = Either<Written<SocketAddr>, Listener>;
+pub(crate) type ListenerForm = Either<Written<ListenAddress>, Listener>;
 
 /// Where requests come in.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Listener {
-    /// Address and port of this machine. Port 0 takes a free one, which the log tells.
-    pub(crate) address: Written<SocketAddr>,
+    /// Address and port of this machine, or `unix:` and the path of a socket (made with mode 0660, and trusted like
+    /// `server.trusted_proxies`). Port 0 takes a free one, which the log tells.
+    pub(crate) address: Written<ListenAddress>,
+    /// Whether each connection begins with a PROXY header of version 1 or 2, which says who the client is. One without,
+    /// or from an address that is none of `server.trusted_proxies`, is closed.
+    #[serde(default = "no")]
+    pub(crate) proxy_protocol: Written<bool>,
     /// Whether HTTP/2 without TLS (with prior knowledge) is understood beside HTTP/1.1. With `tls`, the client and
     /// `alpn` decide instead.
     #[serde(default = "yes")]

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::filter::Grants;
 use super::forms::{Either, Named, OneOrMany};
 use super::plan::{Decider, Guard, Mode, OnBad, Shadow, StepForm, local, serve};
-use super::written::{CookieName, FilePath, Name, Reference, Written, quoting};
+use super::written::{CookieName, FilePath, Name, Reference, Token, Written, quoting};
 use crate::model::{HostPattern, PathPattern};
 use crate::text::{HeaderName, Method};
 use crate::units::Weight;
@@ -30,11 +30,39 @@ pub(crate) struct Route {
     /// Names of filters, in the order in which they see the request; they see the response in reverse.
     #[serde(default)]
     pub(crate) filters: Vec<Written<Reference>>,
+    /// Protocols that a connection may change to by HTTP/1.1's `upgrade`: filters see the handshake, then bytes pass
+    /// unseen, until `limits.tunnel_idle_timeout`. What is not listed is asked for in vain: the header goes no further.
+    #[serde(default = "websocket")]
+    pub(crate) upgrades: Vec<Written<Token>>,
+    /// Compresses the upstream's responses with the first of these that the client takes: `zstd`, `br`, `gzip`. Only
+    /// kinds of content that grow smaller, nothing that is compressed already, no parts, no event streams, and nothing
+    /// with `cache-control: no-transform`. Not for pages that show secrets beside what others may choose (BREACH).
+    #[serde(default)]
+    #[schemars(extend("x-default" = "none"))]
+    pub(crate) compress: Vec<Coding>,
     /// Name of the upstream that answers.
     pub(crate) upstream: Written<Reference>,
     /// Names of further upstreams, which a filter may choose instead.
     #[serde(default)]
     pub(crate) alternatives: Vec<Written<Reference>>,
+}
+
+fn websocket() -> Vec<Written<Token>> {
+    vec![Written(Token("websocket".into()))]
+}
+
+/// A way to compress.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(crate) enum Coding {
+    /// Fast, and as small as brotli.
+    Zstd,
+    /// What browsers have had for long.
+    #[serde(rename = "br")]
+    Brotli,
+    /// What everybody understands.
+    Gzip,
 }
 
 /// Which requests a route takes.

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::written::{FilePath, Timeout, Whole, Written};
-use crate::model::AdminAddress;
+use crate::model::ListenAddress;
 use crate::units::{ByteSize, Secret};
 
 /// What holds for the process.
@@ -38,12 +38,15 @@ pub(crate) struct Server {
     pub(crate) instance_memory: Written<ByteSize>,
     /// How long requests may go on after a stop, and on the old configuration after a reload.
     pub(crate) drain: Written<Duration>,
+    /// How long connections that became tunnels (WebSockets, say) may go on after a stop.
+    #[schemars(extend("x-default" = "as long as `drain`"))]
+    pub(crate) drain_tunnels: Option<Written<Duration>>,
     /// Whether this file and the components that it names are watched, and reloaded when they change.
     pub(crate) watch: Written<bool>,
     /// Where the access log goes, one JSON object a line.
     pub(crate) access_log: AccessLog,
-    /// Networks of the proxies in front of this one. Only of these are `x-forwarded-for`, `x-forwarded-proto` and
-    /// `x-request-id` believed.
+    /// Networks of the proxies in front of this one. Only of these are `x-forwarded-for`, `forwarded` and the like,
+    /// `x-forwarded-client-cert`, `x-request-id` and PROXY headers believed.
     pub(crate) trusted_proxies: Vec<Written<IpNet>>,
     /// Limits of every request, whatever its filters.
     pub(crate) limits: RequestLimits,
@@ -60,6 +63,7 @@ impl Default for Server {
             instances: Written(Whole(1_000)),
             instance_memory: Written(ByteSize::mib(64)),
             drain: Written(Duration::from_secs(30)),
+            drain_tunnels: None,
             watch: Written(true),
             access_log: AccessLog::Stdout,
             trusted_proxies: Vec::new(),
@@ -90,18 +94,53 @@ pub(crate) struct RequestLimits {
     pub(crate) read_timeout: Written<Timeout>,
     /// Time to write a piece of a response to the client.
     pub(crate) write_timeout: Written<Timeout>,
-    /// Time that an unused connection stays open.
+    /// Time that an unused connection stays open. For HTTP/2, read at start only.
     pub(crate) idle_timeout: Written<Timeout>,
+    /// Time that a connection that became a tunnel (a WebSocket, say) stays open without a byte.
+    pub(crate) tunnel_idle_timeout: Written<Timeout>,
+    /// Size that a request's body must grow by each second, on average, once `read_timeout` has passed; a slower one
+    /// is answered with 408. Bodies of gRPC may wait, and so may everything with `0`.
+    pub(crate) body_rate: Written<ByteSize>,
+    /// Lines of a request's header; with more it is answered with 431.
+    pub(crate) headers: Written<Whole<8, 256>>,
+    /// Size of a request's header; a longer one is answered with 431. For HTTP/2, read at start only.
+    pub(crate) header_bytes: Written<ByteSize>,
+    /// Requests of one connection; then it is closed, and the client makes another one.
+    pub(crate) requests_per_connection: Written<Whole<1, 1_000_000_000>>,
+    /// Requests that one HTTP/2 connection may have under way. Read at start only.
+    pub(crate) http2_streams: Written<Whole<1, 10_000>>,
+    /// Client connections that may be open; further ones are closed at once.
+    pub(crate) connections: Written<Whole<1, 1_000_000>>,
+    /// Connections that may be open from one address, for IPv6 from one network of 64 bits; further ones are closed at
+    /// once. The addresses of `trusted_proxies` and Unix sockets may have any number.
+    pub(crate) connections_per_address: Written<Whole<1, 1_000_000>>,
 }
 
 impl Default for RequestLimits {
     fn default() -> Self {
-        Self { body: None, read_timeout: seconds(60), write_timeout: seconds(60), idle_timeout: seconds(75) }
+        Self {
+            body: None,
+            read_timeout: seconds(60),
+            write_timeout: seconds(60),
+            idle_timeout: seconds(75),
+            tunnel_idle_timeout: seconds(600),
+            body_rate: Written(ByteSize(64)),
+            headers: Written(Whole(100)),
+            header_bytes: Written(ByteSize::kib(64)),
+            requests_per_connection: Written(Whole(10_000)),
+            http2_streams: Written(Whole(100)),
+            connections: Written(Whole(20_000)),
+            connections_per_address: Written(Whole(1_000)),
+        }
     }
 }
 
 pub(super) const fn seconds(count: u64) -> Written<Timeout> {
     Written(Timeout(Duration::from_secs(count)))
+}
+
+pub(super) const fn no() -> Written<bool> {
+    Written(false)
 }
 
 pub(super) const fn yes() -> Written<bool> {
@@ -113,7 +152,7 @@ pub(super) const fn yes() -> Written<bool> {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Admin {
     /// Address and port, or `unix:` and the path of a socket (made with mode 0600). Read at start only.
-    pub(crate) address: Written<AdminAddress>,
+    pub(crate) address: Written<ListenAddress>,
     /// Asked of each call but `/healthz`, `/readyz` and `/metrics`, as `authorization: Bearer …`. Required where the
     /// address is neither loopback nor a Unix socket. Let it come from a variable: `"${LOCKGATE_TOKEN}"`.
     #[schemars(extend("x-default" = "none"))]
@@ -122,6 +161,6 @@ pub(crate) struct Admin {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { address: Written(AdminAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 9901)))), token: None }
+        Self { address: Written(ListenAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 9901)))), token: None }
     }
 }

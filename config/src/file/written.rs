@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::{Serialize, Serializer};
 
 use super::plan::StepShort;
-use crate::model::{AdminAddress, Endpoint, FailureKind, HostPattern, OutboundGrant, PathPattern};
+use crate::model::{Endpoint, FailureKind, HostPattern, ListenAddress, OutboundGrant, PathPattern};
 use crate::text::{self, HeaderName, Method, TextError};
 use crate::units::{self, ByteSize, Secret, Share, Weight};
 
@@ -162,12 +161,12 @@ macro_rules! scalar {
     };
 }
 
-scalar!(SocketAddr, "an address and port", text::parse_socket, Self::to_string, "0.0.0.0:8080");
 scalar!(
-    AdminAddress,
+    ListenAddress,
     "an address and port, or `unix:` and a path",
     str::parse,
     Self::to_string,
+    "0.0.0.0:8080",
     "127.0.0.1:9901",
     "unix:/run/lockgate/admin.sock"
 );
@@ -186,6 +185,7 @@ scalar!(IpNet, "a network", read_network, Self::to_string, "10.0.0.0/8", "::1/12
 scalar!(Method, "a method", Self::parse, |method: &Self| method.0.clone(), "GET");
 scalar!(HeaderName, "a header's name", Self::parse, |name: &Self| name.0.clone(), "x-user-id");
 scalar!(CookieName, "a cookie's name", CookieName::parse, |name: &Self| name.0.clone(), "sid");
+scalar!(Token, "a protocol", Token::parse, |name: &Self| name.0.clone(), "websocket");
 scalar!(FilePath, "a file or folder", FilePath::parse, |path: &Self| path.0.display().to_string(),);
 scalar!(Secret, "a text that is kept secret", read_secret, Self::to_string, "${LOCKGATE_TOKEN}");
 scalar!(String, "a text", |text: &str| Ok(text.to_owned()), Self::clone,);
@@ -210,6 +210,19 @@ pub(crate) struct Reference(pub(crate) String);
 impl Reference {
     fn parse(text: &str) -> Result<Self, TextError> {
         Ok(Self(text.to_owned()))
+    }
+}
+
+/// A protocol's name, in lower case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Token(pub(crate) String);
+
+impl Token {
+    fn parse(text: &str) -> Result<Self, TextError> {
+        match text::is_token(text) && !text.eq_ignore_ascii_case("h2c") {
+            true => Ok(Self(text.to_ascii_lowercase())),
+            false => Err(TextError::new("the name of a protocol, such as `websocket`")),
+        }
     }
 }
 

@@ -3,12 +3,17 @@
 use super::{Resolver, line_of, repeated};
 use crate::file;
 use crate::file::forms::Either;
-use crate::model::{Alpn, Certificate, ClientAuth, Hsts, Listener, Tls};
-use crate::problem::Problem;
+use crate::model::{Alpn, Certificate, ClientAuth, Hsts, ListenAddress, Listener, Server, Tls};
+use crate::problem::{Place, Problem};
 use crate::tree::Node;
 
 impl Resolver<'_> {
-    pub(super) fn listeners(&mut self, listeners: Vec<file::ListenerForm>, tree: &Node) -> Vec<Listener> {
+    pub(super) fn listeners(
+        &mut self,
+        listeners: Vec<file::ListenerForm>,
+        server: &Server,
+        tree: &Node,
+    ) -> Vec<Listener> {
         let node = tree.get("listeners");
         if listeners.is_empty() && !tree.pruned("listeners") && !node.is_some_and(|n| n.damaged) {
             let place = tree.entry("listeners").map(|entry| entry.key_place.clone());
@@ -19,7 +24,10 @@ impl Resolver<'_> {
             .into_iter()
             .enumerate()
             .map(|(index, listener)| match listener {
-                Either::Short(address) => Listener::new(address.0),
+                Either::Short(address) => {
+                    let place = || tree.at("listeners").item(index).place.clone();
+                    Listener::new(self.address(address.0, place))
+                }
                 Either::Long(long) => {
                     let node = tree.at("listeners").item(index);
                     if let (Some(_), Some(_)) = (&long.tls, &long.redirect_to_https) {
@@ -27,8 +35,17 @@ impl Resolver<'_> {
                         let hint = "redirect on a listener without `tls`, on port 80 for example";
                         self.problem(Problem::new("clients are here by HTTPS already", place).hint(hint));
                     }
+                    let address = self.address(long.address.0, || node.at("address").place.clone());
+                    let trusts_nobody = server.trusted_proxies.is_empty() && matches!(address, ListenAddress::Tcp(_));
+                    if long.proxy_protocol.0 && trusts_nobody && !tree.at("server").damaged {
+                        let place = node.at("proxy_protocol").place.clone();
+                        let problem = Problem::new("nobody is trusted to say who the client is", place);
+                        let hint = "list the proxies in front in `server.trusted_proxies`";
+                        self.problem(problem.label("every connection would be closed").hint(hint));
+                    }
                     Listener {
-                        address: long.address.0,
+                        address,
+                        proxy_protocol: long.proxy_protocol.0,
                         h2c: long.h2c.0,
                         tls: long.tls.map(|tls| self.tls(tls, node.at("tls"))),
                         redirect_to_https: long.redirect_to_https.and_then(|port| u16::try_from(port.0.0).ok()),
@@ -40,7 +57,10 @@ impl Resolver<'_> {
         let addresses: Vec<_> = listeners
             .iter()
             .enumerate()
-            .map(|(index, listener)| (listener.address, if listener.address.port() == 0 { index } else { 0 }))
+            .map(|(index, listener)| match &listener.address {
+                ListenAddress::Tcp(address) if address.port() == 0 => (&listener.address, index),
+                _ => (&listener.address, 0),
+            })
             .collect();
         for (index, first) in repeated(&addresses) {
             let node = |index| tree.at("listeners").item(index).at("address");
@@ -49,6 +69,13 @@ impl Resolver<'_> {
             self.problem(Problem::new(message, node(index).place.clone()).label(label));
         }
         listeners
+    }
+
+    fn address(&mut self, address: ListenAddress, place: impl Fn() -> Place) -> ListenAddress {
+        match address {
+            ListenAddress::Unix(path) => ListenAddress::Unix(self.socket(&path, place)),
+            tcp @ ListenAddress::Tcp(_) => tcp,
+        }
     }
 
     fn tls(&mut self, tls: file::Tls, node: &Node) -> Tls {

@@ -7,7 +7,7 @@ use crate::file;
 use crate::file::HeaderCondition;
 use crate::file::written::{Reference, Written};
 use crate::model::{
-    HeaderMatch, HostPattern, PathPattern, Rollout, RolloutSubject, Route, RouteMatch, Segment, Target,
+    Coding, HeaderMatch, HostPattern, PathPattern, Rollout, RolloutSubject, Route, RouteMatch, Segment, Target,
 };
 use crate::problem::{Place, Problem};
 use crate::text::HeaderName;
@@ -59,6 +59,16 @@ impl Resolver<'_> {
             },
             matcher,
             filters,
+            upgrades: route.upgrades.into_iter().map(|protocol| protocol.0.0).collect(),
+            compress: route
+                .compress
+                .iter()
+                .map(|coding| match coding {
+                    file::Coding::Zstd => Coding::Zstd,
+                    file::Coding::Brotli => Coding::Brotli,
+                    file::Coding::Gzip => Coding::Gzip,
+                })
+                .collect(),
             target: Target::Upstream { upstream: upstream?, alternatives },
             place: node.get("name").unwrap_or(node).place.clone(),
         })

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use super::TextError;
 use super::host::check_domain;
-use crate::model::{AdminAddress, Endpoint, Host, OutboundGrant};
+use crate::model::{Endpoint, Host, ListenAddress, OutboundGrant};
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -79,7 +79,7 @@ fn split_port(text: &str) -> Option<(&str, &str)> {
 }
 
 /// Parses the address of a listener.
-pub(crate) fn parse_socket(text: &str) -> Result<SocketAddr, TextError> {
+fn parse_socket(text: &str) -> Result<SocketAddr, TextError> {
     text.parse().map_err(|_| {
         let expected = TextError::new("address and port, such as `0.0.0.0:8080` or `[::1]:8080`");
         let (host, port) = split_port(text).unwrap_or(("", text.trim_start_matches(':')));
@@ -96,7 +96,7 @@ pub(crate) fn parse_socket(text: &str) -> Result<SocketAddr, TextError> {
     })
 }
 
-impl fmt::Display for AdminAddress {
+impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => write!(f, "{address}"),
@@ -106,7 +106,7 @@ impl fmt::Display for AdminAddress {
 }
 
 /// `127.0.0.1:9901`, `unix:/run/lockgate/admin.sock`.
-impl FromStr for AdminAddress {
+impl FromStr for ListenAddress {
     type Err = TextError;
 
     fn from_str(text: &str) -> Result<Self, TextError> {
@@ -114,7 +114,7 @@ impl FromStr for AdminAddress {
             Some("") => Err(TextError::new("the socket's path after `unix:`")),
             Some(path) => Ok(Self::Unix(PathBuf::from(path))),
             None => parse_socket(text).map(Self::Tcp).map_err(|error| TextError {
-                expected: "address and port, such as `127.0.0.1:9901`, or `unix:` and the path of a socket".into(),
+                expected: "address and port, such as `127.0.0.1:8080`, or `unix:` and the path of a socket".into(),
                 hint: if text.starts_with('/') { Some("put `unix:` before the path".into()) } else { error.hint },
             }),
         }
@@ -204,10 +204,10 @@ mod tests {
     #[test]
     fn the_admin_listens_on_an_address_or_a_socket() {
         for text in ["127.0.0.1:9901", "unix:/run/lockgate/admin.sock"] {
-            assert_eq!(text.parse::<AdminAddress>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<ListenAddress>().unwrap().to_string(), text);
         }
-        assert_eq!("/run/a.sock".parse::<AdminAddress>().unwrap_err().hint.unwrap(), "put `unix:` before the path");
-        assert!("unix:".parse::<AdminAddress>().is_err());
+        assert_eq!("/run/a.sock".parse::<ListenAddress>().unwrap_err().hint.unwrap(), "put `unix:` before the path");
+        assert!("unix:".parse::<ListenAddress>().is_err());
     }
 
     #[test]

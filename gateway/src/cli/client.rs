@@ -11,7 +11,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use lockgate_config::model::AdminAddress;
+use lockgate_config::model::ListenAddress;
 use lockgate_config::units::Secret;
 use serde::Deserialize;
 use serde_json::Value;
@@ -51,7 +51,7 @@ struct Problem {
 /// A way to a gateway.
 #[derive(Debug)]
 pub(super) struct Client {
-    address: AdminAddress,
+    address: ListenAddress,
     token: Option<Secret>,
 }
 
@@ -138,8 +138,8 @@ impl Client {
 
     async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, Failure> {
         match &self.address {
-            AdminAddress::Tcp(address) => self.exchange(TcpStream::connect(address), method, path, body).await,
-            AdminAddress::Unix(socket) => self.exchange(UnixStream::connect(socket), method, path, body).await,
+            ListenAddress::Tcp(address) => self.exchange(TcpStream::connect(address), method, path, body).await,
+            ListenAddress::Unix(socket) => self.exchange(UnixStream::connect(socket), method, path, body).await,
         }
     }
 
@@ -186,8 +186,8 @@ impl Client {
 
     fn request(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Request<Full<Bytes>>, Failure> {
         let host = match &self.address {
-            AdminAddress::Tcp(address) => address.to_string(),
-            AdminAddress::Unix(_) => "localhost".to_owned(),
+            ListenAddress::Tcp(address) => address.to_string(),
+            ListenAddress::Unix(_) => "localhost".to_owned(),
         };
         let mut request = Request::builder()
             .method(method)
@@ -209,19 +209,19 @@ impl Client {
 
     fn display(&self) -> String {
         match &self.address {
-            AdminAddress::Tcp(address) => address.to_string(),
-            AdminAddress::Unix(path) => format!("unix:{}", path.display()),
+            ListenAddress::Tcp(address) => address.to_string(),
+            ListenAddress::Unix(path) => format!("unix:{}", path.display()),
         }
     }
 }
 
-fn parse(address: &str) -> Result<AdminAddress, Failure> {
+fn parse(address: &str) -> Result<ListenAddress, Failure> {
     if let Some(path) = address.strip_prefix("unix:") {
-        return Ok(AdminAddress::Unix(PathBuf::from(path)));
+        return Ok(ListenAddress::Unix(PathBuf::from(path)));
     }
     let plain = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
     let plain = plain.replacen("localhost:", "127.0.0.1:", 1);
-    plain.parse().map(AdminAddress::Tcp).map_err(|_| {
+    plain.parse().map(ListenAddress::Tcp).map_err(|_| {
         Failure::input(format_args!(
             "`{address}` is no admin address; write it like `127.0.0.1:9901` or `unix:/run/lockgate/admin.sock`"
         ))
@@ -229,12 +229,12 @@ fn parse(address: &str) -> Result<AdminAddress, Failure> {
 }
 
 /// A gateway that listens on all addresses is called on loopback.
-fn reachable(address: AdminAddress) -> AdminAddress {
+fn reachable(address: ListenAddress) -> ListenAddress {
     match address {
-        AdminAddress::Tcp(address) if address.ip().is_unspecified() => {
+        ListenAddress::Tcp(address) if address.ip().is_unspecified() => {
             let loopback: IpAddr =
                 if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
-            AdminAddress::Tcp(SocketAddr::new(loopback, address.port()))
+            ListenAddress::Tcp(SocketAddr::new(loopback, address.port()))
         }
         other => other,
     }
@@ -257,11 +257,11 @@ mod tests {
     #[test]
     fn addresses_are_taken_as_people_write_them() {
         let check = |text: &str| parse(text).ok();
-        let tcp = Some(AdminAddress::Tcp("127.0.0.1:9901".parse().unwrap()));
+        let tcp = Some(ListenAddress::Tcp("127.0.0.1:9901".parse().unwrap()));
         assert_eq!(check("127.0.0.1:9901"), tcp);
         assert_eq!(check("http://127.0.0.1:9901/"), tcp);
         assert_eq!(check("localhost:9901"), tcp);
-        assert_eq!(check("unix:/run/a.sock"), Some(AdminAddress::Unix("/run/a.sock".into())));
+        assert_eq!(check("unix:/run/a.sock"), Some(ListenAddress::Unix("/run/a.sock".into())));
         assert_eq!(check("9901"), None);
     }
 

@@ -119,6 +119,8 @@ fn build_route(config: &Config, chosen: &Chosen, metrics: &Metrics, shadows: &Sh
         name: Arc::clone(&route.name),
         shadowed: chain.iter().any(|link| link.shadow.is_some()),
         chain,
+        upgrades: route.upgrades.clone().into(),
+        compress: route.compress.clone().into(),
         rollouts: slots.0.into_boxed_slice(),
         target: Target::Upstream { upstreams, names },
         series: metrics.route(&route.name),

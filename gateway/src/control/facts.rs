@@ -1,11 +1,10 @@
 //! What the file says, and what it names: the resolved configuration with the digests of every version in it. *Facts*
 //! do not change; a reload replaces them whole.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use lockgate_config::model::{self, Config, Filter, FilterVersion, RolloutSubject};
+use lockgate_config::model::{self, Config, Filter, FilterVersion, ListenAddress, RolloutSubject};
 use lockgate_config::problem::{Place, Problem, Source};
 use lockgate_host::{FilterSpec, Grants, Isolation, Limits, OutboundGrant, VersionId};
 use serde_json::Value;
@@ -57,17 +56,17 @@ impl Facts {
     }
 
     /// Returns how TLS ends on a listener, by its address as configured.
-    pub fn terms_of(&self, address: &SocketAddr) -> Option<&Arc<Terms>> {
+    pub fn terms_of(&self, address: &ListenAddress) -> Option<&Arc<Terms>> {
         let index = self.config.listeners.iter().position(|listener| listener.address == *address)?;
         self.terms.get(index)?.as_ref()
     }
 
     /// Returns all certificates, with the addresses of their listeners.
-    pub fn certificates(&self) -> impl Iterator<Item = (SocketAddr, &Certificate)> {
+    pub fn certificates(&self) -> impl Iterator<Item = (&ListenAddress, &Certificate)> {
         let listeners = self.config.listeners.iter().zip(&self.terms);
         listeners.flat_map(|(listener, terms)| {
             let certificates = terms.iter().flat_map(|terms| &terms.certificates);
-            certificates.map(|certificate| (listener.address, certificate))
+            certificates.map(|certificate| (&listener.address, certificate))
         })
     }
 
@@ -169,6 +168,8 @@ impl Facts {
         check("server.cache_size", now.cache_size.to_string(), next.cache_size.to_string());
         check("server.instances", now.instances.to_string(), next.instances.to_string());
         check("server.instance_memory", now.instance_memory.to_string(), next.instance_memory.to_string());
+        let streams = |server: &model::Server| server.limits.http2_streams.to_string();
+        check("server.limits.http2_streams", streams(now), streams(next));
         check("admin.address", admin(&current.config), admin(&self.config));
         problems
     }
@@ -181,8 +182,8 @@ pub(super) fn shown<'a>(source: &Source, path: &'a Path) -> &'a Path {
 
 fn admin(config: &Config) -> String {
     match &config.admin.address {
-        model::AdminAddress::Tcp(address) => address.to_string(),
-        model::AdminAddress::Unix(path) => format!("unix:{}", path.display()),
+        model::ListenAddress::Tcp(address) => address.to_string(),
+        model::ListenAddress::Unix(path) => format!("unix:{}", path.display()),
     }
 }
 

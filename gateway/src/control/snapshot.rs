@@ -2,14 +2,13 @@
 //! versions, splits and metric handles, with nothing left to look up. It is replaced whole, by one pointer
 //! ([`SnapshotCell`]), and every request reads exactly one, from its first phase to its log line.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
 use ipnet::IpNet;
-use lockgate_config::model::{FailureMode, Hsts, Listener, RequestLimits};
+use lockgate_config::model::{Coding, FailureMode, Hsts, ListenAddress, Listener, RequestLimits};
 
 use crate::control::upstream::Upstream;
 use crate::control::version::Version;
@@ -49,7 +48,9 @@ pub struct Snapshot {
 #[derive(Debug)]
 pub struct Listening {
     /// As configured: the port may be 0.
-    pub address: SocketAddr,
+    pub address: ListenAddress,
+    /// Whether connections begin with a PROXY header.
+    pub proxy_protocol: bool,
     /// Whether HTTP/2 by prior knowledge is understood.
     pub h2c: bool,
     /// How TLS ends here, if it does.
@@ -66,7 +67,8 @@ impl Listening {
     /// Puts together what the configuration says and what was read of the files that it names.
     pub fn new(listener: &Listener, tls: Option<Arc<Terms>>, metrics: &Metrics) -> Self {
         Self {
-            address: listener.address,
+            address: listener.address.clone(),
+            proxy_protocol: listener.proxy_protocol,
             h2c: listener.h2c,
             tls,
             redirect_to_https: listener.redirect_to_https,
@@ -106,6 +108,10 @@ pub struct Route {
     pub name: Arc<str>,
     /// Filters in the order of the request.
     pub chain: Box<[Link]>,
+    /// Protocols that a connection may change to, in lower case.
+    pub upgrades: Box<[String]>,
+    /// How responses are compressed, the best first.
+    pub compress: Box<[Coding]>,
     /// The rollouts that requests on this route can meet, as indices into [`Snapshot::rollouts`]. The position here is
     /// the rollout's slot in [`Tracks`].
     pub rollouts: Box<[usize]>,
@@ -169,7 +175,7 @@ impl Snapshot {
     }
 
     /// Returns a listener's terms, by its address as configured.
-    pub fn listening(&self, address: &SocketAddr) -> Option<&Arc<Listening>> {
+    pub fn listening(&self, address: &ListenAddress) -> Option<&Arc<Listening>> {
         self.listeners.iter().find(|listening| listening.address == *address)
     }
 

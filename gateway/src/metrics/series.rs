@@ -9,6 +9,7 @@ use prometheus::core::{Collector, Metric as _};
 use prometheus::{Counter, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
 
 use super::lease::Lease;
+use crate::proxy::arrival::Cut;
 use crate::shadow::capture::Skip;
 use crate::shadow::compare::Kind;
 use crate::tls::Failure;
@@ -63,10 +64,17 @@ pub(super) const HANDSHAKE_OK: &str = "ok";
 pub struct ListenerSeries {
     /// Those that did not fail, then in the order of [`Failure::ALL`].
     pub(super) handshakes: Box<[IntCounter]>,
+    /// In the order of [`Cut::ALL`].
+    pub(super) cuts: [IntCounter; Cut::ALL.len()],
     pub(super) _lease: Lease,
 }
 
 impl ListenerSeries {
+    /// Counts a connection that was closed before a request was counted.
+    pub fn cut(&self, cut: Cut) {
+        self.cuts[cut as usize].inc();
+    }
+
     /// Counts a handshake, and why it failed if it did.
     pub fn handshake(&self, failure: Option<Failure>) {
         if let Some(counter) = self.handshakes.get(failure.map_or(0, |failure| 1 + failure as usize)) {

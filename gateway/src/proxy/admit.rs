@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use bytes::Bytes;
-use http::header::{ALLOW, HOST, LOCATION};
+use http::header::{ALLOW, CONTENT_TYPE, HOST, LOCATION, UPGRADE};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use lockgate_config::model::RequestLimits;
 use lockgate_host::{Exchange, Response};
 use pingora::http::RequestHeader;
@@ -44,11 +44,11 @@ pub fn identify(session: &mut Session, context: &mut Context) {
     context.arrival = Arrival::of(session);
     let headers = &session.req_header().headers;
     let trusted = &context.snapshot.trusted_proxies;
-    let peer = session.client_addr().and_then(|address| address.as_inet()).copied();
+    let peer = context.arrival.as_ref().and_then(|arrival| arrival.peer);
     // A Unix socket is only there for a proxy in front of us, but it says nothing about who.
     let peer_address = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.ip().to_canonical());
-    let peer_trusted = peer.is_some() && forward::is_trusted(peer_address, trusted);
-    let client = forward::client_address(peer_address, headers, trusted);
+    let peer_trusted = peer.is_none() || forward::is_trusted(peer_address, trusted);
+    let client = if peer_trusted { forward::client_address(peer_address, headers, trusted) } else { peer_address };
     let passed_on = peer_trusted.then(|| forward::request_id(headers)).flatten();
     if let Some(id) = passed_on {
         context.id = id.into();
@@ -57,6 +57,37 @@ pub fn identify(session: &mut Session, context: &mut Context) {
     context.peer = peer;
     context.peer_trusted = peer_trusted;
     show_client_certificate(session, context);
+    if let Some(arrival) = &context.arrival {
+        arrival.count_request(context.snapshot.limits.requests_per_connection);
+    }
+}
+
+/// Refuses a header that is longer than the gateway takes. Of HTTP/1, what is far longer has been cut off before.
+///
+/// # Errors
+/// It is.
+pub fn bound_header(session: &Session, limits: &RequestLimits) -> Result<(), Fault> {
+    let request = session.req_header();
+    // With the colon, the space and the end of the line.
+    let bytes = |(name, value): (&HeaderName, &HeaderValue)| (name.as_str().len() + value.len() + 4) as u64;
+    let total = request.raw_path().len() as u64 + request.headers.iter().map(bytes).sum::<u64>();
+    match request.headers.len() > limits.headers as usize || total > limits.header_bytes.0 {
+        true => Err(Fault::HeaderTooLarge),
+        false => Ok(()),
+    }
+}
+
+/// Returns whether a request's body may come as slowly as it likes: calls of gRPC go on in both directions.
+pub fn may_wait(request: &RequestHeader) -> bool {
+    request.headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Returns whether a request asks for nothing but protocols that its route has. Only HTTP/1.1 can ask.
+pub fn asks_for_upgrade(session: &Session, allowed: &[String]) -> bool {
+    let asked = || session.req_header().headers.get_all(UPGRADE).iter();
+    let mut protocols = asked().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    session.is_upgrade_req()
+        && protocols.all(|asked| allowed.iter().any(|name| asked.trim_ascii().eq_ignore_ascii_case(name.as_bytes())))
 }
 
 /// Says who the client is, by its certificate, where filters and upstreams look for it. A client cannot say so itself.
@@ -181,6 +212,7 @@ pub fn route_and_split(session: &Session, context: &mut Context) -> Result<(), R
     };
     let Some(route) = snapshot.routes.get(index) else { return Err(Fault::Internal.into()) };
     context.route = Some(index);
+    context.upgrade = asks_for_upgrade(session, &route.upgrades);
     let attributes = Attributes {
         headers: &request.headers,
         client: context.client,

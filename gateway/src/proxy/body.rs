@@ -10,10 +10,11 @@
 //! - *HTTP/2*: the first frame goes through the buffer, the others pass it by.
 
 use std::future::poll_fn;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, EXPECT};
+use lockgate_config::model::RequestLimits;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v1::server::HttpSession as Http1;
@@ -34,11 +35,44 @@ pub fn declared_length(request: &RequestHeader) -> Option<u64> {
     request.headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
-/// Reads a request's body, up to `max` bytes, with at most `timeout` between two pieces.
+/// How fast a body has to come.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    began: Instant,
+    grace: Duration,
+    bytes_each_second: u64,
+}
+
+impl Pace {
+    /// Returns the pace of a body that began to come at `began`.
+    pub const fn new(began: Instant, limits: &RequestLimits) -> Self {
+        Self { began, grace: limits.read_timeout, bytes_each_second: limits.body_rate.0 }
+    }
+
+    /// Returns whether so many bytes are enough by now. Asks the clock.
+    pub fn is_kept(&self, received: u64) -> bool {
+        let elapsed = self.began.elapsed();
+        elapsed <= self.grace || received >= self.bytes_each_second.saturating_mul(elapsed.as_secs())
+    }
+}
+
+/// What bounds a body that is read whole.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Its length in bytes.
+    pub max: u64,
+    /// The time between two pieces.
+    pub timeout: Duration,
+    /// How fast it comes.
+    pub pace: Pace,
+}
+
+/// Reads a request's body within bounds.
 ///
 /// # Errors
 /// A body that is too long, too slow, malformed, or whose client went away.
-pub async fn read_whole(session: &mut ServerSession, max: u64, timeout: Duration) -> Result<Bytes, Fault> {
+pub async fn read_whole(session: &mut ServerSession, bounds: &Bounds) -> Result<Bytes, Fault> {
+    let Bounds { max, timeout, .. } = *bounds;
     let declared = declared_length(session.req_header());
     if declared.is_some_and(|length| length > max) {
         return Err(Fault::BodyTooLarge);
@@ -52,16 +86,16 @@ pub async fn read_whole(session: &mut ServerSession, max: u64, timeout: Duration
         session.write_continue_response().await.map_err(|error| fault_of(&error))?;
     }
     match session {
-        ServerSession::H1(session) => read_http1(session, declared, max).await,
+        ServerSession::H1(session) => read_http1(session, declared, bounds).await,
         ServerSession::H2(session) => match tokio::time::timeout(timeout, read_first(session)).await {
-            Ok(first) => read_http2(session, first?, max, timeout).await,
+            Ok(first) => read_http2(session, first?, bounds).await,
             Err(_) => Err(Fault::BodyTimeout),
         },
         _ => Err(Fault::Internal),
     }
 }
 
-async fn read_http1(session: &mut Http1, declared: Option<u64>, max: u64) -> Result<Bytes, Fault> {
+async fn read_http1(session: &mut Http1, declared: Option<u64>, bounds: &Bounds) -> Result<Bytes, Fault> {
     let mut whole = BytesMut::new();
     if session.is_body_empty() {
         return Ok(Bytes::new());
@@ -72,7 +106,7 @@ async fn read_http1(session: &mut Http1, declared: Option<u64>, max: u64) -> Res
             session.enable_retry_buffering();
         }
         match session.read_body_bytes().await.map_err(|error| fault_of(&error))? {
-            Some(piece) => push(&mut whole, &piece, max)?,
+            Some(piece) => push(&mut whole, &piece, bounds)?,
             None => break,
         }
         // A read past the end of a body with a length would wait for what the client sends next.
@@ -110,14 +144,14 @@ async fn read_first(session: &mut Http2) -> Result<Option<Bytes>, Fault> {
     }
 }
 
-async fn read_http2(session: &mut Http2, first: Option<Bytes>, max: u64, timeout: Duration) -> Result<Bytes, Fault> {
+async fn read_http2(session: &mut Http2, first: Option<Bytes>, bounds: &Bounds) -> Result<Bytes, Fault> {
     let mut whole = BytesMut::new();
     let Some(first) = first else { return Ok(Bytes::new()) };
-    push(&mut whole, &first, max)?;
+    push(&mut whole, &first, bounds)?;
     loop {
         let next = poll_fn(|context| session.poll_read_body_bytes(context));
-        match tokio::time::timeout(timeout, next).await {
-            Ok(Some(Ok(piece))) => push(&mut whole, &piece, max)?,
+        match tokio::time::timeout(bounds.timeout, next).await {
+            Ok(Some(Ok(piece))) => push(&mut whole, &piece, bounds)?,
             Ok(Some(Err(_))) => return Err(Fault::ClientGone),
             Ok(None) => return Ok(whole.freeze()),
             Err(_) => return Err(Fault::BodyTimeout),
@@ -125,12 +159,12 @@ async fn read_http2(session: &mut Http2, first: Option<Bytes>, max: u64, timeout
     }
 }
 
-fn push(whole: &mut BytesMut, piece: &[u8], max: u64) -> Result<(), Fault> {
-    if (whole.len() + piece.len()) as u64 > max {
+fn push(whole: &mut BytesMut, piece: &[u8], bounds: &Bounds) -> Result<(), Fault> {
+    if (whole.len() + piece.len()) as u64 > bounds.max {
         return Err(Fault::BodyTooLarge);
     }
     whole.extend_from_slice(piece);
-    Ok(())
+    if bounds.pace.is_kept(whole.len() as u64) { Ok(()) } else { Err(Fault::BodyTimeout) }
 }
 
 fn fault_of(error: &Error) -> Fault {

@@ -11,8 +11,9 @@ use lockgate_host::{BodyMode, Exchange, Response};
 
 use crate::control::snapshot::{Link, Pair, Route, Snapshot, SnapshotCell, Target};
 use crate::control::upstream::Upstream;
-use crate::proxy::arrival::Arrival;
+use crate::proxy::arrival::{Arrival, Tunnel};
 use crate::proxy::chain::Chain;
+use crate::proxy::compress::Compression;
 use crate::proxy::fault::Fault;
 use crate::track::{Track, Tracks};
 
@@ -53,6 +54,12 @@ pub struct Context {
     pub answer: Option<Response>,
     /// Whether filters act on the response's body.
     pub response_body: bool,
+    /// Whether the request asks for another protocol, and the route has it.
+    pub upgrade: bool,
+    /// The tunnel that its connection has become.
+    pub tunnel: Option<Tunnel>,
+    /// The response's compression.
+    pub compression: Option<Box<Compression>>,
 }
 
 /// The request's body.
@@ -138,6 +145,9 @@ impl Context {
             reason: None,
             answer: None,
             response_body: false,
+            upgrade: false,
+            tunnel: None,
+            compression: None,
         }
     }
 

@@ -70,6 +70,12 @@ faults! {
     BadHost = Downstream "bad_host" 400 "bad host";
     /// A request that breaks HTTP.
     BadRequest = Downstream "bad_request" 400 "bad request";
+    /// The header is longer than a limit, or has more lines.
+    HeaderTooLarge = Downstream "header_too_large" 431 "request header too large";
+    /// Nothing came through a tunnel for too long.
+    TunnelIdle = Downstream "tunnel_idle" 408 "nothing came for too long";
+    /// A drain could wait no longer for a tunnel.
+    TunnelCut = Gateway "tunnel_cut" 503 "the gateway ends";
     /// CONNECT: Lockgate is no forward proxy.
     ConnectRefused = Downstream "connect_refused" 405 "method not allowed";
     /// No route takes the request.

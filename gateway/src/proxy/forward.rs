@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::net::IpAddr;
 
 use http::header::{
-    ACCEPT_ENCODING, ACCEPT_RANGES, CONNECTION, CONTENT_LENGTH, ETAG, EXPECT, IF_RANGE, RANGE,
+    ACCEPT_ENCODING, ACCEPT_RANGES, CONNECTION, CONTENT_LENGTH, ETAG, EXPECT, FORWARDED, IF_RANGE, RANGE,
     STRICT_TRANSPORT_SECURITY, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use pingora::ErrorType::InternalError;
 use pingora::OrErr;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::upstreams::peer::{H1UpgradePolicy, HttpPeer};
 
 use crate::proxy::context::Context;
 
@@ -34,25 +35,41 @@ const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
 /// Prefix of names that are between the gateway and its operators.
 pub const OWN_PREFIX: &str = "x-lockgate-";
 
-/// Returns the client's address: the last one in `x-forwarded-for` that no trusted proxy has, if the peer is one.
+/// Returns the client's address: the last one that a trusted peer forwards and no trusted proxy has. Read from
+/// `x-forwarded-for`, or where there is none, from `forwarded`.
 pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    let peer = peer.to_canonical();
-    if !is_trusted(peer, trusted) {
-        return peer;
-    }
-    let mut client = peer;
-    let mut lines: Vec<&HeaderValue> = headers.get_all(X_FORWARDED_FOR).iter().collect();
+    let mut client = peer.to_canonical();
+    let name = if headers.contains_key(X_FORWARDED_FOR) { X_FORWARDED_FOR } else { FORWARDED };
+    let mut lines: Vec<&HeaderValue> = headers.get_all(&name).iter().collect();
     while let Some(line) = lines.pop() {
         for hop in line.as_bytes().rsplit(|byte| *byte == b',') {
-            let hop = std::str::from_utf8(hop.trim_ascii()).ok().and_then(|text| text.parse::<IpAddr>().ok());
+            let hop = if name == FORWARDED { forwarded_for(hop) } else { address_in(hop.trim_ascii()) };
             let Some(hop) = hop else { return client };
-            client = hop.to_canonical();
+            client = hop;
             if !is_trusted(client, trusted) {
                 return client;
             }
         }
     }
     client
+}
+
+fn address_in(text: &[u8]) -> Option<IpAddr> {
+    std::str::from_utf8(text).ok()?.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+}
+
+/// Returns the address in an element of `forwarded` (RFC 7239, section 6); none where it hides, as it may.
+fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
+    let value = element.split(|byte| *byte == b';').find_map(|pair| {
+        let (name, value) = pair.trim_ascii().split_at_checked(4)?;
+        name.eq_ignore_ascii_case(b"for=").then_some(value)
+    })?;
+    let value = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
+    match value.strip_prefix(b"[") {
+        // A port may follow.
+        Some(rest) => address_in(rest.split(|byte| *byte == b']').next()?),
+        None => address_in(value.split(|byte| *byte == b':').next()?),
+    }
 }
 
 /// Returns whether an address is a trusted proxy's.
@@ -74,12 +91,7 @@ pub fn to_upstream(request: &mut RequestHeader, context: &Context) -> pingora::R
     while let Some(own) = request.headers.keys().find(|name| name.as_str().starts_with(OWN_PREFIX)).cloned() {
         request.remove_header(&own);
     }
-    let address = address_of(context)?;
-    if context.peer_trusted && request.headers.contains_key(X_FORWARDED_FOR) {
-        request.append_header(X_FORWARDED_FOR, address)?;
-    } else {
-        request.insert_header(X_FORWARDED_FOR, address)?;
-    }
+    forward_address(request, context)?;
     if !(context.peer_trusted && request.headers.contains_key(X_FORWARDED_PROTO)) {
         request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(context.scheme()))?;
     }
@@ -107,19 +119,33 @@ pub fn to_upstream(request: &mut RequestHeader, context: &Context) -> pingora::R
     Ok(())
 }
 
-/// Returns the peer's address as a value; an empty one on a Unix socket.
-fn address_of(context: &Context) -> pingora::Result<HeaderValue> {
+/// Says whose request it is, behind what trusted proxies say of those before.
+fn forward_address(request: &mut RequestHeader, context: &Context) -> pingora::Result<()> {
+    if !context.peer_trusted {
+        request.remove_header(&FORWARDED);
+        request.remove_header(&X_FORWARDED_FOR);
+    }
+    // None on a Unix socket: who is there has said what there is to say.
+    let Some(peer) = context.peer else { return Ok(()) };
+    let address = peer.ip().to_canonical();
+    if request.headers.contains_key(FORWARDED) {
+        let node = match address {
+            IpAddr::V4(address) => address.to_string(),
+            IpAddr::V6(address) => format!("\"[{address}]\""),
+        };
+        request.append_header(FORWARDED, format!("for={node};proto={}", context.scheme()))?;
+    }
+    request.append_header(X_FORWARDED_FOR, value_of(address)?).map(drop)
+}
+
+/// Returns an address as a value, without a text in between.
+fn value_of(address: IpAddr) -> pingora::Result<HeaderValue> {
     // As long as the longest address of version 6.
     let mut text = [0_u8; 46];
-    let length = match context.peer {
-        Some(peer) => {
-            let room = text.len();
-            let mut rest = &mut text[..];
-            write!(rest, "{}", peer.ip().to_canonical()).or_err(InternalError, "an address that is too long")?;
-            room - rest.len()
-        }
-        None => 0,
-    };
+    let room = text.len();
+    let mut rest = &mut text[..];
+    write!(rest, "{address}").or_err(InternalError, "an address that is too long")?;
+    let length = room - rest.len();
     HeaderValue::from_bytes(&text[..length]).or_err(InternalError, "an address that is no value")
 }
 
@@ -156,6 +182,19 @@ pub fn strip_hop_by_hop(response: &mut ResponseHeader) {
     // The version, too, is the connection's: what goes to the client is ours.
     if response.version < Version::HTTP_11 {
         response.set_version(Version::HTTP_11);
+    }
+}
+
+/// Says whether a request's upgrade is passed on to an endpoint. Where it is not, what asks for it goes no further.
+pub fn allow_upgrade(peer: &mut HttpPeer, context: &Context) {
+    let options = &mut peer.options;
+    options.http_upstream_request_policy.h1_upgrade = match context.upgrade {
+        true => H1UpgradePolicy::Preserve,
+        false => H1UpgradePolicy::Deny,
+    };
+    if context.upgrade {
+        // It is the tunnel's as well, and nothing can change it later.
+        options.read_timeout = options.read_timeout.max(Some(context.snapshot.limits.tunnel_idle_timeout));
     }
 }
 
@@ -216,8 +255,19 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_cannot_choose_its_address() {
-        assert_eq!(client("192.0.2.1", &["198.51.100.1"]), "192.0.2.1");
+    fn the_standard_header_is_read_where_the_usual_one_is_missing() {
+        let client = |forwarded: &'static str| {
+            let headers = HeaderMap::from_iter([(FORWARDED, HeaderValue::from_static(forwarded))]);
+            client_address("10.0.0.1".parse().unwrap(), &headers, &trusted()).to_string()
+        };
+        assert_eq!(client("for=198.51.100.1, For=192.0.2.1;proto=https"), "192.0.2.1");
+        assert_eq!(client("proto=http;for=\"[2001:470::9]:4711\", for=\"10.0.0.7:80\""), "2001:470::9");
+        assert_eq!(client("for=192.0.2.1, for=_hidden"), "10.0.0.1");
+        assert_eq!(client("for=192.0.2.1, for=unknown, for=10.0.0.9"), "10.0.0.9");
+    }
+
+    #[test]
+    fn behind_a_trusted_proxy_the_last_stranger_counts() {
         assert_eq!(client("10.0.0.1", &["198.51.100.1, 192.0.2.1"]), "192.0.2.1");
         assert_eq!(client("10.0.0.1", &["198.51.100.1", "192.0.2.1, 10.9.9.9"]), "192.0.2.1");
     }

@@ -4,13 +4,16 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
+use lockgate_config::model::{ListenAddress, RequestLimits};
 use pingora::apps::{HttpServerApp as _, ReusedHttpStream, ServerApp as _};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::{IO, Stream};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio_rustls::TlsAcceptor;
@@ -20,10 +23,13 @@ use tracing::{debug, warn};
 use super::App;
 use super::connection::{Connection, Protocol, tls_version};
 use super::drain::{ConnectionGuard, Connections, Shutdown};
-use super::transport::Transport;
+use super::proxy_protocol;
+use super::socket::Socket;
+use super::transport::{Raw, Transport};
 use crate::control::snapshot::{Listening, SnapshotCell};
 use crate::metrics::Metrics;
-use crate::proxy::arrival::{Arrival, Secured};
+use crate::proxy::arrival::{Arrival, Cut, Secured, Tunnels};
+use crate::proxy::forward;
 use crate::tls::{Failure, Identity, Terms};
 
 /// The wait after an accept that failed for want of resources: others need time to give some back.
@@ -44,6 +50,7 @@ struct Inner {
     app: Arc<App>,
     cell: Arc<SnapshotCell>,
     connections: Arc<Connections>,
+    tunnels: Arc<Tunnels>,
     metrics: Arc<Metrics>,
     /// Turns true when a response is to be its connection's last.
     shutdown: watch::Receiver<bool>,
@@ -58,12 +65,13 @@ impl Acceptor {
         app: Arc<App>,
         cell: Arc<SnapshotCell>,
         connections: Arc<Connections>,
+        tunnels: Arc<Tunnels>,
         metrics: Arc<Metrics>,
         shutdown: &Shutdown,
         runtime: Handle,
     ) -> Self {
         let (shutdown, closing) = (shutdown.announced(), shutdown.closing());
-        Self(Arc::new(Inner { app, cell, connections, metrics, shutdown, closing, runtime }))
+        Self(Arc::new(Inner { app, cell, connections, tunnels, metrics, shutdown, closing, runtime }))
     }
 
     /// Accepts connections until the returned sender is dropped. Their terms are those that the snapshot has for
@@ -71,22 +79,17 @@ impl Acceptor {
     ///
     /// # Errors
     /// The runtime cannot watch the socket.
-    pub(super) fn start(
-        &self,
-        listener: std::net::TcpListener,
-        address: SocketAddr,
-    ) -> io::Result<oneshot::Sender<()>> {
+    pub(super) fn start(&self, socket: &Socket, address: ListenAddress) -> io::Result<oneshot::Sender<()>> {
         let (stop, stopped) = oneshot::channel();
-        listener.set_nonblocking(true)?;
         let _in_runtime = self.0.runtime.enter();
-        let listener = TcpListener::from_std(listener)?;
+        let listener = Listener::new(socket)?;
         // One loop, not one for each thread: a connection costs it two system calls, and every further loop would be
         // woken for each of them in vain.
         self.0.runtime.spawn(self.clone().accept(listener, address, stopped));
         Ok(stop)
     }
 
-    async fn accept(self, listener: TcpListener, address: SocketAddr, mut stopped: oneshot::Receiver<()>) {
+    async fn accept(self, listener: Listener, address: ListenAddress, mut stopped: oneshot::Receiver<()>) {
         let mut terms = LastTerms { address, known: None };
         loop {
             tokio::select! {
@@ -104,16 +107,21 @@ impl Acceptor {
         }
     }
 
-    async fn accepted(&self, accepted: io::Result<(TcpStream, SocketAddr)>, terms: &mut LastTerms) {
+    async fn accepted(&self, accepted: io::Result<(Raw, Option<SocketAddr>)>, terms: &mut LastTerms) {
         match accepted {
             Ok((stream, peer)) => {
                 let snapshot = self.0.cell.current();
-                let header_timeout = snapshot.limits.read_timeout;
                 let Some(listening) = terms.update(snapshot.listening(&terms.address)) else { return };
-                drop(snapshot);
+                if self.0.connections.open() >= snapshot.limits.connections as usize {
+                    listening.series.cut(Cut::Connections);
+                    return;
+                }
                 let guard = self.0.connections.opened();
-                let fresh = Fresh { stream, peer, header_timeout, listening, guard };
-                self.0.runtime.spawn(self.clone().see_through(fresh));
+                let fresh = Fresh { stream, peer, listening, guard, limits: snapshot.limits };
+                // The only use of who is trusted is at the beginning: the request's snapshot has the rest.
+                let trusted = Arc::clone(&snapshot.trusted_proxies);
+                drop(snapshot);
+                self.0.runtime.spawn(self.clone().see_through(fresh, trusted));
             }
             // The client was faster to give up than we to accept.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -126,12 +134,17 @@ impl Acceptor {
     }
 
     /// A connection, from its first byte to its last.
-    async fn see_through(self, fresh: Fresh) {
-        let Fresh { stream, peer, header_timeout, listening, guard } = fresh;
-        if let Err(error) = stream.set_nodelay(true) {
+    async fn see_through(self, mut fresh: Fresh, trusted: Arc<[IpNet]>) {
+        if let Err(error) = fresh.stream.set_nodelay() {
             // The client has gone, most likely; reading will tell.
             debug!(%error, "cannot set TCP_NODELAY");
         }
+        if let Err(cut) = fresh.identify(&trusted).await {
+            fresh.listening.series.cut(cut);
+            debug!(listener = %fresh.listening.address, peer = ?fresh.peer, reason = cut.reason(), "a connection was cut");
+            return;
+        }
+        let Fresh { stream, peer, listening, guard, limits } = fresh;
         let (transport, tls) = match &listening.tls {
             None => (Transport::Plain(stream), None),
             Some(terms) => match self.shake_hands(stream, terms).await {
@@ -142,17 +155,17 @@ impl Acceptor {
                 }
                 Err(failure) => {
                     listening.series.handshake(Some(failure));
-                    debug!(listener = %listening.address, %peer, kind = failure.kind(), "a handshake failed");
+                    debug!(listener = %listening.address, ?peer, kind = failure.kind(), "a handshake failed");
                     return;
                 }
             },
         };
-        let h2c = listening.h2c;
-        let Ok(arrival) = (Arrival { listening, tls }).wrap() else { return };
-        self.serve(Connection::new(transport, peer, header_timeout, arrival, guard), h2c).await;
+        let arrival = Arc::new(Arrival::new(listening, peer, tls, Arc::clone(&self.0.tunnels)));
+        let Ok(connection) = Connection::new(transport, &limits, arrival, guard) else { return };
+        self.serve(connection, limits.requests_per_connection).await;
     }
 
-    async fn shake_hands(&self, stream: TcpStream, terms: &Terms) -> Result<TlsStream<TcpStream>, Failure> {
+    async fn shake_hands(&self, stream: Raw, terms: &Terms) -> Result<TlsStream<Raw>, Failure> {
         let mut closing = self.0.closing.clone();
         let handshake = TlsAcceptor::from(Arc::clone(&terms.server)).accept(stream);
         tokio::select! {
@@ -165,31 +178,49 @@ impl Acceptor {
         }
     }
 
-    async fn serve(self, mut connection: Connection, h2c: bool) {
+    async fn serve(self, mut connection: Connection, requests_max: u32) {
         let Inner { app, cell, shutdown, .. } = &*self.0;
         let protocol = match connection.negotiated() {
             Some(negotiated) => Some(negotiated),
-            None if h2c => self.sniff(&mut connection).await,
+            None if connection.arrival().listening.h2c => self.sniff(&mut connection).await,
             None => Some(Protocol::Http1),
         };
         match protocol {
             None => {}
-            Some(Protocol::H2) => {
-                // Nothing is handed back: the connection is over when this returns.
-                app.process_new(Box::new(connection), shutdown).await;
-            }
+            Some(Protocol::H2) => self.serve_http2(connection).await,
             Some(Protocol::Http1) => {
                 let mut session = ServerSession::new_http1(Box::new(connection));
                 let idle_timeout = cell.current().limits.idle_timeout;
                 let stays = !*shutdown.borrow();
                 // Pingora's unit is the second, and none means that the connection closes after the response.
                 session.set_keepalive(stays.then(|| idle_timeout.as_secs().max(1)));
+                session.set_keepalive_reuses_remaining(Some(requests_max.saturating_sub(1)));
                 let mut reused = app.process_new_http(session, shutdown).await;
                 while let Some(session) = reused.and_then(next_request) {
                     reused = app.process_new_http(session, shutdown).await;
                 }
             }
         }
+    }
+
+    /// Serves a connection until it is over. Pingora says goodbye when the process ends; that the connection has had all
+    /// its requests is told it in the same way.
+    async fn serve_http2(&self, connection: Connection) {
+        let Inner { app, shutdown, .. } = &*self.0;
+        let arrival = Arc::clone(connection.arrival());
+        let mut announced = shutdown.clone();
+        let (over, is_over) = watch::channel(false);
+        // Nothing is handed back: the connection is over when this returns.
+        let mut served = pin!(app.process_new(Box::new(connection), &is_over));
+        tokio::select! {
+            biased;
+            _ = &mut served => return,
+            // An error means that the process is about to end.
+            _ = announced.wait_for(|&announced| announced) => {}
+            () = arrival.used_up() => {}
+        }
+        over.send_replace(true);
+        served.await;
     }
 
     /// Tells HTTP/2 from HTTP/1. `None`: the client said nothing in time, or left, or the gateway is about to.
@@ -207,17 +238,68 @@ impl Acceptor {
 
 /// A connection that was just accepted.
 struct Fresh {
-    stream: TcpStream,
-    peer: SocketAddr,
-    header_timeout: Duration,
+    stream: Raw,
+    /// None on a Unix socket.
+    peer: Option<SocketAddr>,
     listening: Arc<Listening>,
     guard: ConnectionGuard,
+    limits: RequestLimits,
+}
+
+impl Fresh {
+    /// Finds out who is at the other end, and counts the connection as theirs.
+    async fn identify(&mut self, trusted: &[IpNet]) -> Result<(), Cut> {
+        let is_trusted = |peer: SocketAddr| forward::is_trusted(peer.ip().to_canonical(), trusted);
+        if self.listening.proxy_protocol {
+            if self.peer.is_some_and(|peer| !is_trusted(peer)) {
+                return Err(Cut::UntrustedProxy);
+            }
+            let header = tokio::time::timeout(self.limits.read_timeout, proxy_protocol::read(&self.stream)).await;
+            match header {
+                Ok(Ok(Some(client))) => self.peer = Some(client),
+                Ok(Ok(None)) => {}
+                Ok(Err(_)) | Err(_) => return Err(Cut::ProxyHeader),
+            }
+        }
+        match self.peer.filter(|peer| !is_trusted(*peer)) {
+            Some(client) => self.guard.count_from(client.ip(), self.limits.connections_per_address),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A listening socket that is accepted from.
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    fn new(socket: &Socket) -> io::Result<Self> {
+        match socket {
+            Socket::Tcp(socket) => {
+                socket.set_nonblocking(true)?;
+                TcpListener::from_std(socket.try_clone()?).map(Self::Tcp)
+            }
+            Socket::Unix(socket) => {
+                socket.set_nonblocking(true)?;
+                UnixListener::from_std(socket.try_clone()?).map(Self::Unix)
+            }
+        }
+    }
+
+    async fn accept(&self) -> io::Result<(Raw, Option<SocketAddr>)> {
+        match self {
+            Self::Tcp(listener) => listener.accept().await.map(|(stream, peer)| (Raw::Tcp(stream), Some(peer))),
+            Self::Unix(listener) => listener.accept().await.map(|(stream, _)| (Raw::Unix(stream), None)),
+        }
+    }
 }
 
 /// The terms of a listener, as far as they were known last: it may be gone from the snapshot while the last connections
 /// from the kernel's queue are accepted.
 struct LastTerms {
-    address: SocketAddr,
+    address: ListenAddress,
     known: Option<Arc<Listening>>,
 }
 
@@ -231,7 +313,7 @@ impl LastTerms {
 }
 
 /// Reads what the handshake says.
-fn secured(stream: &TlsStream<TcpStream>) -> Secured {
+fn secured(stream: &TlsStream<Raw>) -> Secured {
     let connection = stream.get_ref().1;
     Secured {
         version: tls_version(connection),

@@ -2,8 +2,8 @@
 //! total deadline for the headers of a request, a write buffer that costs an idle connection nothing, and a guard that
 //! tells the drain when the connection is gone.
 
+use std::fmt;
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
+use lockgate_config::model::RequestLimits;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
@@ -23,6 +24,7 @@ use tokio::time::Sleep;
 
 use super::drain::ConnectionGuard;
 use super::transport::Transport;
+use crate::proxy::arrival::{Arrival, Cut};
 
 /// What every HTTP/2 connection without TLS begins with.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -44,7 +46,6 @@ pub(super) enum Protocol {
 }
 
 /// A client's connection.
-#[derive(Debug)]
 pub(super) struct Connection {
     stream: Transport,
     /// Read already, to tell the protocol.
@@ -55,12 +56,26 @@ pub(super) struct Connection {
     written: usize,
     header: Header,
     header_timeout: Duration,
+    header_bytes_max: usize,
+    /// Turns ready when a tunnel is to end; made when the connection is one.
+    tunnel_over: Option<Over>,
     established: SystemTime,
     digest: Arc<SocketDigest>,
     ssl: Option<Arc<SslDigest>>,
-    arrival: Arc<ProxyDigest>,
+    arrival: Arc<Arrival>,
+    /// The same, as Pingora carries it.
+    wrapped: Arc<ProxyDigest>,
     _guard: ConnectionGuard,
 }
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("stream", &self.stream).field("header", &self.header).finish_non_exhaustive()
+    }
+}
+
+/// Waits for the end of tunnels.
+type Over = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 /// How far the headers of the current request have come. Pingora bounds each read, not their sum: a client that sends a
 /// byte a minute would hold a connection for days.
@@ -69,7 +84,7 @@ enum Header {
     /// Nothing of it has arrived.
     Awaited,
     /// Some of it. The timer is made only when the first read did not bring all.
-    Reading { end: HeaderEnd, deadline: Option<Pin<Box<Sleep>>> },
+    Reading { end: HeaderEnd, bytes: usize, deadline: Option<Pin<Box<Sleep>>> },
     /// All of it: what follows is body, or is not HTTP/1.
     Over,
 }
@@ -97,33 +112,45 @@ impl HeaderEnd {
 }
 
 impl Connection {
-    /// Takes an accepted socket over, after its handshake. `header_timeout` bounds the time from the first byte of a
-    /// request to the end of its headers; `arrival` is what requests are told about the connection.
+    /// Takes an accepted socket over, after its handshake. Of the limits, those of headers are kept here.
+    ///
+    /// # Errors
+    /// Pingora could not make an empty header.
     pub(super) fn new(
         stream: Transport,
-        peer: SocketAddr,
-        header_timeout: Duration,
-        arrival: Arc<ProxyDigest>,
+        limits: &RequestLimits,
+        arrival: Arc<Arrival>,
         guard: ConnectionGuard,
-    ) -> Self {
+    ) -> pingora::Result<Self> {
         let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
         // The cell is new, so that this cannot fail; were it set, it would hold the same address.
-        let _ = digest.peer_addr.set(Some(peer.into()));
-        // HTTP/2 has its own frames, and no empty line at the end of a header.
-        let is_http2 = matches!(&stream, Transport::Tls(tls) if matches!(tls.get_ref().1.alpn_protocol(), Some(b"h2")));
-        Self {
+        let _ = digest.peer_addr.set(arrival.peer.map(Into::into));
+        let mut connection = Self {
             first: Bytes::new(),
             waiting: Vec::new(),
             written: 0,
-            header: if is_http2 { Header::Over } else { Header::Awaited },
-            header_timeout,
+            header: Header::Awaited,
+            header_timeout: limits.read_timeout,
+            header_bytes_max: usize::try_from(limits.header_bytes.0).unwrap_or(usize::MAX),
+            tunnel_over: None,
             established: SystemTime::now(),
             digest: Arc::new(digest),
             ssl: ssl_digest(&stream).map(Arc::new),
             stream,
+            wrapped: arrival.wrap()?,
             arrival,
             _guard: guard,
+        };
+        // HTTP/2 has its own frames, and no empty line at the end of a header.
+        if connection.negotiated() == Some(Protocol::H2) {
+            connection.header = Header::Over;
         }
+        Ok(connection)
+    }
+
+    /// Returns what its requests have in common.
+    pub(super) const fn arrival(&self) -> &Arc<Arrival> {
+        &self.arrival
     }
 
     /// Returns what the handshake decided on; none in the clear.
@@ -164,27 +191,54 @@ impl Connection {
         self.header = Header::Awaited;
     }
 
-    fn saw(&mut self, bytes: &[u8]) {
-        match &mut self.header {
-            Header::Over => {}
-            Header::Awaited => {
-                let mut end = HeaderEnd::default();
-                self.header = if end.found_in(bytes) { Header::Over } else { Header::Reading { end, deadline: None } };
-            }
-            Header::Reading { end, .. } => {
-                if end.found_in(bytes) {
-                    self.header = Header::Over;
-                }
-            }
+    /// Looks for the end of the headers in what was read.
+    fn saw(&mut self, seen: &[u8]) -> io::Result<()> {
+        if matches!(self.header, Header::Awaited) && !seen.is_empty() {
+            self.header = Header::Reading { end: HeaderEnd::default(), bytes: 0, deadline: None };
         }
+        let Header::Reading { end, bytes, .. } = &mut self.header else { return Ok(()) };
+        if end.found_in(seen) {
+            self.header = Header::Over;
+            return Ok(());
+        }
+        *bytes += seen.len();
+        if *bytes > self.header_bytes_max { Err(self.cut(Cut::HeaderBytes)) } else { Ok(()) }
+    }
+
+    /// Gives up on a request whose header is not whole. What the client is told leaves with the connection.
+    fn cut(&mut self, cut: Cut) -> io::Error {
+        self.arrival.listening.series.cut(cut);
+        self.header = Header::Over;
+        let (status, kind) = match cut {
+            Cut::HeaderTimeout => ("408 Request Timeout", io::ErrorKind::TimedOut),
+            _ => ("431 Request Header Fields Too Large", io::ErrorKind::InvalidData),
+        };
+        self.waiting.extend_from_slice(
+            format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").as_bytes(),
+        );
+        io::Error::new(kind, cut.reason())
     }
 
     fn poll_header_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Header::Reading { deadline, .. } = &mut self.header else { return Poll::Pending };
+        let Header::Reading { deadline, .. } = &mut self.header else { return self.poll_tunnel_over(cx) };
         let timeout = self.header_timeout;
         let deadline = deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         ready!(deadline.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the request's headers took too long")))
+        Poll::Ready(Err(self.cut(Cut::HeaderTimeout)))
+    }
+
+    /// A tunnel reads until it is told to end.
+    fn poll_tunnel_over(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.arrival.is_tunnel() {
+            return Poll::Pending;
+        }
+        let arrival = &self.arrival;
+        let over = self.tunnel_over.get_or_insert_with(|| {
+            let mut over = arrival.tunnels_over();
+            Box::pin(async move { drop(over.wait_for(|&over| over).await) })
+        });
+        ready!(over.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
     }
 
     /// Writes what waits.
@@ -213,17 +267,16 @@ impl AsyncRead for Connection {
         if !this.first.is_empty() {
             let n = this.first.len().min(buf.remaining());
             let piece = this.first.split_to(n);
-            this.saw(&piece);
             buf.put_slice(&piece);
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(this.saw(&piece));
         }
         let filled = buf.filled().len();
         match Pin::new(&mut this.stream).poll_read(cx, buf) {
             Poll::Ready(Ok(())) => {
-                if !matches!(this.header, Header::Over) {
-                    this.saw(&buf.filled()[filled..]);
+                if matches!(this.header, Header::Over) {
+                    return Poll::Ready(Ok(()));
                 }
-                Poll::Ready(Ok(()))
+                Poll::Ready(this.saw(&buf.filled()[filled..]))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => this.poll_header_deadline(cx),
@@ -346,7 +399,7 @@ impl GetTimingDigest for Connection {
 impl GetProxyDigest for Connection {
     /// There is no such proxy: it is the only place where Pingora carries what is ours.
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        Some(self.arrival.clone())
+        Some(self.wrapped.clone())
     }
 }
 
@@ -373,24 +426,36 @@ pub(super) fn tls_version(connection: &rustls::ServerConnection) -> &'static str
 
 #[cfg(test)]
 mod tests {
-    use lockgate_config::model::Listener;
+    use std::path::Path;
+
+    use lockgate_config::model::{ListenAddress, Listener};
+    use lockgate_config::problem::Source;
     use tokio::net::{TcpListener, TcpStream};
 
     use super::super::drain::Connections;
     use super::*;
     use crate::control::snapshot::Listening;
     use crate::metrics::Metrics;
-    use crate::proxy::arrival::Arrival;
+    use crate::proxy::arrival::Tunnels;
+    use crate::server::transport::Raw;
+
+    const CONFIG: &str =
+        "{ listeners: [\"127.0.0.1:1\"], upstreams: { a: [\"127.0.0.1:2\"] }, routes: [{ upstream: a }] }";
 
     async fn pair(header_timeout: Duration) -> (TcpStream, Connection) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, peer) = listener.accept().await.unwrap();
         let metrics = Metrics::new().unwrap();
-        let listening = Arc::new(Listening::new(&Listener::new(peer), None, &metrics));
-        let arrival = Arrival { listening, tls: None }.wrap().unwrap();
+        let listening = Arc::new(Listening::new(&Listener::new(ListenAddress::Tcp(peer)), None, &metrics));
+        let counters = (metrics.tunnels.clone(), metrics.tunnels_opened.clone(), metrics.tunnels_cut.clone());
+        let tunnels = Arc::new(Tunnels::new(counters.0, counters.1, counters.2));
+        let arrival = Arc::new(Arrival::new(listening, Some(peer), None, tunnels));
         let guard = Arc::new(Connections::new(&metrics)).opened();
-        (client, Connection::new(Transport::Plain(stream), peer, header_timeout, arrival, guard))
+        let source = Source { file: "a.yaml".into(), text: CONFIG.into() };
+        let config = lockgate_config::parse(source, Path::new("/"), &|_| None).unwrap();
+        let limits = RequestLimits { read_timeout: header_timeout, ..config.server.limits };
+        (client, Connection::new(Transport::Plain(Raw::Tcp(stream)), &limits, arrival, guard).unwrap())
     }
 
     fn end_of(pieces: &[&str]) -> Option<usize> {

@@ -1,16 +1,21 @@
 //! Ends the process without ending a request. A *drain* lets what is in flight finish, and is over as soon as nothing is,
 //! or when its deadline has passed.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::App;
 use crate::metrics::Metrics;
+use crate::proxy::arrival::{Cut, Tunnels};
 
 /// How long an idle connection is left to its client after a stop: a request that is on its way at this moment is still
 /// answered.
@@ -20,22 +25,62 @@ const LINGER_ON_STOP: Duration = Duration::from_millis(250);
 /// its pool within this time does not find it closed under its feet.
 const LINGER_ON_HAND_OVER: Duration = Duration::from_secs(5);
 
-/// Counts the open connections.
+/// How long tunnels that are ended have to tell their upstreams and leave their log lines.
+const CUT_MAX: Duration = Duration::from_secs(1);
+
+/// Counts the open connections, in all and from each address.
 #[derive(Debug)]
 pub struct Connections {
     open: AtomicUsize,
+    /// Held for a look-up, once when a connection is made and once when it is gone.
+    by_address: Mutex<HashMap<IpAddr, u32>>,
     changed: watch::Sender<()>,
     metrics: Arc<Metrics>,
 }
 
 /// An open connection; closed on drop.
 #[derive(Debug)]
-pub(super) struct ConnectionGuard(Arc<Connections>);
+pub(super) struct ConnectionGuard {
+    connections: Arc<Connections>,
+    /// Where it is counted as well.
+    address: Option<IpAddr>,
+}
+
+impl ConnectionGuard {
+    /// Counts the connection as one from an address, unless `max` are open from there.
+    pub(super) fn count_from(&mut self, address: IpAddr, max: u32) -> Result<(), Cut> {
+        let address = counted_as(address);
+        let mut by_address = self.connections.by_address.lock();
+        let open = by_address.entry(address).or_default();
+        if *open >= max {
+            return Err(Cut::ConnectionsPerAddress);
+        }
+        *open += 1;
+        self.address = Some(address);
+        Ok(())
+    }
+}
+
+/// Returns what an address is counted as: an IPv6 address as its network, since every client has a whole one.
+fn counted_as(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            [a, b, c, d, 0, 0, 0, 0].into()
+        }
+    }
+}
 
 impl Connections {
     /// Returns a count of none.
     pub(super) fn new(metrics: &Arc<Metrics>) -> Self {
-        Self { open: AtomicUsize::new(0), changed: watch::Sender::new(()), metrics: metrics.clone() }
+        Self {
+            open: AtomicUsize::new(0),
+            by_address: Mutex::default(),
+            changed: watch::Sender::new(()),
+            metrics: metrics.clone(),
+        }
     }
 
     /// Counts a connection, until the guard is dropped.
@@ -43,7 +88,7 @@ impl Connections {
         self.open.fetch_add(1, Ordering::Relaxed);
         self.metrics.connections_accepted.inc();
         self.metrics.connections.inc();
-        ConnectionGuard(self.clone())
+        ConnectionGuard { connections: self.clone(), address: None }
     }
 
     /// Returns how many are open.
@@ -63,10 +108,20 @@ impl Connections {
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        self.0.metrics.connections.dec();
+        let Self { connections, address } = self;
+        if let Some(address) = address {
+            let mut by_address = connections.by_address.lock();
+            if let Entry::Occupied(mut open) = by_address.entry(*address) {
+                *open.get_mut() -= 1;
+                if *open.get() == 0 {
+                    open.remove();
+                }
+            }
+        }
+        connections.metrics.connections.dec();
         // Only the last one wakes: a drain waits for none, and an ordinary close costs no more than the count.
-        if self.0.open.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.changed.send_replace(());
+        if connections.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            connections.changed.send_replace(());
         }
     }
 }
@@ -125,32 +180,57 @@ impl Shutdown {
     }
 }
 
-/// Waits until no connection is open, for at most `deadline`. No connection is accepted any more when this is called.
-/// Returns how many were left.
+/// How long a drain waits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadlines {
+    /// For requests.
+    pub(super) requests: Duration,
+    /// For connections that became tunnels.
+    pub(super) tunnels: Duration,
+}
+
+/// Waits until no connection is open, for at most the longer of two deadlines. No connection is accepted any more when
+/// this is called. Returns how many were left.
 pub(super) async fn drain(
     ending: Ending,
     app: &Arc<App>,
     connections: &Connections,
+    tunnels: &Tunnels,
     shutdown: &Shutdown,
-    deadline: Duration,
+    deadlines: Deadlines,
 ) -> usize {
     use pingora::apps::HttpServerApp as _;
 
     let began = Instant::now();
-    info!(connections = connections.open(), deadline_ms = millis(deadline), "draining");
+    info!(connections = connections.open(), deadline_ms = millis(deadlines.requests), "draining");
     // HTTP/2 clients get a GOAWAY, and each HTTP/1 response says that it is the connection's last.
     shutdown.announced.send_replace(true);
     let linger = match ending {
         Ending::Stop => LINGER_ON_STOP,
         Ending::HandedOver => LINGER_ON_HAND_OVER,
     };
-    let end = began + deadline;
+    let (end, tunnels_end) = (began + deadlines.requests, began + deadlines.tunnels);
     let lingered = tokio::time::timeout_at(end.min(began + linger), connections.none()).await;
     if lingered.is_err() {
         // Closes the connections that wait for a request; those with one under way go on.
         shutdown.closing.send_replace(true);
         app.http_cleanup().await;
         // A timeout shows in what is left.
+        let _ = tokio::time::timeout_at(end.min(tunnels_end), connections.none()).await;
+        if tunnels_end > end {
+            // Requests have had their time. Tunnels may go on, and nothing else is waited for.
+            tokio::select! {
+                () = connections.none() => {}
+                () = tunnels.none() => {}
+                () = tokio::time::sleep_until(tunnels_end) => {}
+            }
+        }
+        let cut = tunnels.end();
+        if cut > 0 {
+            warn!(tunnels = cut, "the drain's deadline for tunnels passed, ending them");
+            let grace = Instant::now() + CUT_MAX;
+            let _ = tokio::time::timeout_at(grace, tunnels.none()).await;
+        }
         let _ = tokio::time::timeout_at(end, connections.none()).await;
     }
     let left = connections.open();
@@ -170,6 +250,27 @@ fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_has_so_many_connections_and_no_more() {
+        let connections = Arc::new(Connections::new(&Metrics::new().unwrap()));
+        let open = |address: &str| {
+            let mut guard = connections.opened();
+            guard.count_from(address.parse().unwrap(), 2).map(|()| guard)
+        };
+        let first = open("192.0.2.1").unwrap();
+        let second = open("::ffff:192.0.2.1").unwrap();
+        assert_eq!(open("192.0.2.1").unwrap_err(), Cut::ConnectionsPerAddress);
+        assert!(open("192.0.2.2").is_ok());
+        drop(first);
+        assert!(open("192.0.2.1").is_ok());
+        // All of a network of 64 bits is one client's.
+        let networks = [open("2001:db8::1").unwrap(), open("2001:db8:0:0:ffff::2").unwrap()];
+        assert!(open("2001:db8::3").is_err());
+        drop(networks);
+        drop(second);
+        assert!(connections.by_address.lock().is_empty());
+    }
 
     #[tokio::test]
     async fn waiting_for_no_connection_ends_with_the_last_guard() {

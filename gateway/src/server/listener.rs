@@ -2,16 +2,17 @@
 //! swapped in, so that one that cannot be bound refuses the reload, and closes removed ones after.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 
-use lockgate_config::model::Listener;
+use lockgate_config::model::{ListenAddress, Listener};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::accept::Acceptor;
-use super::socket::{self, Name};
+use super::socket::{self, Name, Socket};
 
 /// All listeners of the data plane.
 #[derive(Debug, Default)]
@@ -28,15 +29,15 @@ struct State {
 #[derive(Debug)]
 struct Ready {
     /// As configured: the port may be 0.
-    address: SocketAddr,
-    socket: TcpListener,
+    address: ListenAddress,
+    socket: Socket,
 }
 
 #[derive(Debug)]
 struct Open {
-    address: SocketAddr,
+    address: ListenAddress,
     /// A handle of our own, for a successor.
-    socket: TcpListener,
+    socket: Socket,
     /// The accept loop ends when this is dropped.
     _stop: oneshot::Sender<()>,
 }
@@ -44,7 +45,7 @@ struct Open {
 /// A listener that cannot be bound.
 #[derive(Debug)]
 pub(super) struct BindError {
-    address: SocketAddr,
+    address: ListenAddress,
     error: io::Error,
 }
 
@@ -52,6 +53,9 @@ impl std::fmt::Display for BindError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { address, error } = self;
         match error.kind() {
+            io::ErrorKind::PermissionDenied if matches!(address, ListenAddress::Unix(_)) => {
+                write!(f, "cannot listen on `{address}`: its folder is not writable ({error})")
+            }
             io::ErrorKind::AddrInUse => write!(f, "cannot listen on `{address}`: another process does"),
             io::ErrorKind::PermissionDenied => write!(
                 f,
@@ -67,19 +71,27 @@ impl std::fmt::Display for BindError {
 
 impl std::error::Error for BindError {}
 
-/// Binds an address, with an error for a person.
+/// Binds an address for the admin API, with an error for a person.
 ///
 /// # Errors
 /// It cannot be bound.
-pub(super) fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
-    socket::bind(address).map_err(|error| BindError { address, error })
+pub(super) fn bind_admin(address: &ListenAddress) -> Result<Socket, BindError> {
+    bind(address, socket::bind_private)
+}
+
+fn bind(address: &ListenAddress, bind_path: fn(&Path) -> io::Result<UnixListener>) -> Result<Socket, BindError> {
+    let bound = match address {
+        ListenAddress::Tcp(address) => socket::bind(*address).map(Socket::Tcp),
+        ListenAddress::Unix(path) => bind_path(path).map(Socket::Unix),
+    };
+    bound.map_err(|error| BindError { address: address.clone(), error })
 }
 
 impl Listeners {
     /// Takes sockets that a predecessor bound. Those that the configuration does not name are closed by
     /// [`Self::apply`].
-    pub(super) fn inherit(&self, sockets: impl IntoIterator<Item = (SocketAddr, OwnedFd)>) {
-        let ready = sockets.into_iter().map(|(address, socket)| Ready { address, socket: TcpListener::from(socket) });
+    pub(super) fn inherit(&self, sockets: impl IntoIterator<Item = (ListenAddress, Socket)>) {
+        let ready = sockets.into_iter().map(|(address, socket)| Ready { address, socket });
         self.0.lock().ready.extend(ready);
     }
 
@@ -90,14 +102,14 @@ impl Listeners {
     pub(super) fn prepare(&self, wanted: &[Listener]) -> Result<(), BindError> {
         let mut state = self.0.lock();
         let had = state.ready.len();
-        for address in wanted.iter().map(|listener| listener.address) {
-            let is_there = state.open.iter().any(|open| open.address == address)
-                || state.ready.iter().any(|ready| ready.address == address);
+        for address in wanted.iter().map(|listener| &listener.address) {
+            let is_there = state.open.iter().any(|open| open.address == *address)
+                || state.ready.iter().any(|ready| ready.address == *address);
             if is_there {
                 continue;
             }
-            match bind(address) {
-                Ok(socket) => state.ready.push(Ready { address, socket }),
+            match bind(address, socket::bind_shared) {
+                Ok(socket) => state.ready.push(Ready { address: address.clone(), socket }),
                 Err(error) => {
                     state.ready.truncate(had);
                     return Err(error);
@@ -117,15 +129,19 @@ impl Listeners {
             let stays = wanted.iter().any(|listener| listener.address == open.address);
             if !stays {
                 info!(address = %open.address, "stopped listening");
+                forget(&open.address);
             }
             stays
         });
         let ready = std::mem::take(&mut state.ready);
         for Ready { address, socket } in ready {
             let Some(listener) = wanted.iter().find(|listener| listener.address == address) else { continue };
-            let stop = acceptor.start(socket.try_clone()?, address)?;
-            let bound = socket.local_addr()?;
-            info!(kind = "http", address = %bound, tls = listener.tls.is_some(), "listening");
+            let stop = acceptor.start(&socket, address.clone())?;
+            let bound = match &socket {
+                Socket::Tcp(socket) => socket.local_addr()?.to_string(),
+                Socket::Unix(_) => address.to_string(),
+            };
+            info!(kind = "http", address = bound, tls = listener.tls.is_some(), "listening");
             state.open.push(Open { address, socket, _stop: stop });
         }
         Ok(())
@@ -137,13 +153,29 @@ impl Listeners {
     /// There are too many open files.
     pub(super) fn duplicate(&self) -> io::Result<Vec<(Name, OwnedFd)>> {
         let state = self.0.lock();
-        let duplicate = |open: &Open| Ok((Name::Http(open.address), open.socket.try_clone()?.into()));
+        let duplicate = |open: &Open| Ok((Name::http(&open.address), open.socket.duplicate()?));
         state.open.iter().map(duplicate).collect()
+    }
+
+    /// Removes the names of Unix sockets; who has inherited them keeps them.
+    pub(super) fn forget_paths(wanted: &[Listener]) {
+        for listener in wanted {
+            forget(&listener.address);
+        }
     }
 
     /// Accepts no more connections. What waits in the kernel's queue is accepted first.
     pub(super) fn close(&self) {
         *self.0.lock() = State::default();
+    }
+}
+
+fn forget(address: &ListenAddress) {
+    if let ListenAddress::Unix(path) = address
+        && let Err(error) = std::fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        warn!(%error, path = %path.display(), "cannot remove a socket");
     }
 }
 
@@ -155,8 +187,8 @@ mod tests {
     fn a_listener_that_cannot_be_bound_leaves_none_of_its_reload() {
         let taken = socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let listeners = Listeners::default();
-        let wanted = [Listener::new("127.0.0.1:0".parse().unwrap()), Listener::new(taken.local_addr().unwrap())];
-        let error = listeners.prepare(&wanted).unwrap_err();
+        let wanted = ["127.0.0.1:0".parse().unwrap(), taken.local_addr().unwrap()];
+        let error = listeners.prepare(&wanted.map(ListenAddress::Tcp).map(Listener::new)).unwrap_err();
         assert!(error.to_string().ends_with("another process does"), "{error}");
         assert!(listeners.0.lock().ready.is_empty());
     }
@@ -164,9 +196,9 @@ mod tests {
     #[test]
     fn an_inherited_socket_is_not_bound_again() {
         let inherited = socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let address = inherited.local_addr().unwrap();
+        let address = ListenAddress::Tcp(inherited.local_addr().unwrap());
         let listeners = Listeners::default();
-        listeners.inherit([(address, inherited.into())]);
+        listeners.inherit([(address.clone(), Socket::Tcp(inherited))]);
         listeners.prepare(&[Listener::new(address)]).unwrap();
         assert_eq!(listeners.0.lock().ready.len(), 1);
     }

@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use lockgate_config::model::ListenAddress;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use serde::{Deserialize, Serialize};
@@ -21,15 +22,44 @@ const BACKLOG: i32 = 4096;
 pub(super) enum Name {
     /// Requests come in here. The address as configured, port 0 included.
     Http(SocketAddr),
+    /// Requests come in here, by a Unix socket.
+    HttpUnix(PathBuf),
     /// The operator comes in here.
     Admin(SocketAddr),
     /// The operator comes in here, by a Unix socket.
     AdminUnix(PathBuf),
 }
 
-/// A listening socket of the admin API.
+impl Name {
+    /// Returns the name of a listener.
+    pub(super) fn http(address: &ListenAddress) -> Self {
+        match address {
+            ListenAddress::Tcp(address) => Self::Http(*address),
+            ListenAddress::Unix(path) => Self::HttpUnix(path.clone()),
+        }
+    }
+
+    /// Returns the name of the admin API.
+    pub(super) fn admin(address: &ListenAddress) -> Self {
+        match address {
+            ListenAddress::Tcp(address) => Self::Admin(*address),
+            ListenAddress::Unix(path) => Self::AdminUnix(path.clone()),
+        }
+    }
+
+    /// Returns the address of a listener; none for the admin API.
+    pub(super) fn into_http(self) -> Option<ListenAddress> {
+        match self {
+            Self::Http(address) => Some(ListenAddress::Tcp(address)),
+            Self::HttpUnix(path) => Some(ListenAddress::Unix(path)),
+            Self::Admin(_) | Self::AdminUnix(_) => None,
+        }
+    }
+}
+
+/// A listening socket.
 #[derive(Debug)]
-pub(super) enum AdminSocket {
+pub(super) enum Socket {
     /// By address.
     Tcp(TcpListener),
     /// By path.
@@ -57,6 +87,18 @@ pub(super) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// # Errors
 /// The path is in use, or its directory is not writable.
 pub(super) fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    bind_path(path, 0o600)
+}
+
+/// Binds a path that this user and its group can connect to; otherwise as [`bind_private`].
+///
+/// # Errors
+/// The path is in use, or its directory is not writable.
+pub(super) fn bind_shared(path: &Path) -> io::Result<UnixListener> {
+    bind_path(path, 0o660)
+}
+
+fn bind_path(path: &Path, mode: u32) -> io::Result<UnixListener> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is in its place"));
@@ -64,7 +106,7 @@ pub(super) fn bind_private(path: &Path) -> io::Result<UnixListener> {
         Ok(_) if connect(path).is_ok() => return Err(io::ErrorKind::AddrInUse.into()),
         _ => {}
     }
-    replace_private(path)
+    replace(path, mode)
 }
 
 /// Connects to a Unix socket.
@@ -107,13 +149,17 @@ impl std::ops::Deref for Short {
 /// # Errors
 /// Its directory is not writable.
 pub(super) fn replace_private(path: &Path) -> io::Result<UnixListener> {
+    replace(path, 0o600)
+}
+
+fn replace(path: &Path, mode: u32) -> io::Result<UnixListener> {
     // Bound under another name first: nobody can connect before the mode is set, and the exchange is atomic.
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}", std::process::id()));
     let temporary = PathBuf::from(name);
     let bound = (|| {
         let listener = UnixListener::bind(&*Short::new(&temporary)?)?;
-        std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))?;
+        std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(mode))?;
         std::fs::rename(&temporary, path)?;
         listener.set_nonblocking(true)?;
         Ok(listener)
@@ -125,13 +171,12 @@ pub(super) fn replace_private(path: &Path) -> io::Result<UnixListener> {
     bound
 }
 
-impl AdminSocket {
+impl Socket {
     /// Takes a socket that another process bound.
-    pub(super) fn inherited(name: &Name, socket: OwnedFd) -> Option<Self> {
+    pub(super) fn inherited(name: &Name, socket: OwnedFd) -> Self {
         match name {
-            Name::Http(_) => None,
-            Name::Admin(_) => Some(Self::Tcp(TcpListener::from(socket))),
-            Name::AdminUnix(_) => Some(Self::Unix(UnixListener::from(socket))),
+            Name::Http(_) | Name::Admin(_) => Self::Tcp(TcpListener::from(socket)),
+            Name::HttpUnix(_) | Name::AdminUnix(_) => Self::Unix(UnixListener::from(socket)),
         }
     }
 

@@ -318,6 +318,13 @@ impl Gateway {
         rustix::process::kill_process(pid, signal).expect("the process is there");
     }
 
+    /// Has itself replaced by another process of the same binary.
+    pub async fn upgrade(&self) -> Successor {
+        let (status, said) = self.cli(&["upgrade"]).await;
+        assert!(status.success(), "{said}");
+        Successor::in_words(&said)
+    }
+
     /// Waits for the process to end.
     pub async fn ended(&mut self) -> ExitStatus {
         let process = self.process.as_mut().expect("the gateway runs");
@@ -344,6 +351,26 @@ impl Drop for Gateway {
             for line in written.lines.iter().rev().take(12).rev() {
                 eprintln!("gateway: {line}");
             }
+        }
+    }
+}
+
+/// A process that nobody else ends.
+#[derive(Debug)]
+pub struct Successor(pub u32);
+
+impl Successor {
+    /// Finds the process in what `lockgate upgrade` says.
+    pub fn in_words(text: &str) -> Self {
+        let pid = text.split("process ").nth(1).and_then(|rest| rest.split(' ').next());
+        Self(pid.and_then(|pid| pid.parse().ok()).unwrap_or_else(|| panic!("no process in {text}")))
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        if let Some(pid) = i32::try_from(self.0).ok().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
 }

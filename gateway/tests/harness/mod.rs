@@ -13,6 +13,6 @@ mod reply;
 pub mod tls;
 mod upstream;
 
-pub use gateway::{Builder, Gateway};
+pub use gateway::{Builder, Gateway, Successor};
 pub use reply::Reply;
 pub use upstream::Upstream;

@@ -220,6 +220,16 @@ impl Connected {
         Ok(super::Reply { status: parts.status, headers: parts.headers, body })
     }
 
+    /// The trailers of a response; only HTTP/2 has them.
+    pub async fn trailers(&mut self, path: &str) -> hyper::HeaderMap {
+        let Sender::Http2(sender) = &mut self.sender else { panic!("not HTTP/2") };
+        sender.ready().await.expect("a connection");
+        let request = Request::post(format!("https://{}{path}", self.host)).header("te", "trailers");
+        let response = sender.send_request(request.body(Full::default()).expect("a request")).await.expect("an answer");
+        let body = response.into_body().collect().await.expect("the body ends");
+        body.trailers().cloned().unwrap_or_default()
+    }
+
     pub fn is_http2(&self) -> bool {
         matches!(self.sender, Sender::Http2(_))
     }

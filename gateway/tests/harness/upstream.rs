@@ -113,6 +113,28 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
             response.status(u16::try_from(status).unwrap_or(200)).body(full(format!("status {status}\n")))
         }
         ("bytes", Some(count)) => response.header("content-type", "application/octet-stream").body(zeros(count)),
+        ("json", Some(count)) => {
+            let text = "a".repeat(usize::try_from(count).unwrap_or_default());
+            let length = (text.len() + 2).to_string();
+            let response = response.header("content-type", "application/json").header("etag", "\"j-1\"");
+            // A HEAD is told the length of what a GET gets.
+            let response = if request.method() == hyper::Method::HEAD {
+                response.header("content-length", length)
+            } else {
+                response
+            };
+            response.body(full(format!("\"{text}\"")))
+        }
+        ("trailers", _) => {
+            let trailers = hyper::HeaderMap::from_iter([(
+                hyper::header::HeaderName::from_static("grpc-status"),
+                hyper::header::HeaderValue::from_static("7"),
+            )]);
+            let frames = [Frame::data(Bytes::from_static(b"message")), Frame::trailers(trailers)].map(Ok);
+            response
+                .header("content-type", "application/grpc")
+                .body(BoxBody::new(StreamBody::new(futures_util::stream::iter(frames))))
+        }
         ("text", _) => response.header("etag", "\"t-1\"").body(full(argument.unwrap_or_default().to_owned())),
         ("hop", _) => response
             .header("connection", "x-hop")

@@ -1,14 +1,14 @@
 //! The side of the process that takes over, and of `lockgate upgrade`, which asks for it.
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::wire::{Message, Wire};
 use super::{HandOverError, When, socket_in};
-use crate::server::socket::{self, AdminSocket, Name};
+use crate::server::socket::{self, Name, Socket};
+use lockgate_config::model::ListenAddress;
 
 /// How long the predecessor may take to stop deciding and to send its sockets.
 const SOCKETS_TIMEOUT: Duration = Duration::from_secs(30);
@@ -21,9 +21,9 @@ pub(in crate::server) struct Successor(Wire);
 #[derive(Debug, Default)]
 pub(in crate::server) struct Inheritance {
     /// Sockets of the data plane, by their configured address.
-    pub(in crate::server) http: Vec<(SocketAddr, OwnedFd)>,
+    pub(in crate::server) http: Vec<(ListenAddress, Socket)>,
     /// The admin API's.
-    pub(in crate::server) admin: Option<(Name, AdminSocket)>,
+    pub(in crate::server) admin: Option<(Name, Socket)>,
 }
 
 impl Successor {
@@ -84,11 +84,10 @@ impl Successor {
 
 impl Inheritance {
     fn add(&mut self, name: Name, socket: OwnedFd) {
-        match name {
-            Name::Http(address) => self.http.push((address, socket)),
-            Name::Admin(_) | Name::AdminUnix(_) => {
-                self.admin = AdminSocket::inherited(&name, socket).map(|socket| (name, socket));
-            }
+        let socket = Socket::inherited(&name, socket);
+        match name.clone().into_http() {
+            Some(address) => self.http.push((address, socket)),
+            None => self.admin = Some((name, socket)),
         }
     }
 }
