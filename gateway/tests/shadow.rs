@@ -65,7 +65,8 @@ async fn a_shadow_that_writes_a_counter_leaves_the_counter_alone() {
     let up = Upstream::start().await;
     // The same component: another grant makes another version.
     let canary = "{ grants: { outbound: [\"http://127.0.0.1:9\"] } }";
-    let gateway = Gateway::start(&config("{ component: filters/counter.wasm }", canary, ALL), &up).await;
+    let stable = "{ component: filters/counter.wasm, isolation: reused }";
+    let gateway = Gateway::start(&config(stable, canary, ALL), &up).await;
     for request in 1..=50 {
         let reply = gateway.get(&format!("/{request}")).await;
         assert_eq!(reply.header("x-count"), request.to_string(), "nobody else counts");
@@ -219,6 +220,26 @@ async fn bodies_are_compared_whole_and_long_ones_not_at_all() {
     post(&gateway, "small".to_owned()).await;
     let view = settled(&gateway, 1).await;
     assert_eq!(view["agreed"], 1, "{view:#}");
+}
+
+#[tokio::test]
+async fn what_was_found_outlives_the_shadow_and_another_sample() {
+    let up = Upstream::start().await;
+    let config = config("{ component: filters/tag.wasm, settings: { value: v1 } }", "{ settings: { value: v2 } }", ALL);
+    let gateway = Gateway::start(&config, &up).await;
+    for _ in 0..20 {
+        assert_eq!(gateway.get("/").await.header("x-tag"), "v1");
+    }
+    assert_eq!(settled(&gateway, 20).await["compared"], 20);
+    gateway.write_config(&config.replace("sample: 100%", "sample: 0.01%"));
+    assert!(gateway.reload().await.status.is_success());
+    let view = shadow(&gateway).await;
+    assert_eq!((&view["compared"], &view["sample"]), (&20.into(), &"0.01%".into()));
+    let (status, said) = gateway.cli(&["rollout", "set", "next", "100%"]).await;
+    assert!(status.success(), "{said}");
+    assert_eq!(gateway.get("/").await.header("x-tag"), "v2", "it serves");
+    let view = shadow(&gateway).await;
+    assert_eq!((&view["compared"], &view["running"]), (&20.into(), &false.into()));
 }
 
 #[tokio::test]
