@@ -18,7 +18,7 @@ pub mod tally;
 mod worker;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -36,6 +36,8 @@ use worker::{Budget, Work};
 
 /// Requests that wait for the shadow's thread; what comes when so many wait is dropped, and counted.
 const WAITING_MAX: usize = 256;
+/// What they may hold together.
+const WAITING_BYTES_MAX: usize = 16 << 20;
 
 /// How a shadow runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +64,8 @@ impl Shadow {
     fn start(tally: Arc<Tally>, canary: Arc<Version>, options: Options) -> Arc<Self> {
         let seed = seed(tally.rollout());
         let budget = Budget::new(options.cpu, Instant::now());
-        let work = Arc::new(Work { canary, tally, budget, ended: AtomicBool::new(false) });
+        let (waiting_bytes, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let work = Arc::new(Work { canary, tally, budget, waiting_bytes, ended });
         let jobs = match worker::start(Arc::clone(&work), WAITING_MAX) {
             Ok(jobs) => Some(jobs),
             Err(error) => {
@@ -112,11 +115,18 @@ impl Shadow {
         if let Some(skip) = capture.skipped() {
             tally.skip(skip);
         } else if !capture.is_empty() {
-            match self.jobs.as_ref().map(|jobs| jobs.try_send(capture)) {
-                Some(Ok(())) => {}
-                Some(Err(TrySendError::Full(_))) => tally.skip(Skip::QueueFull),
-                Some(Err(TrySendError::Disconnected(_))) | None => tally.skip(Skip::Ended),
-            }
+            let bytes = capture.bytes();
+            let refused = if self.work.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) > WAITING_BYTES_MAX {
+                Skip::QueueFull
+            } else {
+                match self.jobs.as_ref().map(|jobs| jobs.try_send(capture)) {
+                    Some(Ok(())) => return,
+                    Some(Err(TrySendError::Full(_))) => Skip::QueueFull,
+                    Some(Err(TrySendError::Disconnected(_))) | None => Skip::Ended,
+                }
+            };
+            self.work.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            tally.skip(refused);
         }
     }
 }

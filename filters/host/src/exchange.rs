@@ -89,6 +89,11 @@ impl Bag {
         self.values.get(key).map(Vec::as_slice)
     }
 
+    /// Returns what its keys and values have together, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Returns all keys, in no order.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.values.keys().map(|key| &**key)

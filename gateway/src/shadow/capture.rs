@@ -2,6 +2,7 @@
 //! longer bodies or more calls than that is not compared.
 
 use bytes::Bytes;
+use http::HeaderMap;
 use lockgate_host::{
     BodyOutcome, CallError, CallErrorKind, Exchange, Notes, Outcome, Phase, Response, ResponseBodyOutcome,
     ResponseOutcome,
@@ -9,8 +10,12 @@ use lockgate_host::{
 
 use crate::metrics::FAILED_BY_ITSELF;
 
-/// Calls of one request that are kept. Each holds the exchange twice, a few kilobytes.
+/// Calls of one request that are kept.
 const CALLS_MAX: usize = 64;
+/// Bytes of headers, bags and notes of one request. Each call holds the exchange twice, a few kilobytes most of the time.
+const EXCHANGES_BYTES_MAX: usize = 256 << 10;
+/// What a header or a value in a bag takes besides its text.
+const ENTRY_BYTES: usize = 64;
 
 /// Why a request was sampled, and not compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +85,25 @@ pub enum Decided {
         /// What happened.
         message: String,
     },
+}
+
+impl Call {
+    /// Returns the bytes of bodies that it holds.
+    fn body_bytes(&self) -> usize {
+        self.piece.as_ref().map_or(0, |(piece, _)| piece.len()) + self.decided.bytes()
+    }
+
+    /// Returns what it holds besides, roughly.
+    fn exchange_bytes(&self) -> usize {
+        let exchange = |exchange: &Exchange| {
+            let of = |headers: &HeaderMap| -> usize {
+                headers.iter().map(|(name, value)| ENTRY_BYTES + name.as_str().len() + value.len()).sum()
+            };
+            let response = exchange.response.as_ref().map_or(0, |response| of(&response.headers));
+            size_of::<Exchange>() + of(&exchange.request.headers) + response + exchange.context.bytes()
+        };
+        exchange(&self.before) + exchange(&self.after) + self.notes.bytes()
+    }
 }
 
 impl Decided {
@@ -153,14 +177,22 @@ impl From<&Result<ResponseBodyOutcome, CallError>> for Decided {
 #[derive(Debug)]
 pub struct Capture {
     calls: Vec<Call>,
-    bytes_left: u64,
+    body_bytes_left: u64,
+    exchange_bytes_left: usize,
+    bytes: usize,
     skipped: Option<Skip>,
 }
 
 impl Capture {
     /// Returns an empty one, which will hold so many bytes of bodies.
     pub fn new(bytes_max: u64) -> Self {
-        Self { calls: Vec::new(), bytes_left: bytes_max, skipped: None }
+        Self {
+            calls: Vec::new(),
+            body_bytes_left: bytes_max,
+            exchange_bytes_left: EXCHANGES_BYTES_MAX,
+            bytes: 0,
+            skipped: None,
+        }
     }
 
     /// Returns whether further calls are of any use.
@@ -190,19 +222,70 @@ impl Capture {
 
     /// Adds a call. What does not fit gives all the room back.
     pub fn add(&mut self, call: Call) {
-        let bytes = call.piece.as_ref().map_or(0, |(piece, _)| piece.len()) + call.decided.bytes();
+        let (body_bytes, exchange_bytes) = (call.body_bytes(), call.exchange_bytes());
+        let fits = self.calls.len() < CALLS_MAX
+            && body_bytes as u64 <= self.body_bytes_left
+            && exchange_bytes <= self.exchange_bytes_left
+            && call.notes.is_complete();
         if call.decided.is_exhausted() {
             self.give_up(Skip::Exhausted);
-        } else if self.calls.len() == CALLS_MAX || bytes as u64 > self.bytes_left || !call.notes.is_complete() {
+        } else if !fits {
             self.give_up(Skip::TooLarge);
         } else if self.goes_on() {
-            self.bytes_left -= bytes as u64;
+            self.body_bytes_left -= body_bytes as u64;
+            self.exchange_bytes_left -= exchange_bytes;
+            self.bytes += body_bytes + exchange_bytes;
             self.calls.push(call);
         }
+    }
+
+    /// Returns what it holds, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     fn give_up(&mut self, skip: Skip) {
         self.skipped.get_or_insert(skip);
         self.calls = Vec::new();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn call(header: &str, piece: usize) -> Call {
+        let (parts, ()) = http::Request::get("/").header("x-a", header).body(()).unwrap().into_parts();
+        let upstreams: [Arc<str>; 1] = ["main".into()];
+        let client = "192.0.2.7".parse().unwrap();
+        let before = Box::new(Exchange::new(parts, "http", client, "id".into(), "route".into(), Arc::new(upstreams)));
+        let after = before.clone();
+        let piece = Some((Bytes::from(vec![0; piece]), true));
+        Call { phase: Phase::OnRequestBody, before, piece, notes: Notes::default(), decided: Decided::Continue, after }
+    }
+
+    #[test]
+    fn what_is_kept_of_a_request_is_bounded_whatever_it_is() {
+        let long = "a".repeat(60 << 10);
+        for (header, piece, calls) in [("", 0, CALLS_MAX), ("", 400, 2), (&*long, 0, 2)] {
+            let mut capture = Capture::new(1_000);
+            for _ in 0..calls {
+                capture.add(call(header, piece));
+            }
+            assert!(capture.goes_on() && capture.bytes() > 0, "{calls} calls with {piece}");
+            capture.add(call(header, piece));
+            assert_eq!(capture.skipped(), Some(Skip::TooLarge));
+            assert!(capture.is_empty(), "the room is given back");
+        }
+    }
+
+    #[test]
+    fn a_version_that_was_not_there_says_nothing() {
+        let mut capture = Capture::new(1_000);
+        let kind = CallErrorKind::Exhausted.as_str();
+        capture.add(Call { decided: Decided::Fail { kind, message: String::new() }, ..call("", 0) });
+        assert_eq!(capture.skipped(), Some(Skip::Exhausted));
     }
 }

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ pub(super) struct Work {
     pub(super) canary: Arc<Version>,
     pub(super) tally: Arc<Tally>,
     pub(super) budget: Budget,
+    /// What waits, in bytes.
+    pub(super) waiting_bytes: AtomicUsize,
     /// Nobody needs it any more.
     pub(super) ended: AtomicBool,
 }
@@ -50,6 +52,7 @@ pub(super) fn start(work: Arc<Work>, waiting_max: usize) -> io::Result<SyncSende
 
 fn run(work: &Work, jobs: &Receiver<Capture>, runtime: &tokio::runtime::Runtime) {
     while let Ok(capture) = jobs.recv() {
+        work.waiting_bytes.fetch_sub(capture.bytes(), Ordering::Relaxed);
         if work.ended.load(Ordering::Relaxed) {
             work.tally.skip(Skip::Ended);
             continue;
