@@ -260,7 +260,7 @@ impl fmt::Display for Refusal {
             Self::NoShadow { rollout } => {
                 write!(f, "rollout `{rollout}` has no shadow: give it `mode: shadow`, or a first step `shadow`")
             }
-            Self::NotAllowed { rollout, refused } => write!(f, "rollout `{rollout}`: {refused}"),
+            Self::NotAllowed { rollout, refused } => write!(f, "rollout `{rollout}`: {}", refused.explain(rollout)),
             Self::Config(report) | Self::Load(report) | Self::Restart(report) => report.fmt(f),
             Self::Listener(why) | Self::State(why) | Self::Stopped(why) => f.write_str(why),
             Self::HandedOver => f.write_str("this process has handed over to another one, which decides: ask that one"),

@@ -68,7 +68,7 @@ pub fn explain(rollout: &Rollout, state: &State, asked: &Asked) -> Explanation {
     // Only a rollout that is under way splits requests.
     let (track, why) = match (state.is_under_way(), state.is_promoted()) {
         (true, _) => (decided, why),
-        (false, true) => (Track::Canary, "the rollout is promoted: its canary serves everybody".to_owned()),
+        (false, true) => (Track::Canary, "the rollout is promoted: its canary's version serves everybody".to_owned()),
         (false, false) => (Track::Stable, format!("the rollout is {state}: stable serves everybody")),
     };
     Explanation {
@@ -141,7 +141,7 @@ mod tests {
 
     use super::*;
     use crate::control::quarantine::Why as Reason;
-    use crate::control::rollout::{Event, Versions, step};
+    use crate::control::rollout::{self, Event, Versions, step};
     use crate::control::time::Timestamp;
 
     fn rollout() -> Rollout {
@@ -163,7 +163,7 @@ mod tests {
 
     fn state(weight: &str) -> State {
         let versions = Versions { stable: "v1".to_owned(), canary: "v2".to_owned() };
-        State::begin(versions, weight.parse().expect("a weight"), None, Timestamp::default()).0
+        State::begin(versions, &rollout::Plan::ByHand(weight.parse().expect("a weight")), None, Timestamp::default()).0
     }
 
     fn request(user: Option<&'static str>, client: Option<IpAddr>) -> Asked {

@@ -7,7 +7,7 @@ use crate::control::audit::AuditEntry;
 use crate::control::choose::remember;
 use crate::control::facts::Facts;
 use crate::control::quarantine::Why;
-use crate::control::rollout::{self, Effect, State, Step, step};
+use crate::control::rollout::{self, Effect, Plan, State, Step, step};
 use crate::control::state::Saved;
 use crate::control::time::Timestamp;
 
@@ -31,11 +31,11 @@ pub(super) fn reconcile(facts: &Facts, saved: &Saved, by: &Actor, now: Timestamp
         }
     }
     for (index, rollout) in facts.config.rollouts.iter().enumerate() {
-        let (versions, weight) = (facts.versions(index), rollout.weight());
+        let (versions, plan) = (facts.versions(index), Plan::of(rollout));
         let quarantined = quarantined_canary(facts, saved, index);
         let stepped = match saved.rollouts.get(&*rollout.name) {
-            None => Ok(State::begin(versions, weight, quarantined, now)),
-            Some(state) => step(state, rollout::Event::Declared { versions, weight, quarantined }, now),
+            None => Ok(State::begin(versions, &plan, quarantined, now)),
+            Some(state) => step(state, rollout::Event::Declared { versions, plan, quarantined }, now),
         };
         // What the file declares is never refused.
         if let Ok(stepped) = stepped {

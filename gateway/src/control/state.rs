@@ -392,7 +392,8 @@ mod tests {
     fn saved(weight: &str) -> Saved {
         let versions = rollout::Versions { stable: "v1".to_owned(), canary: "v2".to_owned() };
         let weight = weight.parse().expect("a weight");
-        let (state, _) = rollout::State::begin(versions, weight, None, Timestamp::from_millis(1));
+        let (state, _) =
+            rollout::State::begin(versions, &rollout::Plan::ByHand(weight), None, Timestamp::from_millis(1));
         let why = Why::Failures { failures: 5, window_ms: 30_000 };
         Saved {
             rollouts: [("auth-1.5".to_owned(), state)].into(),

@@ -24,12 +24,10 @@ impl Keeper {
         let found = facts.rollout(name).and_then(|index| Some((index, choose::state(&facts, &self.saved, index)?)));
         let Some((index, state)) = found else { return Err(unknown_rollout(&facts, name)) };
         let event = match decision {
-            Decision::SetWeight(weight) => rollout::Event::SetWeight(weight),
+            Decision::SetWeight(weight) => rollout::Event::SetWeight { weight, pausing: None },
             Decision::Promote => rollout::Event::Promote,
             Decision::RollBack(why) => rollout::Event::RollBack(why),
-            Decision::Resume => {
-                rollout::Event::Resume { quarantined: quarantined_canary(&facts, &self.saved, index).is_some() }
-            }
+            Decision::Resume => rollout::Event::Resume { quarantined: None },
         };
         let now = Timestamp::now();
         let (state, effects) =
