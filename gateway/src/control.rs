@@ -49,7 +49,6 @@ pub use self::audit::AuditEntry;
 use self::events::Events;
 pub use self::explain::{Asked, Explanation};
 use self::keeper::{Decision, Event, Keeper};
-use self::quarantine::Why;
 use self::rollout::Refused;
 use self::snapshot::SnapshotCell;
 use self::state::StoreError;
@@ -412,11 +411,28 @@ impl Control {
     ///
     /// The rollout is unknown, or the state cannot be written.
     pub async fn roll_back(&self, rollout: &str, why: Option<String>, by: Actor) -> Result<RolloutView, Refusal> {
-        let why = Why::Person { by: by.to_string(), reason: why };
         self.decide(rollout, Decision::RollBack(why), by).await
     }
 
-    /// Takes a rolled-back rollout up again, with the weight that it had.
+    /// Ends a rollout: stable serves everybody, until the file names other versions.
+    ///
+    /// # Errors
+    ///
+    /// The rollout is unknown or promoted, or the state cannot be written.
+    pub async fn abandon(&self, rollout: &str, why: Option<String>, by: Actor) -> Result<RolloutView, Refusal> {
+        self.decide(rollout, Decision::Abandon(why), by).await
+    }
+
+    /// Stops a rollout that climbs by itself where it is. Its guard still takes it back.
+    ///
+    /// # Errors
+    ///
+    /// The rollout is unknown, not under way or moved by hand anyway, or the state cannot be written.
+    pub async fn pause(&self, rollout: &str, why: Option<String>, by: Actor) -> Result<RolloutView, Refusal> {
+        self.decide(rollout, Decision::Pause(why), by).await
+    }
+
+    /// Lets a paused rollout go on, or takes a rolled-back one up again, with the weight that it had.
     ///
     /// # Errors
     ///

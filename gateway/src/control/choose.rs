@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use lockgate_config::model::{FailureMode, Filter, FilterPolicy, FilterVersion, Plan, Rollout, ShadowLimits, Stage};
+use lockgate_config::model::{FailureMode, Filter, FilterPolicy, FilterVersion, ShadowLimits};
 use lockgate_config::units::Weight;
 use lockgate_host::{Digest, VersionId};
 
@@ -163,19 +163,9 @@ pub fn chosen(loaded: &Loaded, saved: &Saved) -> Chosen {
 
 /// Returns how a rollout's canary runs as a shadow; none where it serves, or nobody needs it.
 pub fn shadow(facts: &Facts, saved: &Saved, rollout: usize) -> Option<shadow::Options> {
-    let state = state(facts, saved, rollout).filter(|state| state.is_under_way())?;
-    let Rollout { plan, shadow: ShadowLimits { sample, cpu, body }, .. } = &facts.config.rollouts[rollout];
-    let sample = match plan {
-        Plan::Shadow if state.weight_in_effect() == Weight::ZERO => *sample,
-        Plan::Steps(steps) if state.weight_in_effect() == Weight::ZERO => {
-            steps.iter().find_map(|step| match step.stage {
-                Stage::Shadow(sample) => Some(sample),
-                Stage::Serve(_) => None,
-            })?
-        }
-        Plan::Shadow | Plan::Steps(_) | Plan::Weight(_) => return None,
-    };
-    Some(shadow::Options { sample, cpu: *cpu, body: *body })
+    let sample = state(facts, saved, rollout)?.shadow_in_effect()?;
+    let ShadowLimits { cpu, body, .. } = facts.config.rollouts[rollout].shadow;
+    Some(shadow::Options { sample, cpu, body })
 }
 
 /// Returns the version that serves a filter's stable track.

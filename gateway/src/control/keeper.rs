@@ -19,7 +19,6 @@ use crate::control::choose::{self, Loaded, chosen, components, fallbacks};
 use crate::control::drain::{self, Drains};
 use crate::control::events::{self, Events};
 use crate::control::facts::Facts;
-use crate::control::quarantine::Why;
 use crate::control::reconcile::{entry, reconcile};
 use crate::control::reload::{Draft, host};
 use crate::control::rollout::State;
@@ -70,7 +69,9 @@ pub(super) enum Event {
 pub(super) enum Decision {
     SetWeight(Weight),
     Promote,
-    RollBack(Why),
+    RollBack(Option<String>),
+    Abandon(Option<String>),
+    Pause(Option<String>),
     Resume,
 }
 
@@ -498,10 +499,16 @@ impl Keeper {
         let now = &self.loaded.facts;
         for gone in facts.config.rollouts.iter().filter(|rollout| now.rollout(&rollout.name).is_none()) {
             metrics.set_rollout_weight(&gone.name, None);
+            metrics.set_rollout_place(&gone.name, None);
         }
         metrics.show_certificates(now.certificates());
         for (index, rollout) in now.config.rollouts.iter().enumerate() {
-            let weight = choose::state(now, &self.saved, index).map_or(Weight::ZERO, State::weight_in_effect);
+            let state = choose::state(now, &self.saved, index);
+            let weight = state.map_or(Weight::ZERO, State::weight_in_effect);
+            let step =
+                state.filter(|state| state.is_under_way()).and_then(|state| Some(state.climb.as_ref()?.step + 1));
+            let held = state.map(|state| (step, state.word() == "paused", state.is_stalled()));
+            metrics.set_rollout_place(&rollout.name, held);
             metrics.set_rollout_weight(&rollout.name, Some(f64::from(weight.basis_points()) / 10_000.0));
         }
         let in_quarantine = &self.saved.quarantine;
