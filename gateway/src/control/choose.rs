@@ -10,6 +10,7 @@ use lockgate_host::{Digest, VersionId};
 
 use crate::control::build::{Chose, Chosen};
 use crate::control::facts::{Facts, grants};
+use crate::control::judging::Counters;
 use crate::control::quarantine::Entry;
 use crate::control::rollout::State;
 use crate::control::state::{Kept, Saved};
@@ -130,7 +131,7 @@ pub fn falls_back(filter: &Filter) -> bool {
 }
 
 /// Returns what a snapshot is built of.
-pub fn chosen(loaded: &Loaded, saved: &Saved) -> Chosen {
+pub fn chosen(loaded: &Loaded, saved: &Saved, counters: &Counters) -> Chosen {
     let facts = &loaded.facts;
     let under_way = |rollout: usize| state(facts, saved, rollout).is_some_and(State::is_under_way);
     let filter = |index: usize| Chose {
@@ -157,6 +158,7 @@ pub fn chosen(loaded: &Loaded, saved: &Saved) -> Chosen {
         filters: (0..facts.config.filters.len()).map(filter).collect(),
         upstreams: (0..facts.config.upstreams.len()).map(upstream).collect(),
         weights: (0..facts.config.rollouts.len()).map(weight).collect(),
+        counts: (0..facts.config.rollouts.len()).map(|rollout| counters.of(facts, saved, rollout)).collect(),
         shadows: (0..facts.config.rollouts.len()).map(|rollout| shadow(facts, saved, rollout)).collect(),
     }
 }
