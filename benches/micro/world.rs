@@ -126,6 +126,7 @@ pub(crate) fn chosen(config: &Config, filter: &Arc<Filter>, metrics: &Metrics) -
     Chosen {
         filters: config.filters.iter().map(|_| Chose { stable: Arc::clone(&version), canary: None }).collect(),
         upstreams: (0..upstreams.len()).map(upstream).collect(),
+        counts: config.rollouts.iter().map(|_| None).collect(),
         weights: config.rollouts.iter().map(lockgate_config::model::Rollout::weight).collect(),
     }
 }

@@ -17,6 +17,7 @@ pub mod explain;
 mod export;
 pub mod facts;
 pub mod history;
+pub mod judging;
 mod keeper;
 pub mod quarantine;
 mod reconcile;
@@ -30,7 +31,9 @@ pub mod upstream;
 pub mod version;
 pub mod watch;
 pub mod watched;
+pub mod why;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -48,19 +51,22 @@ use self::audit::Audit;
 pub use self::audit::AuditEntry;
 use self::events::Events;
 pub use self::explain::{Asked, Explanation};
+use self::judging::{Counters, Looked};
 use self::keeper::{Decision, Event, Keeper};
-use self::quarantine::Why;
 use self::rollout::Refused;
 use self::snapshot::SnapshotCell;
 use self::state::StoreError;
 use self::status::Published;
 pub use self::status::{RolloutView, Status};
 use self::time::Timestamp;
+use self::time::Timestamp;
 pub use self::watched::Watched;
 use self::watched::Watching;
+pub use self::why::{CountsView, WhyView};
 use crate::metrics::Metrics;
 use crate::shadow::Shadows;
 use crate::shadow::tally::ShadowView;
+use crate::track::Track;
 
 /// Binds listeners that are not bound yet, before a reload takes effect; those that are no longer wanted stay until
 /// [`Control::listeners`] says so. The error says which one cannot be bound, and why.
@@ -161,7 +167,7 @@ impl fmt::Display for Actor {
 }
 
 /// What came of a reload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reloaded {
     /// A new snapshot serves.
     Swapped {
@@ -171,6 +177,8 @@ pub enum Reloaded {
         loaded: usize,
         /// Versions that were taken over as they were.
         reused: usize,
+        /// What is right in the file, and hardly meant so.
+        warnings: Vec<String>,
     },
     /// The file and its components mean what they meant before.
     Unchanged,
@@ -198,6 +206,11 @@ pub enum Refusal {
         /// The rollout.
         rollout: String,
     },
+    /// Nothing is counted of the rollout.
+    NotCounted {
+        /// The rollout.
+        rollout: String,
+    },
     /// The rollout's state does not allow it.
     NotAllowed {
         /// The rollout.
@@ -222,13 +235,14 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Returns the kind, one of a closed set: `unknown-rollout`, `unknown-version`, `no-shadow`, `not-allowed`, `config`, `load`,
-    /// `restart`, `listener`, `state`, `handed-over`, `stopped`.
+    /// Returns the kind, one of a closed set: `unknown-rollout`, `unknown-version`, `no-shadow`, `not-counted`, `not-allowed`,
+    /// `config`, `load`, `restart`, `listener`, `state`, `handed-over`, `stopped`.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::UnknownRollout { .. } => "unknown-rollout",
             Self::UnknownVersion { .. } => "unknown-version",
             Self::NoShadow { .. } => "no-shadow",
+            Self::NotCounted { .. } => "not-counted",
             Self::NotAllowed { .. } => "not-allowed",
             Self::Config(_) => "config",
             Self::Load(_) => "load",
@@ -260,7 +274,11 @@ impl fmt::Display for Refusal {
             Self::NoShadow { rollout } => {
                 write!(f, "rollout `{rollout}` has no shadow: give it `mode: shadow`, or a first step `shadow`")
             }
-            Self::NotAllowed { rollout, refused } => write!(f, "rollout `{rollout}`: {refused}"),
+            Self::NotCounted { rollout } => write!(
+                f,
+                "nothing is counted of rollout `{rollout}`: give it a `guard` or `decider: external`, and let it be under way"
+            ),
+            Self::NotAllowed { rollout, refused } => write!(f, "rollout `{rollout}`: {}", refused.explain(rollout)),
             Self::Config(report) | Self::Load(report) | Self::Restart(report) => report.fmt(f),
             Self::Listener(why) | Self::State(why) | Self::Stopped(why) => f.write_str(why),
             Self::HandedOver => f.write_str("this process has handed over to another one, which decides: ask that one"),
@@ -308,6 +326,8 @@ struct Inner {
     metrics: Arc<Metrics>,
     audit: Audit,
     shadows: Arc<Shadows>,
+    counters: Arc<Counters>,
+    looked: Arc<RwLock<BTreeMap<String, Looked>>>,
     notices: Events,
     watching: Watching,
     published: Arc<RwLock<Arc<Published>>>,
@@ -342,6 +362,8 @@ impl Control {
             metrics: Arc::clone(keeper.metrics()),
             audit: keeper.audit().clone(),
             shadows: Arc::clone(keeper.shadows()),
+            counters: Arc::clone(keeper.counters()),
+            looked: keeper.looked(),
             notices: keeper.notices().clone(),
             watching: Watching::default(),
             published: keeper.published(),
@@ -412,11 +434,28 @@ impl Control {
     ///
     /// The rollout is unknown, or the state cannot be written.
     pub async fn roll_back(&self, rollout: &str, why: Option<String>, by: Actor) -> Result<RolloutView, Refusal> {
-        let why = Why::Person { by: by.to_string(), reason: why };
         self.decide(rollout, Decision::RollBack(why), by).await
     }
 
-    /// Takes a rolled-back rollout up again, with the weight that it had.
+    /// Ends a rollout: stable serves everybody, until the file names other versions.
+    ///
+    /// # Errors
+    ///
+    /// The rollout is unknown or promoted, or the state cannot be written.
+    pub async fn abandon(&self, rollout: &str, why: Option<String>, by: Actor) -> Result<RolloutView, Refusal> {
+        self.decide(rollout, Decision::Abandon(why), by).await
+    }
+
+    /// Stops a rollout that climbs by itself where it is. Its guard still takes it back.
+    ///
+    /// # Errors
+    ///
+    /// The rollout is unknown, not under way or moved by hand anyway, or the state cannot be written.
+    pub async fn pause(&self, rollout: &str, why: Option<String>, by: Actor) -> Result<RolloutView, Refusal> {
+        self.decide(rollout, Decision::Pause(why), by).await
+    }
+
+    /// Lets a paused rollout go on, or takes a rolled-back one up again, with the weight that it had.
     ///
     /// # Errors
     ///
@@ -438,7 +477,7 @@ impl Control {
 
     /// Returns the state of everything. Waits for nothing.
     pub fn status(&self) -> Arc<Status> {
-        Arc::new(self.published().status(self.0.started, &self.0.cell.current(), &self.0.host))
+        Arc::new(self.published().status(self.0.started, &self.0.cell.current(), &self.0.host, &self.0.looked.read()))
     }
 
     /// Explains which track a rollout puts a key or a request on.
@@ -472,6 +511,47 @@ impl Control {
             Some(_) => Err(Refusal::NoShadow { rollout: rollout.to_owned() }),
             None => Err(keeper::unknown_rollout(facts, rollout)),
         }
+    }
+
+    /// Returns why a rollout is where it is: its steps, and what the judge knows.
+    ///
+    /// # Errors
+    ///
+    /// The rollout is unknown.
+    pub fn why(&self, rollout: &str) -> Result<WhyView, Refusal> {
+        let published = self.published();
+        let facts = &published.loaded.facts;
+        let found = facts.rollout(rollout);
+        let found = found.and_then(|index| Some((index, choose::state(facts, &published.saved, index)?)));
+        let Some((index, state)) = found else { return Err(keeper::unknown_rollout(facts, rollout)) };
+        let looked = self.0.looked.read();
+        let rollout = &facts.config.rollouts[index];
+        let about = why::About { rollout, state, looked: looked.get(&*rollout.name), now: Timestamp::now() };
+        Ok(why::why(&about))
+    }
+
+    /// Returns what was counted of a rollout, for a decider elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// The rollout is unknown, or nothing is counted of it: it has neither a guard nor a decider elsewhere, or is not under
+    /// way and has not been since the start.
+    pub fn counts(&self, rollout: &str) -> Result<CountsView, Refusal> {
+        let published = self.published();
+        let facts = &published.loaded.facts;
+        let view = facts.rollout(rollout).and_then(|index| published.rollout(index, &self.0.cell.current(), None));
+        let view = view.ok_or_else(|| keeper::unknown_rollout(facts, rollout))?;
+        let counted = self.0.counters.get(rollout);
+        let (counts, since) = counted.ok_or_else(|| Refusal::NotCounted { rollout: rollout.to_owned() })?;
+        Ok(CountsView {
+            rollout: view.name,
+            stable_version: view.stable,
+            canary_version: view.canary,
+            weight: view.weight,
+            since,
+            stable: why::track_counts(&counts, Track::Stable),
+            canary: why::track_counts(&counts, Track::Canary),
+        })
     }
 
     /// Returns the YAML that brings the file up to the state.

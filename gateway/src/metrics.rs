@@ -86,6 +86,10 @@ pub struct Metrics {
     shadow_differences: IntCounterVec,
     shadow_skipped: IntCounterVec,
     shadow_cpu: CounterVec,
+    rollout_step: IntGaugeVec,
+    rollout_held: IntGaugeVec,
+    rollout_evidence: GaugeVec,
+    rollout_decisions: IntCounterVec,
     upstream_requests: IntCounterVec,
     upstream_duration: HistogramVec,
     quarantined: IntGaugeVec,
@@ -259,6 +263,29 @@ impl Metrics {
                 let help = "Processor time that a shadow has used.";
                 r.register(CounterVec::new(Opts::new("lockgate_shadow_cpu_seconds_total", help), &["rollout"])?)?
             },
+            rollout_step: r.gauges(
+                "lockgate_rollout_step",
+                "Step that a rollout is at, from 1; of rollouts with steps, while they are under way.",
+                &["rollout"],
+            )?,
+            rollout_held: r.gauges(
+                "lockgate_rollout_held",
+                "1 while a rollout does not go on: paused by a person or by its guard, or stalled for want of evidence.",
+                &["rollout", "reason"],
+            )?,
+            rollout_evidence: {
+                let opts = Opts::new(
+                    "lockgate_rollout_evidence_ratio",
+                    "How sure it is that the canary is worse, or not worse, by a signal: 1 minus the chance that evidence as \
+                     strong as this would ever come up if it were otherwise.",
+                );
+                r.register(GaugeVec::new(opts, &["rollout", "signal", "claim"])?)?
+            },
+            rollout_decisions: r.counters(
+                "lockgate_rollout_decisions_total",
+                "Moves of a rollout: begin, set-weight, step, stall, pause, resume, promote, roll-back, abandon, change-plan.",
+                &["rollout", "action"],
+            )?,
             upstream_requests: r.counters(
                 "lockgate_upstream_requests_total",
                 "Requests sent to upstreams, by the class of the answer.",
@@ -488,6 +515,42 @@ impl Metrics {
             // An error means that it was not there.
             None => drop(self.rollout_weight.remove_label_values(&[name])),
         }
+    }
+
+    /// Shows where a rollout is on its way: its step, counted from 1, and whether it is paused or stalled; none removes
+    /// the series.
+    pub fn set_rollout_place(&self, name: &str, place: Option<(Option<usize>, bool, bool)>) {
+        let (step, paused, stalled) = place.unwrap_or_default();
+        match step {
+            Some(step) => self.rollout_step.with_label_values(&[name]).set(i64::try_from(step).unwrap_or(i64::MAX)),
+            // An error means that it was not there.
+            None => drop(self.rollout_step.remove_label_values(&[name])),
+        }
+        for (reason, held) in [("paused", paused), ("stalled", stalled)] {
+            match place {
+                Some(_) => self.rollout_held.with_label_values(&[name, reason]).set(i64::from(held)),
+                None => drop(self.rollout_held.remove_label_values(&[name, reason])),
+            }
+        }
+    }
+
+    /// Shows how sure the judge is of each claim by a signal, 0 to 1; none removes the series.
+    pub fn set_rollout_evidence(&self, name: &str, signal: &str, worse_and_not_worse: Option<(f64, f64)>) {
+        for (claim, of) in [("worse", 0), ("not-worse", 1)] {
+            let labels = [name, signal, claim];
+            match worse_and_not_worse {
+                Some((worse, not_worse)) => {
+                    self.rollout_evidence.with_label_values(&labels).set(if of == 0 { worse } else { not_worse });
+                }
+                // An error means that it was not there.
+                None => drop(self.rollout_evidence.remove_label_values(&labels)),
+            }
+        }
+    }
+
+    /// Counts a move of a rollout. `action` is one of the audit log's.
+    pub fn decided(&self, rollout: &str, action: &str) {
+        self.rollout_decisions.with_label_values(&[rollout, action]).inc();
     }
 
     /// Returns the handles of an upstream.

@@ -8,6 +8,7 @@ pub mod body;
 pub mod chain;
 pub mod compress;
 pub mod context;
+pub mod counts;
 pub mod fault;
 pub mod forward;
 pub mod lend;
@@ -141,6 +142,7 @@ impl ProxyHttp for Gateway {
             address: peer.as_ref().and_then(|peer| peer._address.as_inet().copied()),
             number,
             started: Instant::now(),
+            status: 0,
             header_after: None,
         });
         let Some(mut peer) = peer else { return Err(self.fault(context, Fault::NoEndpoint)) };
@@ -265,6 +267,7 @@ impl ProxyHttp for Gateway {
         {
             let after = attempt.started.elapsed();
             attempt.header_after = Some(after);
+            attempt.status = response.status.as_u16();
             attempt.upstream.series.record(response.status.as_u16(), after);
         }
         forward::strip_hop_by_hop(response);
@@ -386,6 +389,7 @@ impl ProxyHttp for Gateway {
         if let Some(attempt) = context.attempt.as_ref().filter(|attempt| attempt.header_after.is_none()) {
             attempt.upstream.series.record(0, attempt.started.elapsed());
         }
+        counts::count(context, status, duration);
         if let Some(fault) = context.fault {
             self.metrics.fault(fault);
         }

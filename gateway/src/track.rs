@@ -33,6 +33,30 @@ impl fmt::Display for Track {
     }
 }
 
+/// Some of the rollouts that a request can meet, by their slots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slots(u64);
+
+impl Slots {
+    /// Adds a slot. One past [`Tracks::SLOTS`] is ignored.
+    pub fn insert(&mut self, slot: u8) {
+        self.0 |= 1_u64.checked_shl(u32::from(slot)).unwrap_or(0);
+    }
+
+    /// Returns whether a slot is among them.
+    pub const fn contains(self, slot: u8) -> bool {
+        match self.0.checked_shr(slot as u32) {
+            Some(shifted) => shifted & 1 == 1,
+            None => false,
+        }
+    }
+
+    /// Returns whether there are none.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
 /// The tracks of one request in all rollouts that its route can meet, decided once, at the split. A bit for each slot:
 /// a route has at most [`Tracks::SLOTS`] rollouts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

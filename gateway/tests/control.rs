@@ -233,10 +233,10 @@ async fn versions_that_did_not_change_are_reused() {
     let plane = Plane::start(CANARY).await;
     let before = stable(&plane.snapshot());
     let outcome = plane.accept(&CANARY.replace("name: all", "name: everything")).await;
-    assert_eq!(outcome, Reloaded::Swapped { generation: 2, loaded: 0, reused: 2 });
+    assert_eq!(outcome, Reloaded::Swapped { generation: 2, loaded: 0, reused: 2, warnings: Vec::new() });
     assert!(Arc::ptr_eq(&before, &stable(&plane.snapshot())));
     let outcome = plane.accept(&CANARY.replace("value: v2", "value: v3")).await;
-    assert_eq!(outcome, Reloaded::Swapped { generation: 3, loaded: 1, reused: 1 });
+    assert_eq!(outcome, Reloaded::Swapped { generation: 3, loaded: 1, reused: 1, warnings: Vec::new() });
     assert!(Arc::ptr_eq(&before, &stable(&plane.snapshot())));
 }
 
@@ -329,7 +329,10 @@ async fn refusals_say_what_to_do() {
     assert_eq!(unknown.to_string(), "unknown rollout `tag-3`: the configuration has `tag-2`");
     plane.control.roll_back("tag-2", None, actor()).await.expect("it is under way");
     let refused = plane.control.promote("tag-2", actor()).await.expect_err("it is rolled back");
-    assert_eq!(refused.to_string(), "rollout `tag-2`: it was rolled back (test); resume it first");
+    assert_eq!(
+        refused.to_string(),
+        "rollout `tag-2`: it was rolled back (test); resume it first: `lockgate rollout resume tag-2`"
+    );
     let unknown = plane.control.release("0123456789ab", actor()).await.expect_err("there is none");
     assert_eq!(unknown.to_string(), "no version `0123456789ab` is in quarantine: it is empty");
 }

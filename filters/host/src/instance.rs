@@ -104,6 +104,11 @@ impl Instance {
         instance
     }
 
+    /// Returns its linear memory in bytes; 0 before its first call.
+    pub fn memory_bytes(&self) -> u64 {
+        self.warm.as_ref().map_or(0, Warm::memory_bytes)
+    }
+
     /// Returns what the instance has found in its key-value store since this was last asked; nothing unless its effects
     /// are noted.
     pub fn take_notes(&mut self) -> Notes {

@@ -65,6 +65,10 @@ fn described() -> OpenApiRouter<Context> {
         .routes(routes!(rollouts::promote))
         .routes(routes!(rollouts::roll_back))
         .routes(routes!(rollouts::resume))
+        .routes(routes!(rollouts::pause))
+        .routes(routes!(rollouts::abandon))
+        .routes(routes!(rollouts::why))
+        .routes(routes!(rollouts::counts))
         .routes(routes!(rollouts::explain))
         .routes(routes!(rollouts::shadow))
         .routes(routes!(chart::chart))
@@ -141,12 +145,16 @@ mod tests {
         /api/v1/rollouts
         /api/v1/rollouts/{rollout}
         /api/v1/rollouts/{rollout}/chart
+        /api/v1/rollouts/{rollout}/abandon
+        /api/v1/rollouts/{rollout}/counts
         /api/v1/rollouts/{rollout}/explain
+        /api/v1/rollouts/{rollout}/pause
         /api/v1/rollouts/{rollout}/promote
         /api/v1/rollouts/{rollout}/resume
         /api/v1/rollouts/{rollout}/rollback
         /api/v1/rollouts/{rollout}/shadow
         /api/v1/rollouts/{rollout}/weight
+        /api/v1/rollouts/{rollout}/why
         /api/v1/routes
         /api/v1/status
         /api/v1/upstreams

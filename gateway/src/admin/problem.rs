@@ -40,7 +40,7 @@ impl Problem {
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         let status = match refusal.kind() {
-            "unknown-rollout" | "unknown-version" | "no-shadow" => StatusCode::NOT_FOUND,
+            "unknown-rollout" | "unknown-version" | "no-shadow" | "not-counted" => StatusCode::NOT_FOUND,
             "config" | "load" | "restart" | "listener" => StatusCode::UNPROCESSABLE_ENTITY,
             "stopped" => StatusCode::SERVICE_UNAVAILABLE,
             "state" => StatusCode::INTERNAL_SERVER_ERROR,

@@ -26,11 +26,13 @@ impl Reload {
         if self.json {
             return print_json(&answer);
         }
+        let warnings = answer["warnings"].as_array().into_iter().flatten().filter_map(|warning| warning.as_str());
+        let warnings: String = warnings.map(|warning| format!("\nwarning: {warning}")).collect();
         let number = |key: &str| answer[key].as_u64().unwrap_or(0);
         match answer["outcome"].as_str() {
             Some("unchanged") => print("unchanged: the file and its components are what serves already"),
             _ => print(&format!(
-                "reloaded: generation {}, {} loaded, {} kept",
+                "reloaded: generation {}, {} loaded, {} kept{warnings}",
                 number("generation"),
                 count(number("loaded"), "filter version"),
                 number("reused")

@@ -1,8 +1,10 @@
 //! `lockgate rollout`
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 use http::Method;
-use lockgate_config::units::Weight;
+use lockgate_config::units::{Weight, format_duration};
 use serde_json::{Value, json};
 
 use super::Failure;
@@ -20,6 +22,8 @@ mod shadow;
 Examples:
   lockgate rollout list
   lockgate rollout set auth-1.5 5%
+  lockgate rollout why auth-1.5
+  lockgate rollout pause auth-1.5
   lockgate rollout promote auth-1.5
   lockgate rollout rollback auth-1.5 --why 'logins fail'
   lockgate rollout shadow auth-2.0
@@ -38,9 +42,20 @@ pub(super) struct Rollout {
 enum Action {
     /// Show all rollouts, and where state and file differ.
     List,
+    /// Show one rollout.
+    Show {
+        /// The rollout.
+        rollout: String,
+    },
+    /// Say why a rollout is where it is, what it waits for, and what the judge knows.
+    Why {
+        /// The rollout.
+        rollout: String,
+    },
     /// Set the canary's share.
     ///
-    /// Raising it moves users only from stable to canary.
+    /// Raising it moves users only from stable to canary. A rollout that climbs by itself stays there until it is resumed,
+    /// and goes on to the first step above.
     Set {
         /// The rollout.
         rollout: String,
@@ -60,7 +75,23 @@ enum Action {
         #[arg(long, value_name = "TEXT")]
         why: Option<String>,
     },
-    /// Take a rolled-back rollout up again, with the weight that it had.
+    /// Stop a rollout's climb where it is; its guard still takes it back.
+    Pause {
+        /// The rollout.
+        rollout: String,
+        /// Why, for the audit log.
+        #[arg(long, value_name = "TEXT")]
+        why: Option<String>,
+    },
+    /// End a rollout for good: stable serves everybody until the file names other versions.
+    Abandon {
+        /// The rollout.
+        rollout: String,
+        /// Why, for the audit log.
+        #[arg(long, value_name = "TEXT")]
+        why: Option<String>,
+    },
+    /// Let a paused rollout go on, or take a rolled-back one up again, with the weight that it had.
     Resume {
         /// The rollout.
         rollout: String,
@@ -83,9 +114,17 @@ impl Rollout {
             Action::Set { ref rollout, weight } => {
                 (Method::PUT, rollout, "weight", Some(json!({ "weight": weight.to_string() })))
             }
+            Action::Show { ref rollout } => return self.show(rollout),
+            Action::Why { ref rollout } => return self.why(rollout),
             Action::Promote { ref rollout } => (Method::POST, rollout, "promote", None),
             Action::Rollback { ref rollout, ref why } => {
                 (Method::POST, rollout, "rollback", why.as_ref().map(|why| json!({ "why": why })))
+            }
+            Action::Pause { ref rollout, ref why } => {
+                (Method::POST, rollout, "pause", why.as_ref().map(|why| json!({ "why": why })))
+            }
+            Action::Abandon { ref rollout, ref why } => {
+                (Method::POST, rollout, "abandon", why.as_ref().map(|why| json!({ "why": why })))
             }
             Action::Resume { ref rollout } => (Method::POST, rollout, "resume", None),
         };
@@ -98,6 +137,23 @@ impl Rollout {
         let path = format!("/api/v1/rollouts/{}/shadow", segment(rollout));
         let answer = self.gateway.call(Method::GET, &path, None)?;
         if self.json { print_json(&answer) } else { print(&shadow::text(&answer)) }
+    }
+
+    fn show(&self, rollout: &str) -> Result<(), Failure> {
+        let path = format!("/api/v1/rollouts/{}", segment(rollout));
+        let answer = self.gateway.call(Method::GET, &path, None)?;
+        if self.json { print_json(&answer) } else { print(&table(std::slice::from_ref(&answer))) }
+    }
+
+    fn why(&self, rollout: &str) -> Result<(), Failure> {
+        let path = format!("/api/v1/rollouts/{}/why", segment(rollout));
+        let answer = self.gateway.call(Method::GET, &path, None)?;
+        if self.json {
+            return print_json(&answer);
+        }
+        let sentences = answer["sentences"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let text: String = sentences.map(|sentence| format!("  - {sentence}\n")).collect();
+        print(&format!("{rollout} ({})\n{}", answer["state"].as_str().unwrap_or_default(), text.trim_end()))
     }
 
     fn list(&self) -> Result<(), Failure> {
@@ -114,7 +170,9 @@ impl Rollout {
 
 /// Returns rollouts as a table, with a line below for what needs words.
 pub(super) fn table(rollouts: &[Value]) -> String {
-    let mut table = Table::new(&["ROLLOUT", "SUBJECT", "STATE", "WEIGHT", "IN FILE", "STABLE", "CANARY", "REQUESTS"]);
+    let mut table = Table::new(&[
+        "ROLLOUT", "SUBJECT", "STATE", "WEIGHT", "IN FILE", "STEP", "VERDICT", "STABLE", "CANARY", "REQUESTS",
+    ]);
     let mut notes = String::new();
     for rollout in rollouts {
         let text = |key: &str| rollout[key].as_str().unwrap_or_default().to_owned();
@@ -125,12 +183,29 @@ pub(super) fn table(rollouts: &[Value]) -> String {
             text("state"),
             text("weight"),
             text("weight_in_file"),
+            step(rollout),
+            rollout["verdict"].as_str().unwrap_or("-").to_owned(),
             text("stable"),
             text("canary"),
             format!("{} / {}", count("stable"), count("canary")),
         ]);
         if let Some(why) = rollout["why"].as_str() {
-            notes.push_str(&format!("{} was rolled back: {why}\n", text("name")));
+            let what = match rollout["state"].as_str() {
+                Some("paused") => "is paused",
+                Some("abandoned") => "was abandoned",
+                _ => "was rolled back",
+            };
+            notes.push_str(&format!("{} {what}: {why}\n", text("name")));
+        }
+        if rollout["state"].as_str() == Some("promoted") {
+            notes.push_str(&format!(
+                "{} is promoted: its canary's version, {}, serves everybody\n",
+                text("name"),
+                text("serving")
+            ));
+        }
+        if rollout["decider"].as_str() == Some("external") {
+            notes.push_str(&format!("{} never moves by itself: its decider is elsewhere\n", text("name")));
         }
         if rollout["differs_from_file"].as_bool() == Some(true) {
             notes.push_str(&format!(
@@ -140,6 +215,19 @@ pub(super) fn table(rollouts: &[Value]) -> String {
         }
     }
     format!("{}{notes}", table.render())
+}
+
+/// Returns where a rollout is on its way: `2 of 5, 3m left`.
+fn step(rollout: &Value) -> String {
+    let Some(step) = rollout["step"].as_u64() else { return "-".to_owned() };
+    let count = rollout["steps"].as_array().map_or(0, Vec::len);
+    match rollout["hold_left_seconds"].as_f64() {
+        Some(left) if left > 0.0 => {
+            let left = format_duration(Duration::from_secs(left.ceil() as u64));
+            format!("{step} of {count}, {left} left")
+        }
+        _ => format!("{step} of {count}"),
+    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::control::snapshot::{Link, Listening, Pair, Rollout, Route, Snapshot, 
 use crate::control::upstream::Upstream;
 use crate::control::version::Version;
 use crate::metrics::Metrics;
+use crate::proxy::counts::Counts;
 use crate::proxy::route::Router;
 use crate::proxy::split::Split;
 use crate::shadow::{self, Shadows};
@@ -26,6 +27,8 @@ pub struct Chosen {
     pub upstreams: Vec<Chose<Upstream>>,
     /// The canary's share for each of the configuration's rollouts, in its order; used while it is under way.
     pub weights: Vec<Weight>,
+    /// What is counted for the guard of each of the configuration's rollouts, in its order; none where nothing is.
+    pub counts: Vec<Option<Arc<Counts>>>,
     /// How the canary of each of the configuration's rollouts runs as a shadow, in its order; none where it is none.
     pub shadows: Vec<Option<shadow::Options>>,
 }
@@ -55,10 +58,12 @@ pub fn build(generation: u64, facts: &Facts, chosen: &Chosen, metrics: &Metrics,
         .rollouts
         .iter()
         .zip(&chosen.weights)
-        .map(|(rollout, weight)| Rollout {
+        .zip(&chosen.counts)
+        .map(|((rollout, weight), counts)| Rollout {
             name: Arc::clone(&rollout.name),
             split: Split::new(&rollout.salt, &rollout.key, *weight, rollout.overriding.as_ref()),
             requests: metrics.rollout(&rollout.name),
+            counts: counts.clone(),
         })
         .collect();
     for chose in &chosen.filters {

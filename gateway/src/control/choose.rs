@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use lockgate_config::model::{FailureMode, Filter, FilterPolicy, FilterVersion, Plan, Rollout, ShadowLimits, Stage};
+use lockgate_config::model::{FailureMode, Filter, FilterPolicy, FilterVersion, ShadowLimits};
 use lockgate_config::units::Weight;
 use lockgate_host::{Digest, VersionId};
 
 use crate::control::build::{Chose, Chosen};
 use crate::control::facts::{Facts, grants};
+use crate::control::judging::Counters;
 use crate::control::quarantine::Entry;
 use crate::control::rollout::State;
 use crate::control::state::{Kept, Saved};
@@ -130,7 +131,7 @@ pub fn falls_back(filter: &Filter) -> bool {
 }
 
 /// Returns what a snapshot is built of.
-pub fn chosen(loaded: &Loaded, saved: &Saved) -> Chosen {
+pub fn chosen(loaded: &Loaded, saved: &Saved, counters: &Counters) -> Chosen {
     let facts = &loaded.facts;
     let under_way = |rollout: usize| state(facts, saved, rollout).is_some_and(State::is_under_way);
     let filter = |index: usize| Chose {
@@ -157,25 +158,16 @@ pub fn chosen(loaded: &Loaded, saved: &Saved) -> Chosen {
         filters: (0..facts.config.filters.len()).map(filter).collect(),
         upstreams: (0..facts.config.upstreams.len()).map(upstream).collect(),
         weights: (0..facts.config.rollouts.len()).map(weight).collect(),
+        counts: (0..facts.config.rollouts.len()).map(|rollout| counters.of(facts, saved, rollout)).collect(),
         shadows: (0..facts.config.rollouts.len()).map(|rollout| shadow(facts, saved, rollout)).collect(),
     }
 }
 
 /// Returns how a rollout's canary runs as a shadow; none where it serves, or nobody needs it.
 pub fn shadow(facts: &Facts, saved: &Saved, rollout: usize) -> Option<shadow::Options> {
-    let state = state(facts, saved, rollout).filter(|state| state.is_under_way())?;
-    let Rollout { plan, shadow: ShadowLimits { sample, cpu, body }, .. } = &facts.config.rollouts[rollout];
-    let sample = match plan {
-        Plan::Shadow if state.weight_in_effect() == Weight::ZERO => *sample,
-        Plan::Steps(steps) if state.weight_in_effect() == Weight::ZERO => {
-            steps.iter().find_map(|step| match step.stage {
-                Stage::Shadow(sample) => Some(sample),
-                Stage::Serve(_) => None,
-            })?
-        }
-        Plan::Shadow | Plan::Steps(_) | Plan::Weight(_) => return None,
-    };
-    Some(shadow::Options { sample, cpu: *cpu, body: *body })
+    let sample = state(facts, saved, rollout)?.shadow_in_effect()?;
+    let ShadowLimits { cpu, body, .. } = facts.config.rollouts[rollout].shadow;
+    Some(shadow::Options { sample, cpu, body })
 }
 
 /// Returns the version that serves a filter's stable track.

@@ -38,7 +38,7 @@ pub enum Asked {
 pub struct Explanation {
     /// The rollout's name.
     pub rollout: String,
-    /// Its state in a word: `idle`, `ramping`, `promoted`, `rolled-back`.
+    /// Its state in a word: `idle`, `shadowing`, `ramping`, `stalled`, `paused`, `promoted`, `rolled-back`, `abandoned`.
     pub state: &'static str,
     /// The key that was hashed: `header x-user-id`, `client_ip`; none where none was.
     pub key: Option<String>,
@@ -68,7 +68,10 @@ pub fn explain(rollout: &Rollout, state: &State, asked: &Asked) -> Explanation {
     // Only a rollout that is under way splits requests.
     let (track, why) = match (state.is_under_way(), state.is_promoted()) {
         (true, _) => (decided, why),
-        (false, true) => (Track::Canary, "the rollout is promoted: its canary serves everybody".to_owned()),
+        (false, true) => (
+            Track::Stable,
+            "the rollout is promoted: its canary's version serves everybody, on the stable track".to_owned(),
+        ),
         (false, false) => (Track::Stable, format!("the rollout is {state}: stable serves everybody")),
     };
     Explanation {
@@ -141,7 +144,7 @@ mod tests {
 
     use super::*;
     use crate::control::quarantine::Why as Reason;
-    use crate::control::rollout::{Event, Versions, step};
+    use crate::control::rollout::{self, Event, Versions, step};
     use crate::control::time::Timestamp;
 
     fn rollout() -> Rollout {
@@ -163,7 +166,7 @@ mod tests {
 
     fn state(weight: &str) -> State {
         let versions = Versions { stable: "v1".to_owned(), canary: "v2".to_owned() };
-        State::begin(versions, weight.parse().expect("a weight"), None, Timestamp::default()).0
+        State::begin(versions, &rollout::Plan::ByHand(weight.parse().expect("a weight")), None, Timestamp::default()).0
     }
 
     fn request(user: Option<&'static str>, client: Option<IpAddr>) -> Asked {
@@ -193,7 +196,9 @@ mod tests {
     fn a_rollout_that_ended_explains_itself_by_its_state() {
         let key = Asked::Key("user-42".to_owned());
         let (promoted, _) = step(&state("5%"), Event::Promote, Timestamp::default()).expect("it is under way");
-        assert_eq!(explain(&rollout(), &promoted, &key).track, Track::Canary);
+        let explained = explain(&rollout(), &promoted, &key);
+        assert_eq!(explained.track, Track::Stable);
+        assert!(explained.why.contains("its canary's version serves everybody"), "{}", explained.why);
         let why = Reason::Failures { failures: 5, window_ms: 30_000 };
         let (back, _) = step(&promoted, Event::RollBack(why), Timestamp::default()).expect("it is promoted");
         let explained = explain(&rollout(), &back, &key);

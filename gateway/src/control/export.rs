@@ -47,13 +47,21 @@ impl fmt::Display for Export<'_> {
                     writeln!(upstreams, "  {}:", key(upstream))?;
                     settings(&mut upstreams, &facts.config.upstreams[*canary])?;
                 }
-                (Phase::RolledBack { why }, _) => {
-                    let why = one_line(&why.to_string());
-                    writeln!(
-                        rollouts,
-                        "  # `{name}` is rolled back ({why}). Remove it, give it another canary, or leave it idle."
-                    )?;
-                    weight(&mut rollouts, name, state)?;
+                (Phase::RolledBack { why } | Phase::Abandoned { why }, _) => {
+                    let (why, word) = (one_line(&why.to_string()), state.word().replace('-', " "));
+                    if state.moves_by_itself() {
+                        writeln!(rollouts, "  # `{name}` is {word} ({why}). Remove it, or give it another canary.")?;
+                    } else {
+                        writeln!(
+                            rollouts,
+                            "  # `{name}` is {word} ({why}). Remove it, give it another canary, or leave it idle."
+                        )?;
+                        weight(&mut rollouts, name, state)?;
+                    }
+                }
+                (Phase::Ramping, _) if state.moves_by_itself() => {
+                    let state = one_line(&state.to_string());
+                    writeln!(rollouts, "  # `{name}` is {state}. No key of the file says that: resume it, or end it.")?;
                 }
                 (Phase::Ramping, _) => weight(&mut rollouts, name, state)?,
             }

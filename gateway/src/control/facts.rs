@@ -127,6 +127,14 @@ impl Facts {
         })
     }
 
+    /// Returns a rollout and those that move together with it, in the configuration's order.
+    pub fn linked(&self, rollout: usize) -> Vec<usize> {
+        let rollouts = &self.config.rollouts;
+        let link = &rollouts[rollout].link;
+        let linked = |index: usize| index == rollout || (link.is_some() && rollouts[index].link == *link);
+        (0..rollouts.len()).filter(|index| linked(*index)).collect()
+    }
+
     /// Returns what a rollout moves, by digests.
     pub fn versions(&self, rollout: usize) -> Versions {
         let filter = |id: &VersionId| format!("{:#}/{:#}/{:#}", id.component, id.settings, id.grants);

@@ -2,10 +2,11 @@
 //! reload or the loading of a last good version, runs as a job beside it and comes back as an event, so that a person can
 //! set a weight or roll back meanwhile; a job's outcome is applied to the state as it is by then.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lockgate_config::Warnings;
 use lockgate_config::model::{FilterPolicy, Listener};
 use lockgate_config::units::Weight;
 use lockgate_host::{Host, VersionId};
@@ -19,8 +20,8 @@ use crate::control::choose::{self, Loaded, chosen, components, fallbacks};
 use crate::control::drain::{self, Drains};
 use crate::control::events::{self, Events};
 use crate::control::facts::Facts;
-use crate::control::quarantine::Why;
-use crate::control::reconcile::{entry, reconcile};
+use crate::control::judging::{Cases, Counters, Looked};
+use crate::control::reconcile::{entry, reconcile, undone_promotions};
 use crate::control::reload::{Draft, host};
 use crate::control::rollout::State;
 use crate::control::snapshot::SnapshotCell;
@@ -35,6 +36,7 @@ use crate::shadow::Shadows;
 
 mod decide;
 mod job;
+mod judge;
 
 use job::{Prepared, Ready, Tools};
 
@@ -70,7 +72,9 @@ pub(super) enum Event {
 pub(super) enum Decision {
     SetWeight(Weight),
     Promote,
-    RollBack(Why),
+    RollBack(Option<String>),
+    Abandon(Option<String>),
+    Pause(Option<String>),
     Resume,
 }
 
@@ -88,6 +92,12 @@ pub(super) struct Keeper {
     tools: Arc<Tools>,
     audit: Audit,
     notices: Events,
+    /// What is known about the rollouts under way.
+    cases: Cases,
+    /// What was seen when they were looked at last.
+    looked: Arc<RwLock<BTreeMap<String, Looked>>>,
+    /// When the cases were written down.
+    kept: Instant,
     events: mpsc::WeakSender<Event>,
     loaded: Arc<Loaded>,
     saved: Saved,
@@ -144,6 +154,7 @@ impl Keeper {
             host,
             metrics: Arc::clone(&metrics),
             shadows: Arc::default(),
+            counters: Arc::default(),
             store: Arc::new(Mutex::new(store)),
             bind: options.bind,
             progress: options.progress,
@@ -169,7 +180,7 @@ impl Keeper {
             commit(&tools, &audit, &notices, &restored.saved, &saved, entries).await.map_err(StartError::System)?;
         }
 
-        let first = Arc::new(build(1, &facts, &chosen(&loaded, &saved), &metrics, &tools.shadows));
+        let first = Arc::new(build(1, &facts, &chosen(&loaded, &saved, &tools.counters), &metrics, &tools.shadows));
         metrics.generation.set(1);
         let last_reload = last_reload(Cause::Start, &Actor::gateway(), ReloadOutcome::Swapped, None);
         let loaded = Arc::new(loaded);
@@ -185,6 +196,9 @@ impl Keeper {
         let keeper = Self {
             audit,
             notices,
+            cases: if deciding { tools.store.lock().evidence() } else { Cases::default() },
+            looked: Arc::default(),
+            kept: Instant::now(),
             events,
             saved,
             generation: 1,
@@ -203,6 +217,9 @@ impl Keeper {
             loaded,
             tools,
         };
+        for warning in Warnings::of(&facts.config, &facts.source).lines() {
+            tracing::warn!("{warning}");
+        }
         keeper.show_metrics(&facts, &Saved::default());
         keeper.notices.flush();
         keeper.watch_files(seen);
@@ -230,6 +247,14 @@ impl Keeper {
         &self.audit
     }
 
+    pub(super) fn counters(&self) -> &Arc<Counters> {
+        &self.tools.counters
+    }
+
+    pub(super) fn looked(&self) -> Arc<RwLock<BTreeMap<String, Looked>>> {
+        Arc::clone(&self.looked)
+    }
+
     pub(super) fn notices(&self) -> &Events {
         &self.notices
     }
@@ -250,6 +275,8 @@ impl Keeper {
     ) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = tokio::time::interval(judge::LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut drain = tokio::time::interval(drain::POLL);
         drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -264,6 +291,7 @@ impl Keeper {
                     self.notices.flush();
                 }
                 _ = tick.tick() => self.tick(),
+                _ = look.tick() => self.look().await,
             }
         }
     }
@@ -337,7 +365,10 @@ impl Keeper {
             Ok(Prepared::New(ready)) => self.apply(*ready, &by).await,
         };
         let metric = match &outcome {
-            Ok(Reloaded::Swapped { generation, loaded, reused }) => {
+            Ok(Reloaded::Swapped { generation, loaded, reused, warnings }) => {
+                for warning in warnings {
+                    tracing::warn!(generation, "{warning}");
+                }
                 tracing::info!(generation, loaded, reused, cause = cause.as_str(), %by, "reloaded");
                 ReloadOutcome::Swapped
             }
@@ -377,6 +408,8 @@ impl Keeper {
         let (next, mut entries) = reconcile(&loaded.facts, &self.saved, by, Timestamp::now());
         let (before, after) = (generation(self.generation), generation(self.generation + 1));
         entries.insert(0, entry(by, "reload", "configuration", &before, &after));
+        let mut warnings = undone_promotions(&self.loaded.facts, &self.saved, &loaded.facts);
+        warnings.extend(Warnings::of(&loaded.facts.config, &loaded.facts.source).lines());
         self.commit(&next, entries).await?;
         // Those that were loaded meanwhile.
         loaded.spares.extend(self.loaded.spares_for(&loaded.facts));
@@ -389,7 +422,7 @@ impl Keeper {
         self.listeners.send_replace(self.loaded.facts.config.listeners.as_slice().into());
         self.recover();
         let reused = (self.loaded.stable.len() + self.loaded.canaries.iter().flatten().count()).saturating_sub(fresh);
-        Ok(Reloaded::Swapped { generation: self.generation, loaded: fresh, reused })
+        Ok(Reloaded::Swapped { generation: self.generation, loaded: fresh, reused, warnings })
     }
 
     /// Drops copies of components that nothing needs any more. Called when no reload's job runs, which may just have
@@ -442,6 +475,7 @@ impl Keeper {
             return Err(StartError::System(refusal));
         }
         let before = std::mem::replace(&mut self.saved, next);
+        self.cases = self.tools.store.lock().evidence();
         self.deciding = true;
         self.swap();
         self.show_metrics(&facts, &before);
@@ -481,7 +515,7 @@ impl Keeper {
         }
         let metrics = &self.tools.metrics;
         self.generation += 1;
-        let chosen = chosen(&self.loaded, &self.saved);
+        let chosen = chosen(&self.loaded, &self.saved, &self.tools.counters);
         let facts = &self.loaded.facts;
         let next = Arc::new(build(self.generation, facts, &chosen, metrics, &self.tools.shadows));
         let began = Instant::now();
@@ -489,6 +523,8 @@ impl Keeper {
         metrics.swap_duration.observe(began.elapsed().as_secs_f64());
         metrics.generation.set(i64::try_from(self.generation).unwrap_or(i64::MAX));
         self.drains.add(old, facts.config.server.drain, Instant::now());
+        self.tools.counters.retain(|rollout| self.loaded.facts.rollout(rollout).is_some());
+        self.cases.retain(|rollout| self.loaded.facts.rollout(rollout).is_some());
         self.tools.shadows.retain(|rollout| self.loaded.facts.rollout(rollout).is_some());
     }
 
@@ -498,10 +534,16 @@ impl Keeper {
         let now = &self.loaded.facts;
         for gone in facts.config.rollouts.iter().filter(|rollout| now.rollout(&rollout.name).is_none()) {
             metrics.set_rollout_weight(&gone.name, None);
+            metrics.set_rollout_place(&gone.name, None);
         }
         metrics.show_certificates(now.certificates());
         for (index, rollout) in now.config.rollouts.iter().enumerate() {
-            let weight = choose::state(now, &self.saved, index).map_or(Weight::ZERO, State::weight_in_effect);
+            let state = choose::state(now, &self.saved, index);
+            let weight = state.map_or(Weight::ZERO, State::weight_in_effect);
+            let step =
+                state.filter(|state| state.is_under_way()).and_then(|state| Some(state.climb.as_ref()?.step + 1));
+            let held = state.map(|state| (step, state.word() == "paused", state.is_stalled()));
+            metrics.set_rollout_place(&rollout.name, held);
             metrics.set_rollout_weight(&rollout.name, Some(f64::from(weight.basis_points()) / 10_000.0));
         }
         let in_quarantine = &self.saved.quarantine;

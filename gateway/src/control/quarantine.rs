@@ -26,6 +26,18 @@ pub enum Why {
         /// … within this time.
         window_ms: u64,
     },
+    /// The judge found it so.
+    Guard {
+        /// What it found, a sentence for each signal that counted.
+        findings: Vec<String>,
+    },
+    /// Another rollout, which it moves with, came to it.
+    Linked {
+        /// Which.
+        rollout: String,
+        /// Why.
+        why: Box<Self>,
+    },
     /// Somebody decided so.
     Person {
         /// Who.
@@ -41,6 +53,8 @@ impl fmt::Display for Why {
             Self::Failures { failures, window_ms } => {
                 write!(f, "{failures} calls failed within {}", format_duration(Duration::from_millis(*window_ms)))
             }
+            Self::Guard { findings } => f.write_str(&findings.join("; ")),
+            Self::Linked { rollout, why } => write!(f, "with `{rollout}`: {why}"),
             Self::Person { by, reason: None } => f.write_str(by),
             Self::Person { by, reason: Some(reason) } => write!(f, "{by}: {reason}"),
         }

@@ -1,15 +1,19 @@
 //! Brings together what the file says and what was kept. Pure.
 
-use lockgate_config::model::RolloutSubject;
+use std::sync::Arc;
+
+use lockgate_config::model::{self, RolloutSubject};
 
 use crate::control::Actor;
 use crate::control::audit::AuditEntry;
-use crate::control::choose::remember;
+use crate::control::choose::{remember, state};
 use crate::control::facts::Facts;
 use crate::control::quarantine::Why;
-use crate::control::rollout::{self, Effect, State, Step, step};
+use crate::control::rollout::{self, Effect, Plan, State, Step, step};
 use crate::control::state::Saved;
 use crate::control::time::Timestamp;
+use crate::control::upstream::digest_of;
+use crate::control::version::label_of;
 
 /// Returns why a rollout's canary is in quarantine, where it is.
 pub(super) fn quarantined_canary(facts: &Facts, saved: &Saved, rollout: usize) -> Option<Why> {
@@ -31,11 +35,11 @@ pub(super) fn reconcile(facts: &Facts, saved: &Saved, by: &Actor, now: Timestamp
         }
     }
     for (index, rollout) in facts.config.rollouts.iter().enumerate() {
-        let (versions, weight) = (facts.versions(index), rollout.weight());
+        let (versions, plan) = (facts.versions(index), Plan::of(rollout));
         let quarantined = quarantined_canary(facts, saved, index);
         let stepped = match saved.rollouts.get(&*rollout.name) {
-            None => Ok(State::begin(versions, weight, quarantined, now)),
-            Some(state) => step(state, rollout::Event::Declared { versions, weight, quarantined }, now),
+            None => Ok(State::begin(versions, &plan, quarantined, now)),
+            Some(state) => step(state, rollout::Event::Declared { versions, plan, quarantined }, now),
         };
         // What the file declares is never refused.
         if let Ok(stepped) = stepped {
@@ -44,6 +48,37 @@ pub(super) fn reconcile(facts: &Facts, saved: &Saved, by: &Actor, now: Timestamp
     }
     remember(facts, &mut next, true, now);
     (next, entries)
+}
+
+/// Returns a warning for each promotion that a new file undoes: its rollout is gone, and what it moved has not been given
+/// its canary's version. `before` and `saved` are what was in force.
+pub(super) fn undone_promotions(before: &Facts, saved: &Saved, next: &Facts) -> Vec<String> {
+    let gone = before.config.rollouts.iter().enumerate().filter(|(_, rollout)| next.rollout(&rollout.name).is_none());
+    let promoted = gone.filter(|(index, _)| state(before, saved, *index).is_some_and(State::is_promoted));
+    let back = promoted.filter_map(|(index, rollout)| {
+        let (what, now, was) = match rollout.subject {
+            RolloutSubject::Filter { filter, .. } => {
+                let name = &before.config.filters[filter].name;
+                let (now, was) = (next.stable[next.filter(name)?], before.canaries[index]?);
+                (format!("filter `{name}`"), label_of(&now), (now != was).then(|| label_of(&was))?)
+            }
+            RolloutSubject::Upstream { upstream, canary } => {
+                let name = &before.config.upstreams[upstream].name;
+                let now = next.config.upstreams.iter().find(|upstream| upstream.name == *name)?;
+                let was = &before.config.upstreams[canary];
+                let renamed = model::Upstream { name: Arc::clone(name), ..was.clone() };
+                let differs = digest_of(now) != digest_of(&renamed);
+                (format!("upstream `{name}`"), Arc::clone(name), differs.then(|| Arc::clone(&was.name))?)
+            }
+        };
+        let name = &rollout.name;
+        Some(format!(
+            "rollout `{name}` was promoted, and is gone from the file, which does not give the {what} its canary's \
+             version: everybody went back from {was} to {now}; `lockgate rollout export` prints what to commit, while the \
+             rollout is still there"
+        ))
+    });
+    back.collect()
 }
 
 /// Enters a step into what is kept and what is logged.

@@ -1,21 +1,34 @@
 //! Moves a rollout from state to state. A *state* says who serves: stable and canary by weight, the canary everybody
-//! (promoted), or stable everybody (rolled back). This module is pure: no clock, no task, no file, no log. [`step`] takes
-//! what happened and answers with the next state and the effects that the control loop carries out.
+//! (promoted), or stable everybody (rolled back, abandoned). This module is pure: no clock, no task, no file, no log.
+//! [`step`] takes what happened and answers with the next state and the effects that the control loop carries out.
 //!
-//! File and state. The file says what a rollout begins with. What people decided later (a weight, a promotion, a rollback)
-//! overlays it for as long as the file's stable and canary are the versions it was decided about, and a weight only for
-//! as long as the file's weight is the one it was set over. Changing either starts anew.
+//! File and state. The file says what a rollout begins with. What was decided later (a weight, a step, a promotion, a
+//! rollback) overlays it for as long as the file's stable and canary are the versions it was decided about, and a weight
+//! only for as long as the file's weight is the one it was set over. Changing either starts anew. Where the file's steps
+//! change on the way, nobody is moved by that: the rollout stays at its weight, and goes on to the first step above it.
 //!
-//! A judge that raises weights by itself will be one more source of the same events, with a phase of its own where it
-//! has to wait.
+//! Up and down. A *step* is left upwards when its time is over and the judge says that the canary is not worse; everything
+//! is taken back at any moment when it says that it is. A verdict is about one stay at one weight, which it names by the
+//! moment of its beginning: one that comes too late finds another moment there, and does nothing. Hence no move is made
+//! twice, whatever was in flight when the process ended.
 
+mod plan;
+mod step;
+#[cfg(test)]
+mod tests;
+
+use std::cmp::Ordering;
 use std::fmt;
+use std::time::Duration;
 
-use lockgate_config::units::Weight;
-use serde::{Deserialize, Deserializer, Serialize};
+use lockgate_config::units::{Share, Weight, format_duration};
+use serde::{Deserialize, Serialize};
 
 use crate::control::quarantine::Why;
 use crate::control::time::Timestamp;
+
+pub use self::plan::{Climb, Plan, Stage, Step as PlanStep};
+pub use self::step::step;
 
 /// What a rollout moves, by digests: a state is about these two and no others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,16 +44,25 @@ pub struct Versions {
 pub struct State {
     /// What it is about.
     pub versions: Versions,
-    /// The weight in the file, when it was last read.
-    #[serde(deserialize_with = "weight")]
+    /// The weight that the file begins with, when it was last read.
+    #[serde(deserialize_with = "plan::weight")]
     pub weight_in_file: Weight,
     /// The canary's share while ramping; otherwise, the one to go on with.
-    #[serde(deserialize_with = "weight")]
+    #[serde(deserialize_with = "plan::weight")]
     pub weight: Weight,
     /// Who serves.
     pub phase: Phase,
-    /// Since when the rollout is in this phase with this weight.
+    /// Since when the rollout is in this phase with this weight: what a verdict is about.
     pub since: Timestamp,
+    /// How far it has come, where the file has steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub climb: Option<Climb>,
+    /// The sample, where the file has nothing but a shadow.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "plan::some_share")]
+    pub shadow: Option<Share>,
+    /// Why it stays where it is until somebody resumes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<Why>,
 }
 
 /// Who serves.
@@ -51,8 +73,13 @@ pub enum Phase {
     Ramping,
     /// The canary, everybody.
     Promoted,
-    /// Stable, everybody.
+    /// Stable, everybody, until the rollout is resumed.
     RolledBack {
+        /// Why.
+        why: Why,
+    },
+    /// Stable, everybody, until the file names other versions.
+    Abandoned {
         /// Why.
         why: Why,
     },
@@ -65,22 +92,74 @@ pub enum Event {
     Declared {
         /// What the rollout moves now.
         versions: Versions,
-        /// The file's weight.
-        weight: Weight,
+        /// How it moves.
+        plan: Plan,
         /// Why the canary is in quarantine, where it is.
         quarantined: Option<Why>,
     },
-    /// A person sets the weight.
-    SetWeight(Weight),
+    /// Somebody sets the weight.
+    SetWeight {
+        /// The canary's share.
+        weight: Weight,
+        /// Why a rollout that climbs by itself does not go on; none where whoever sets the weight decides anyway.
+        pausing: Option<Why>,
+    },
     /// A person promotes the canary.
     Promote,
     /// A person, or the quarantine, rolls back.
     RollBack(Why),
-    /// A person takes a rolled-back rollout up again.
+    /// A person gives it up.
+    Abandon(Why),
+    /// A person stops the climb.
+    Pause(Why),
+    /// A person lets a paused rollout go on, or takes a rolled-back one up again.
     Resume {
-        /// Whether the canary is in quarantine.
-        quarantined: bool,
+        /// The canary's label, where it is in quarantine.
+        quarantined: Option<String>,
     },
+    /// The judge has looked.
+    Judged {
+        /// What the verdict is about: [`State::since`].
+        since: Timestamp,
+        /// What it says.
+        conclusion: Conclusion,
+        /// On what evidence.
+        evidence: Why,
+        /// What follows from it.
+        rules: Rules,
+    },
+}
+
+/// What a verdict says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Conclusion {
+    /// The canary is worse than the tolerance.
+    Worse,
+    /// The canary is not worse than the tolerance.
+    NotWorse,
+    /// There is too little evidence for either.
+    Undecided,
+}
+
+impl Conclusion {
+    /// Returns `worse`, `not-worse` or `undecided`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Worse => "worse",
+            Self::NotWorse => "not-worse",
+            Self::Undecided => "undecided",
+        }
+    }
+}
+
+/// What follows from a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Whether a canary that is worse is left where it is.
+    pub pause: bool,
+    /// How long a step waits for evidence, once its time is over, before it is called stalled.
+    pub stalled_after: Duration,
 }
 
 /// What the control loop has to do for a step, in this order.
@@ -88,9 +167,11 @@ pub enum Event {
 pub enum Effect {
     /// Write the state down.
     Save,
+    /// Put the canary into quarantine.
+    Quarantine(Why),
     /// Write an entry to the audit log.
     Record {
-        /// `begin`, `set-weight`, `promote`, `roll-back` or `resume`.
+        /// `begin`, `set-weight`, `step`, `stall`, `pause`, `resume`, `promote`, `roll-back`, `abandon` or `change-plan`.
         action: &'static str,
         /// The state before, in words; empty where there was none.
         before: String,
@@ -112,19 +193,36 @@ pub enum Refused {
     Promoted,
     /// The rollout was rolled back.
     RolledBack(Why),
+    /// The rollout was given up.
+    Abandoned(Why),
     /// The canary is in quarantine.
-    Quarantined,
+    Quarantined(String),
     /// Stable and canary are the same version.
     Same,
+    /// Nothing moves that could be paused.
+    ByHand,
 }
 
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Refused {
+    /// Returns the refusal in words, with the command that helps.
+    pub fn explain(&self, rollout: &str) -> String {
         match self {
-            Self::Promoted => f.write_str("it is promoted: the canary serves everybody; roll it back first"),
-            Self::RolledBack(why) => write!(f, "it was rolled back ({why}); resume it first"),
-            Self::Quarantined => f.write_str("its canary is in quarantine; release the version first"),
-            Self::Same => f.write_str("its stable and canary are the same version; there is nothing to move"),
+            Self::Promoted => format!(
+                "it is promoted: the canary serves everybody; roll it back first: `lockgate rollout rollback {rollout}`"
+            ),
+            Self::RolledBack(why) => {
+                format!("it was rolled back ({why}); resume it first: `lockgate rollout resume {rollout}`")
+            }
+            Self::Abandoned(why) => format!(
+                "it was abandoned ({why}), which is its end; give it another canary in the file, or remove it there"
+            ),
+            Self::Quarantined(version) => format!(
+                "its canary is in quarantine; release the version first: `lockgate quarantine release {version}`"
+            ),
+            Self::Same => "its stable and canary are the same version; there is nothing to move".to_owned(),
+            Self::ByHand => format!(
+                "it has no steps, and moves only when somebody sets its weight: `lockgate rollout set {rollout} 5%`"
+            ),
         }
     }
 }
@@ -134,9 +232,19 @@ pub type Step = (State, Vec<Effect>);
 
 impl State {
     /// Returns the state of a rollout that the file has just brought.
-    pub fn begin(versions: Versions, weight: Weight, quarantined: Option<Why>, now: Timestamp) -> Step {
+    pub fn begin(versions: Versions, plan: &Plan, quarantined: Option<Why>, now: Timestamp) -> Step {
         let phase = quarantined.map_or(Phase::Ramping, |why| Phase::RolledBack { why });
-        let state = Self { versions, weight_in_file: weight, weight, phase, since: now };
+        let weight = plan.weight();
+        let state = Self {
+            versions,
+            weight_in_file: weight,
+            weight,
+            phase,
+            since: now,
+            climb: plan.climb(),
+            shadow: plan.shadow(),
+            paused: None,
+        };
         let why = state.why().cloned();
         let effects = vec![
             Effect::Save,
@@ -161,12 +269,22 @@ impl State {
         self.versions.stable == self.versions.canary
     }
 
-    /// Returns whether the state overlays the file.
+    /// Returns whether the file has steps or a shadow for it, and no weight.
+    pub fn moves_by_itself(&self) -> bool {
+        self.climb.is_some() || self.shadow.is_some()
+    }
+
+    /// Returns whether the state overlays the file. Climbing the file's steps does not.
     pub fn differs_from_file(&self) -> bool {
-        match self.phase {
-            Phase::Ramping => self.weight != self.weight_in_file,
-            Phase::Promoted => true,
-            Phase::RolledBack { .. } => self.weight_in_file != Weight::ZERO,
+        match (&self.phase, &self.climb) {
+            (Phase::Ramping, Some(climb)) => {
+                climb.current().is_some_and(|step| step.stage.weight() != self.weight) || self.paused.is_some()
+            }
+            (Phase::Ramping, None) => self.weight != self.weight_in_file,
+            (Phase::Promoted, _) => true,
+            (Phase::RolledBack { .. } | Phase::Abandoned { .. }, _) => {
+                self.weight_in_file != Weight::ZERO || self.moves_by_itself()
+            }
         }
     }
 
@@ -176,299 +294,106 @@ impl State {
             Phase::Ramping if self.moves_nothing() => Weight::ZERO,
             Phase::Ramping => self.weight,
             Phase::Promoted => Weight::FULL,
-            Phase::RolledBack { .. } => Weight::ZERO,
+            Phase::RolledBack { .. } | Phase::Abandoned { .. } => Weight::ZERO,
         }
     }
 
-    /// Returns the state in a word: `idle`, `ramping`, `promoted`, `rolled-back`.
+    /// Returns the share of the requests on which the canary runs beside stable; none where it is no shadow.
+    pub fn shadow_in_effect(&self) -> Option<Share> {
+        if !self.is_under_way() || self.weight != Weight::ZERO {
+            return None;
+        }
+        match self.climb.as_ref().and_then(Climb::current).map(|step| step.stage) {
+            Some(Stage::Shadow(sample)) => Some(sample),
+            Some(Stage::Weight(_)) => None,
+            None => self.shadow,
+        }
+    }
+
+    /// Returns how much of the step's time is left; none where it does not climb, or is paused.
+    pub fn hold_left(&self, now: Timestamp) -> Option<Duration> {
+        let step = self.climb.as_ref().filter(|_| self.is_under_way() && self.paused.is_none())?.current()?;
+        Some(step.hold().saturating_sub(self.lasted(now)))
+    }
+
+    /// Returns whether a verdict that the canary is not worse would move the rollout up now.
+    pub fn may_climb(&self, now: Timestamp) -> bool {
+        let ends = |climb: &Climb| climb.next(self.weight).is_some() || self.weight == Weight::FULL;
+        self.hold_left(now) == Some(Duration::ZERO) && self.climb.as_ref().is_some_and(ends)
+    }
+
+    /// Returns how long it has been as it is.
+    pub fn lasted(&self, now: Timestamp) -> Duration {
+        Duration::from_millis(now.millis().saturating_sub(self.since.millis()))
+    }
+
+    /// Returns whether the step waits for evidence for too long.
+    pub fn is_stalled(&self) -> bool {
+        self.is_under_way() && self.paused.is_none() && self.climb.as_ref().is_some_and(|climb| climb.stalled)
+    }
+
+    /// Returns the state in a word: `idle`, `shadowing`, `ramping`, `stalled`, `paused`, `promoted`, `rolled-back`,
+    /// `abandoned`.
     pub fn word(&self) -> &'static str {
         match self.phase {
-            Phase::Ramping if self.weight_in_effect() == Weight::ZERO => "idle",
+            Phase::Ramping if self.moves_nothing() => "idle",
+            Phase::Ramping if self.paused.is_some() => "paused",
+            Phase::Ramping if self.is_stalled() => "stalled",
+            Phase::Ramping if self.shadow_in_effect().is_some() => "shadowing",
+            Phase::Ramping if self.weight == Weight::ZERO => "idle",
             Phase::Ramping => "ramping",
             Phase::Promoted => "promoted",
             Phase::RolledBack { .. } => "rolled-back",
+            Phase::Abandoned { .. } => "abandoned",
         }
     }
 
-    /// Returns why it was rolled back, where it was.
+    /// Returns why it is paused, was rolled back or abandoned.
     pub fn why(&self) -> Option<&Why> {
         match &self.phase {
-            Phase::RolledBack { why } => Some(why),
-            Phase::Ramping | Phase::Promoted => None,
+            Phase::RolledBack { why } | Phase::Abandoned { why } => Some(why),
+            Phase::Ramping => self.paused.as_ref(),
+            Phase::Promoted => None,
         }
-    }
-
-    fn refusal(&self) -> Option<Refused> {
-        if self.moves_nothing() {
-            return Some(Refused::Same);
-        }
-        match &self.phase {
-            Phase::Ramping => None,
-            Phase::Promoted => Some(Refused::Promoted),
-            Phase::RolledBack { why } => Some(Refused::RolledBack(why.clone())),
-        }
-    }
-
-    fn moved(&self, action: &'static str, phase: Phase, weight: Weight, now: Timestamp) -> Step {
-        let next = Self { phase, weight, since: now, ..self.clone() };
-        let mut effects = vec![
-            Effect::Save,
-            Effect::Record { action, before: self.to_string(), after: next.to_string(), why: next.why().cloned() },
-        ];
-        if next.is_promoted() && !self.is_promoted() {
-            effects.push(Effect::Supersede);
-        }
-        effects.push(Effect::Swap);
-        (next, effects)
     }
 }
 
-/// In words: `ramping 5%`, `idle`, `promoted`, `rolled back: 5 calls failed within 30s`.
+/// In words: `ramping 5%`, `ramping 5%, step 2 of 4`, `idle`, `promoted`, `rolled back: 5 calls failed within 30s`.
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.phase {
-            Phase::Ramping if self.weight_in_effect() == Weight::ZERO => f.write_str("idle"),
-            Phase::Ramping => write!(f, "ramping {}", self.weight),
+            Phase::Ramping => {
+                f.write_str(self.word())?;
+                match self.shadow_in_effect() {
+                    _ if self.moves_nothing() => return Ok(()),
+                    Some(sample) => write!(f, " {sample}")?,
+                    None if self.word() == "idle" => {}
+                    None => write!(f, " {}", self.weight)?,
+                }
+                if let Some(climb) = &self.climb {
+                    let at = climb.current().map(|step| self.weight.cmp(&step.stage.weight()));
+                    let place = match at {
+                        Some(Ordering::Greater) => "after step",
+                        Some(Ordering::Less) => "before step",
+                        Some(Ordering::Equal) | None => "step",
+                    };
+                    write!(f, ", {place} {} of {}", climb.step + 1, climb.steps.len())?;
+                }
+                match &self.paused {
+                    Some(why) => write!(f, ": {why}"),
+                    None => Ok(()),
+                }
+            }
             Phase::Promoted => f.write_str("promoted"),
             Phase::RolledBack { why } => write!(f, "rolled back: {why}"),
+            Phase::Abandoned { why } => write!(f, "abandoned: {why}"),
         }
     }
 }
 
-/// Returns what becomes of a state when something happens. No effects mean that nothing had to change: asking twice for
-/// the same thing is no error, and leaves no trace.
-///
-/// # Errors
-///
-/// An event that the state does not allow; the state stays.
-pub fn step(state: &State, event: Event, now: Timestamp) -> Result<Step, Refused> {
-    match event {
-        Event::Declared { versions, weight, quarantined } => Ok(declared(state, versions, weight, quarantined, now)),
-        Event::SetWeight(weight) => match state.refusal() {
-            Some(refused) => Err(refused),
-            None if weight == state.weight => Ok((state.clone(), Vec::new())),
-            None => Ok(state.moved("set-weight", Phase::Ramping, weight, now)),
-        },
-        Event::Promote => match state.refusal() {
-            Some(Refused::Promoted) => Ok((state.clone(), Vec::new())),
-            Some(refused) => Err(refused),
-            None => Ok(state.moved("promote", Phase::Promoted, state.weight, now)),
-        },
-        Event::RollBack(why) => match state.refusal() {
-            // The first reason stays.
-            Some(Refused::RolledBack(_)) => Ok((state.clone(), Vec::new())),
-            Some(refused @ (Refused::Same | Refused::Quarantined)) => Err(refused),
-            Some(Refused::Promoted) | None => {
-                Ok(state.moved("roll-back", Phase::RolledBack { why }, state.weight, now))
-            }
-        },
-        Event::Resume { quarantined } => match state.refusal() {
-            None => Ok((state.clone(), Vec::new())),
-            Some(Refused::RolledBack(_)) if quarantined => Err(Refused::Quarantined),
-            Some(Refused::RolledBack(_)) => Ok(state.moved("resume", Phase::Ramping, state.weight, now)),
-            Some(refused) => Err(refused),
-        },
-    }
-}
-
-fn declared(state: &State, versions: Versions, weight: Weight, quarantined: Option<Why>, now: Timestamp) -> Step {
-    if versions != state.versions {
-        return State::begin(versions, weight, quarantined, now);
-    }
-    if weight == state.weight_in_file {
-        return (state.clone(), Vec::new());
-    }
-    // The weight that was set by hand was set over another one: the file's word is the newer.
-    let next = State { weight_in_file: weight, weight, ..state.clone() };
-    if next.phase == Phase::Ramping && state.weight != weight {
-        let (mut next, effects) = state.moved("set-weight", Phase::Ramping, weight, now);
-        next.weight_in_file = weight;
-        return (next, effects);
-    }
-    (next, vec![Effect::Save])
-}
-
-fn weight<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Weight, D::Error> {
-    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const NOW: Timestamp = Timestamp::from_millis(1_000);
-    const LATER: Timestamp = Timestamp::from_millis(2_000);
-
-    fn percent(text: &str) -> Weight {
-        text.parse().expect("a weight")
-    }
-
-    fn versions(stable: &str, canary: &str) -> Versions {
-        Versions { stable: stable.to_owned(), canary: canary.to_owned() }
-    }
-
-    fn begun() -> State {
-        State::begin(versions("v1", "v2"), percent("5%"), None, NOW).0
-    }
-
-    fn person() -> Why {
-        Why::Person { by: "cli by uid 1000".to_owned(), reason: None }
-    }
-
-    fn failures() -> Why {
-        Why::Failures { failures: 5, window_ms: 30_000 }
-    }
-
-    fn after(state: &State, event: Event) -> State {
-        step(state, event, LATER).expect("the event is allowed").0
-    }
-
-    fn declare(stable: &str, canary: &str, weight: &str) -> Event {
-        Event::Declared { versions: versions(stable, canary), weight: percent(weight), quarantined: None }
-    }
-
-    #[test]
-    fn a_rollout_begins_with_the_files_weight() {
-        let state = begun();
-        assert_eq!(state.to_string(), "ramping 5%");
-        assert!(state.is_under_way() && !state.differs_from_file());
-    }
-
-    #[test]
-    fn a_weight_set_by_hand_overlays_the_file_until_the_files_weight_changes() {
-        let set = after(&begun(), Event::SetWeight(percent("20%")));
-        assert!(set.differs_from_file());
-        let same_file = after(&set, declare("v1", "v2", "5%"));
-        assert_eq!(same_file.weight, percent("20%"));
-        let other_weight = after(&set, declare("v1", "v2", "10%"));
-        assert_eq!(other_weight.weight, percent("10%"));
-        assert!(!other_weight.differs_from_file());
-    }
-
-    #[test]
-    fn a_promotion_overlays_the_file_until_a_digest_changes() {
-        let promoted = after(&begun(), Event::Promote);
-        assert_eq!(promoted.weight_in_effect(), Weight::FULL);
-        assert!(after(&promoted, declare("v1", "v2", "10%")).is_promoted());
-        assert_eq!(after(&promoted, declare("v1", "v3", "5%")).to_string(), "ramping 5%");
-        assert_eq!(after(&promoted, declare("v2", "v3", "5%")).to_string(), "ramping 5%");
-    }
-
-    #[test]
-    fn a_rolled_back_rollout_goes_on_with_the_weight_it_had() {
-        let set = after(&begun(), Event::SetWeight(percent("20%")));
-        let back = after(&set, Event::RollBack(person()));
-        assert_eq!(back.weight_in_effect(), Weight::ZERO);
-        assert_eq!(after(&back, Event::Resume { quarantined: false }).to_string(), "ramping 20%");
-        assert_eq!(step(&back, Event::Resume { quarantined: true }, LATER), Err(Refused::Quarantined));
-        assert_eq!(step(&back, Event::SetWeight(percent("1%")), LATER), Err(Refused::RolledBack(person())));
-        assert_eq!(step(&back, Event::Promote, LATER), Err(Refused::RolledBack(person())));
-    }
-
-    #[test]
-    fn the_first_reason_of_a_rollback_stays() {
-        let back = after(&begun(), Event::RollBack(failures()));
-        let (again, effects) = step(&back, Event::RollBack(person()), LATER).expect("asking twice is allowed");
-        assert_eq!((again.why(), effects), (Some(&failures()), Vec::new()));
-    }
-
-    #[test]
-    fn a_canary_in_quarantine_begins_rolled_back() {
-        let (state, _) = State::begin(versions("v1", "v2"), percent("5%"), Some(failures()), NOW);
-        assert_eq!(state.to_string(), "rolled back: 5 calls failed within 30s");
-    }
-
-    #[test]
-    fn a_rollout_whose_canary_became_stable_moves_nothing() {
-        let state = after(&begun(), declare("v2", "v2", "5%"));
-        assert!(!state.is_under_way());
-        assert_eq!(step(&state, Event::Promote, LATER), Err(Refused::Same));
-    }
-
-    #[test]
-    fn a_promotion_supersedes_stable_and_a_rollback_supersedes_nothing() {
-        let (promoted, effects) = step(&begun(), Event::Promote, LATER).expect("a ramping rollout");
-        assert!(effects.contains(&Effect::Supersede));
-        let (_, effects) = step(&promoted, Event::RollBack(person()), LATER).expect("a promoted rollout");
-        assert!(!effects.contains(&Effect::Supersede));
-    }
-
-    #[test]
-    fn a_state_is_read_back_as_it_was_written() {
-        let set = after(&begun(), Event::SetWeight(percent("0.01%")));
-        for state in [begun(), after(&set, Event::Promote), after(&set, Event::RollBack(failures())), set] {
-            let text = serde_json::to_string(&state).expect("a state is JSON");
-            assert_eq!(serde_json::from_str::<State>(&text).expect("it was just written"), state, "{text}");
-        }
-    }
-
-    fn check_invariants(before: &State, event: &Event, outcome: &Result<Step, Refused>) -> Result<(), TestCaseError> {
-        let Ok((after, effects)) = outcome else {
-            prop_assert!(!matches!(event, Event::Declared { .. }), "the file's word is never refused");
-            return Ok(());
-        };
-        // Nothing moves without being saved and recorded first, and nothing is recorded that did not happen.
-        prop_assert_eq!(before == after, effects.is_empty());
-        prop_assert!(effects.is_empty() || effects[0] == Effect::Save);
-        let recorded = effects.iter().any(|effect| matches!(effect, Effect::Record { .. }));
-        let swapped = effects.last() == Some(&Effect::Swap);
-        prop_assert_eq!(recorded, swapped);
-        if before.weight_in_effect() != after.weight_in_effect() || before.versions != after.versions {
-            prop_assert!(swapped, "requests moved without a swap");
-        }
-        // Only an event of the kind may promote, and what was promoted is saved from the file's weight.
-        if after.is_promoted() && !before.is_promoted() {
-            prop_assert_eq!(event, &Event::Promote);
-        }
-        if after.phase == Phase::Ramping && !matches!(before.phase, Phase::Ramping) {
-            let restarted = matches!(event, Event::Declared { versions, .. } if *versions != before.versions);
-            prop_assert!(restarted || *event == (Event::Resume { quarantined: false }), "started anew by {:?}", event);
-        }
-        match event {
-            // The quarantine always has its way.
-            Event::RollBack(_) => prop_assert!(after.weight_in_effect() == Weight::ZERO),
-            Event::Declared { versions, weight, quarantined } => {
-                prop_assert_eq!(&after.versions, versions);
-                prop_assert_eq!(after.weight_in_file, *weight);
-                if *versions != before.versions {
-                    prop_assert_eq!(after.is_under_way(), quarantined.is_none() && !after.moves_nothing());
-                    prop_assert_eq!(after.weight, *weight);
-                }
-            }
-            _ => prop_assert_eq!(&after.versions, &before.versions),
-        }
-        Ok(())
-    }
-
-    fn event() -> impl Strategy<Value = Event> {
-        let weight = (0_u16..=10_000).prop_map(|points| Weight::from_basis_points(points).expect("in range"));
-        let some_weight = prop_oneof![Just(Weight::ZERO), Just(Weight::FULL), weight];
-        let name = prop_oneof![Just("v1"), Just("v2"), Just("v3")];
-        prop_oneof![
-            (name.clone(), name, some_weight.clone(), any::<bool>()).prop_map(|(stable, canary, weight, bad)| {
-                Event::Declared { versions: versions(stable, canary), weight, quarantined: bad.then(failures) }
-            }),
-            some_weight.prop_map(Event::SetWeight),
-            Just(Event::Promote),
-            Just(Event::RollBack(person())),
-            Just(Event::RollBack(failures())),
-            any::<bool>().prop_map(|quarantined| Event::Resume { quarantined }),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn invariants_hold_after_any_events(events in prop::collection::vec(event(), 0..60)) {
-            let mut state = begun();
-            for (n, event) in events.into_iter().enumerate() {
-                let now = Timestamp::from_millis(2_000 + n as u64);
-                let outcome = step(&state, event.clone(), now);
-                check_invariants(&state, &event, &outcome)?;
-                if let Ok((next, _)) = outcome {
-                    state = next;
-                }
-            }
-        }
+/// Writes a step's time for people: `hold 5m`.
+impl fmt::Display for PlanStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} for {}", self.stage, format_duration(self.hold()))
     }
 }

@@ -13,6 +13,7 @@ use lockgate_config::model::{Coding, FailureMode, Hsts, ListenAddress, Listener,
 use crate::control::upstream::Upstream;
 use crate::control::version::Version;
 use crate::metrics::{ListenerSeries, Metrics, RouteSeries, TrackSeries};
+use crate::proxy::counts::Counts;
 use crate::proxy::route::Router;
 use crate::proxy::split::Split;
 use crate::shadow::Shadow;
@@ -99,6 +100,8 @@ pub struct Rollout {
     pub split: Split,
     /// Requests by track, in the order of [`Track`].
     pub requests: Arc<TrackSeries>,
+    /// What its guard watches; none where nobody judges it.
+    pub counts: Option<Arc<Counts>>,
 }
 
 /// A route, with everything that its requests need.
@@ -158,6 +161,11 @@ pub struct Pair<T> {
 }
 
 impl<T> Pair<T> {
+    /// Returns the slot of the rollout that moves it, while one is under way.
+    pub fn slot(&self) -> Option<u8> {
+        self.canary.as_ref().map(|(slot, _)| *slot)
+    }
+
     /// Returns the version for a request's tracks, and which track that is.
     pub fn on(&self, tracks: Tracks) -> (&Arc<T>, Track) {
         match &self.canary {

@@ -6,6 +6,7 @@
 //!   of its content; the newest whole one counts. A corrupted one is set aside as `rollouts.json.corrupt-<time>`.
 //! - `components/<sha256>.wasm`: copies of the components of versions that may be needed when their file has long been
 //!   replaced.
+//! - `evidence.json`: what is known about the canaries that are judged.
 //! - `lock`: held by the one process that decides.
 //!
 //! Settings may hold secrets: the directory's mode is 0700, the files' 0600.
@@ -19,6 +20,7 @@ use std::sync::Arc;
 
 use lockgate_config::units::Secret;
 use lockgate_host::{Digest, Grants, VersionId};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_128;
@@ -137,6 +139,9 @@ pub struct Store {
     lock: Option<File>,
 }
 
+/// What the judges know. One copy, without a checksum: what is lost of it is gathered again.
+const EVIDENCE: &str = "evidence.json";
+
 /// The names of the two copies.
 const COPIES: [&str; 2] = ["rollouts.json", "rollouts.json.1"];
 
@@ -241,6 +246,32 @@ impl Store {
             tracing::warn!(%error, "the state has no second copy");
         }
         Ok(())
+    }
+
+    /// Writes what is known about the rollouts under way, and returns when it is on disk.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub fn save_evidence(&self, text: &[u8]) -> Result<(), StoreError> {
+        self.write(&self.dir.join(EVIDENCE), text)
+    }
+
+    /// Returns what was known about the rollouts under way; nothing where it was not written, or cannot be read: evidence can
+    /// be gathered again.
+    pub fn evidence<T: DeserializeOwned + Default>(&self) -> T {
+        let text = match fs::read(self.dir.join(EVIDENCE)) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return T::default(),
+            Err(error) => {
+                tracing::warn!(%error, "the evidence of the rollouts cannot be read, and is gathered anew");
+                return T::default();
+            }
+        };
+        serde_json::from_slice(&text).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the evidence of the rollouts cannot be read, and is gathered anew");
+            T::default()
+        })
     }
 
     /// Keeps a copy of a component.
@@ -392,7 +423,8 @@ mod tests {
     fn saved(weight: &str) -> Saved {
         let versions = rollout::Versions { stable: "v1".to_owned(), canary: "v2".to_owned() };
         let weight = weight.parse().expect("a weight");
-        let (state, _) = rollout::State::begin(versions, weight, None, Timestamp::from_millis(1));
+        let (state, _) =
+            rollout::State::begin(versions, &rollout::Plan::ByHand(weight), None, Timestamp::from_millis(1));
         let why = Why::Failures { failures: 5, window_ms: 30_000 };
         Saved {
             rollouts: [("auth-1.5".to_owned(), state)].into(),

@@ -15,12 +15,14 @@ use crate::control::choose::{self, Loaded, barred, state};
 use crate::control::drain::DrainingView;
 use crate::control::explain;
 use crate::control::history::Latency;
+use crate::control::judging::Looked;
 use crate::control::quarantine::Entry;
 use crate::control::rollout::State;
 use crate::control::snapshot::Snapshot;
 use crate::control::state::Saved;
 use crate::control::time::Timestamp;
 use crate::control::version::{Version, label_of};
+use crate::control::why::{self, StepView};
 use crate::metrics::{CallSummary, VersionSeries};
 use crate::track::Track;
 
@@ -212,9 +214,9 @@ pub struct RolloutView {
     pub name: String,
     /// `filter auth` or `upstream app`.
     pub subject: String,
-    /// `idle`, `ramping`, `promoted` or `rolled-back`.
+    /// `idle`, `shadowing`, `ramping`, `stalled`, `paused`, `promoted`, `rolled-back` or `abandoned`.
     pub state: &'static str,
-    /// Why it was rolled back.
+    /// Why it is paused, was rolled back or abandoned.
     pub why: Option<String>,
     /// Since when it has been so, as RFC 3339 in UTC.
     #[schema(value_type = String)]
@@ -229,6 +231,20 @@ pub struct RolloutView {
     pub stable: String,
     /// The canary's label, or the upstream's name.
     pub canary: String,
+    /// The label of the version that serves everybody, or the upstream's name; none while requests are split.
+    pub serving: Option<String>,
+    /// The step under way, from 1; none without steps.
+    pub step: Option<usize>,
+    /// The steps in the file.
+    pub steps: Vec<StepView>,
+    /// What is left of the time of the step under way; none where it does not climb by itself.
+    pub hold_left_seconds: Option<f64>,
+    /// What the judge said when it looked last: `worse`, `not-worse` or `undecided`; none where nobody judges it.
+    pub verdict: Option<&'static str>,
+    /// `local`, or `external` where it never moves by itself.
+    pub decider: &'static str,
+    /// What it shares with the rollouts that it moves together with.
+    pub link: Option<String>,
     /// What is hashed, in order of preference: `header x-user-id`, `client_ip`.
     pub key: Vec<String>,
     /// What is hashed with it.
@@ -273,7 +289,13 @@ pub(super) struct Published {
 }
 
 impl Published {
-    pub(super) fn status(&self, started: Instant, current: &Snapshot, host: &Host) -> Status {
+    pub(super) fn status(
+        &self,
+        started: Instant,
+        current: &Snapshot,
+        host: &Host,
+        looked: &BTreeMap<String, Looked>,
+    ) -> Status {
         let config = &self.loaded.facts.config;
         let cache = host.cache().stats();
         Status {
@@ -285,7 +307,9 @@ impl Published {
             routes: config.routes.iter().map(|route| self.route(route)).collect(),
             filters: (0..config.filters.len()).map(|index| self.filter(index)).collect(),
             upstreams: (0..config.upstreams.len()).map(|index| self.upstream(index)).collect(),
-            rollouts: (0..config.rollouts.len()).filter_map(|index| self.rollout(index, current)).collect(),
+            rollouts: (0..config.rollouts.len())
+                .filter_map(|index| self.rollout(index, current, Some(looked)))
+                .collect(),
             quarantine: self.saved.quarantine.entries().map(quarantine).collect(),
             draining: self.draining.lock().clone(),
             cache: CacheView {
@@ -297,7 +321,12 @@ impl Published {
         }
     }
 
-    pub(super) fn rollout(&self, index: usize, current: &Snapshot) -> Option<RolloutView> {
+    pub(super) fn rollout(
+        &self,
+        index: usize,
+        current: &Snapshot,
+        looked: Option<&BTreeMap<String, Looked>>,
+    ) -> Option<RolloutView> {
         let facts = &self.loaded.facts;
         let rollout = &facts.config.rollouts[index];
         let state = state(facts, &self.saved, index)?;
@@ -318,7 +347,23 @@ impl Published {
             stable: known.requests.count(Track::Stable),
             canary: known.requests.count(Track::Canary),
         });
+        let looked = looked.and_then(|looked| looked.get(&*rollout.name));
+        let serving = match (state.is_under_way(), state.is_promoted()) {
+            (true, _) => None,
+            (false, true) => Some(canary.clone()),
+            (false, false) => Some(stable.clone()),
+        };
         Some(RolloutView {
+            serving,
+            step: why::step(state),
+            steps: why::steps(state),
+            hold_left_seconds: state.hold_left(Timestamp::now()).map(|left| left.as_secs_f64()),
+            verdict: looked.filter(|looked| looked.since == state.since).map(|looked| looked.conclusion.as_str()),
+            decider: match rollout.decider {
+                model::Decider::Local => "local",
+                model::Decider::External => "external",
+            },
+            link: rollout.link.as_ref().map(ToString::to_string),
             name: rollout.name.to_string(),
             subject,
             state: state.word(),

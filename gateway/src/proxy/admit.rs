@@ -223,9 +223,14 @@ pub fn route_and_split(session: &Session, context: &mut Context) -> Result<(), R
     // Every rollout that the request can meet is decided here, once, so that neither a filter nor a retry changes it.
     for (slot, rollout) in (0..).zip(&*route.rollouts) {
         if let Some(rollout) = snapshot.rollouts.get(*rollout) {
-            let track = rollout.split.decide(&attributes).track;
-            rollout.requests.record(track);
-            context.tracks.set(slot, track);
+            let decision = rollout.split.decide(&attributes);
+            rollout.requests.record(decision.track);
+            context.tracks.set(slot, decision.track);
+            if let (Some(counts), Some(key)) = (&rollout.counts, decision.hash)
+                && counts.admit(key, context.started)
+            {
+                context.counted.insert(slot);
+            }
         }
     }
     let too_long = match (snapshot.limits.body, declared_length(request)) {

@@ -46,6 +46,8 @@ pub struct Step {
     pub outcome: Option<&'static str>,
     /// Time spent in its calls.
     pub spent: Duration,
+    /// Linear memory of its instance, when that was given back.
+    pub memory_bytes: u64,
 }
 
 /// What a chain decided about a request.
@@ -300,7 +302,9 @@ impl Chain {
     /// Gives the instances back: to their pools, or to be dropped.
     pub fn leave(&mut self) {
         for step in &mut self.steps {
-            step.instance = None;
+            if let Some(mut instance) = step.instance.take() {
+                step.memory_bytes = instance.get_mut().memory_bytes();
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use crate::proxy::arrival::{Arrival, Tunnel};
 use crate::proxy::chain::Chain;
 use crate::proxy::compress::Compression;
 use crate::proxy::fault::Fault;
-use crate::track::{Track, Tracks};
+use crate::track::{Slots, Track, Tracks};
 
 /// A request.
 #[derive(Debug)]
@@ -38,6 +38,8 @@ pub struct Context {
     pub route: Option<usize>,
     /// The tracks in the route's rollouts, decided once.
     pub tracks: Tracks,
+    /// The rollouts whose guard counts it.
+    pub counted: Slots,
     /// Where it is in the route's chain.
     pub chain: Chain,
     /// What filters see; none on a route without filters. Boxed, since it moves into a filter's store and back.
@@ -94,6 +96,8 @@ pub struct Attempt {
     pub number: u32,
     /// When it began.
     pub started: Instant,
+    /// Status of the response; 0 before there is one.
+    pub status: u16,
     /// Time to the header of the response.
     pub header_after: Option<Duration>,
 }
@@ -137,6 +141,7 @@ impl Context {
             arrival: None,
             route: None,
             tracks: Tracks::default(),
+            counted: Slots::default(),
             chain: Chain::default(),
             exchange: None,
             body: RequestBody::default(),

@@ -87,6 +87,8 @@ pub struct Decision {
     pub track: Track,
     /// The key's bucket; none where no key was hashed.
     pub bucket: Option<Bucket>,
+    /// The key's hash, of which the bucket is made; none where no key was hashed.
+    pub hash: Option<u64>,
     /// What decided.
     pub why: Why,
 }
@@ -134,7 +136,14 @@ impl Split {
 
     /// Returns the bucket of a key.
     pub fn bucket_of(&self, key: &[u8]) -> Bucket {
-        let hash = xxh3_64_with_seed(key, self.seed);
+        Self::bucket(self.hash_of(key))
+    }
+
+    fn hash_of(&self, key: &[u8]) -> u64 {
+        xxh3_64_with_seed(key, self.seed)
+    }
+
+    fn bucket(hash: u64) -> Bucket {
         // The high bits of a product, not a remainder: no bias, and no division.
         let bucket = (u128::from(hash) * u128::from(BUCKETS)) >> 64;
         Bucket(u16::try_from(bucket).unwrap_or(BUCKETS - 1))
@@ -148,30 +157,32 @@ impl Split {
     /// Decides the track of a request. Allocates nothing.
     pub fn decide(&self, request: &Attributes<'_>) -> Decision {
         if let Some(track) = self.asked_for(request) {
-            return Decision { track, bucket: None, why: Why::Override };
+            return Decision { track, bucket: None, hash: None, why: Why::Override };
         }
         for (index, key) in self.keys.iter().enumerate() {
-            let bucket = match key {
+            let hash = match key {
                 Key::Header(name) => request
                     .headers
                     .get(name)
                     .map(http::HeaderValue::as_bytes)
                     .filter(|value| !value.is_empty())
-                    .map(|value| self.bucket_of(value)),
-                Key::Cookie(name) => cookie(request.headers, name).map(|v| self.bucket_of(v)),
-                Key::Query(name) => parameter(request.query, name).map(|v| self.bucket_of(v)),
-                Key::ClientIp => Some(self.bucket_of_address(request.client)),
-                Key::Path => Some(self.bucket_of(request.path.as_bytes())),
+                    .map(|value| self.hash_of(value)),
+                Key::Cookie(name) => cookie(request.headers, name).map(|v| self.hash_of(v)),
+                Key::Query(name) => parameter(request.query, name).map(|v| self.hash_of(v)),
+                Key::ClientIp => Some(self.hash_of_address(request.client)),
+                Key::Path => Some(self.hash_of(request.path.as_bytes())),
             };
-            if let Some(bucket) = bucket {
-                return Decision { track: self.track_of(bucket), bucket: Some(bucket), why: Why::Key(index) };
+            if let Some(hash) = hash {
+                let bucket = Self::bucket(hash);
+                let track = self.track_of(bucket);
+                return Decision { track, bucket: Some(bucket), hash: Some(hash), why: Why::Key(index) };
             }
         }
-        Decision { track: Track::Stable, bucket: None, why: Why::NoKey }
+        Decision { track: Track::Stable, bucket: None, hash: None, why: Why::NoKey }
     }
 
-    /// Returns the bucket of an address: of its text, so that it can be asked for by hand.
-    fn bucket_of_address(&self, address: IpAddr) -> Bucket {
+    /// Returns the hash of an address: of its text, so that its bucket can be asked for by hand.
+    fn hash_of_address(&self, address: IpAddr) -> u64 {
         // The longest address in text has 45 characters.
         let mut text = [0_u8; 48];
         let mut rest = &mut text[..];
@@ -179,7 +190,7 @@ impl Split {
             Ok(()) => 48 - rest.len(),
             Err(_) => 0,
         };
-        self.bucket_of(&text[..written])
+        self.hash_of(&text[..written])
     }
 
     fn asked_for(&self, request: &Attributes<'_>) -> Option<Track> {

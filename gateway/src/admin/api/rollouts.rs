@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use super::{Caller, ControlPlane, read};
 use crate::admin::problem::Problem;
 use crate::control::status::{QuarantineView, RolloutView};
-use crate::control::{Asked, Explanation, Refusal};
+use crate::control::{Asked, CountsView, Explanation, Refusal, WhyView};
 use crate::shadow::tally::ShadowView;
 
 /// The rollouts
@@ -119,9 +119,75 @@ pub(super) async fn roll_back(
     Ok(Json(control.roll_back(&name, why, actor).await?))
 }
 
-/// Take a rolled-back rollout up again
+/// Abandon a rollout
 ///
-/// With the weight that it had.
+/// Stable serves everybody, and that is its end: it begins anew only when the file names other versions.
+#[utoipa::path(
+    post, path = "/api/v1/rollouts/{rollout}/abandon", tag = "rollouts",
+    params(("rollout" = String, Path, description = "Its name")), request_body(content = Option<Reason>),
+    responses((status = 200, body = RolloutView), (status = 404, body = Problem), (status = 409, body = Problem))
+)]
+pub(super) async fn abandon(
+    ControlPlane(control): ControlPlane,
+    Caller(actor): Caller,
+    Path(name): Path<String>,
+    body: Bytes,
+) -> Result<Json<RolloutView>, Problem> {
+    let Reason { why } = if body.is_empty() { Reason::default() } else { read(&body)? };
+    Ok(Json(control.abandon(&name, why, actor).await?))
+}
+
+/// Pause a rollout
+///
+/// It climbs no further until it is resumed; its guard still takes it back.
+#[utoipa::path(
+    post, path = "/api/v1/rollouts/{rollout}/pause", tag = "rollouts",
+    params(("rollout" = String, Path, description = "Its name")), request_body(content = Option<Reason>),
+    responses((status = 200, body = RolloutView), (status = 404, body = Problem), (status = 409, body = Problem))
+)]
+pub(super) async fn pause(
+    ControlPlane(control): ControlPlane,
+    Caller(actor): Caller,
+    Path(name): Path<String>,
+    body: Bytes,
+) -> Result<Json<RolloutView>, Problem> {
+    let Reason { why } = if body.is_empty() { Reason::default() } else { read(&body)? };
+    Ok(Json(control.pause(&name, why, actor).await?))
+}
+
+/// Why a rollout is where it is
+///
+/// Its steps, what is left of the one under way, and what the judge knows: numbers, and sentences.
+#[utoipa::path(
+    get, path = "/api/v1/rollouts/{rollout}/why", tag = "rollouts",
+    params(("rollout" = String, Path, description = "Its name")),
+    responses((status = 200, body = WhyView), (status = 404, body = Problem))
+)]
+pub(super) async fn why(
+    ControlPlane(control): ControlPlane,
+    Path(name): Path<String>,
+) -> Result<Json<WhyView>, Problem> {
+    Ok(Json(control.why(&name)?))
+}
+
+/// What was counted of a rollout
+///
+/// For a decider elsewhere, which adds up the counts of all gateways and sets the weight on each.
+#[utoipa::path(
+    get, path = "/api/v1/rollouts/{rollout}/counts", tag = "rollouts",
+    params(("rollout" = String, Path, description = "Its name")),
+    responses((status = 200, body = CountsView), (status = 404, body = Problem))
+)]
+pub(super) async fn counts(
+    ControlPlane(control): ControlPlane,
+    Path(name): Path<String>,
+) -> Result<Json<CountsView>, Problem> {
+    Ok(Json(control.counts(&name)?))
+}
+
+/// Resume a rollout
+///
+/// Lets a paused one go on, and takes a rolled-back one up again, with the weight that it had.
 #[utoipa::path(
     post, path = "/api/v1/rollouts/{rollout}/resume", tag = "rollouts",
     params(("rollout" = String, Path, description = "Its name")),

@@ -89,6 +89,8 @@ pub(super) struct ReloadAnswer {
     loaded: usize,
     /// Versions of filters that were kept.
     reused: usize,
+    /// What is right in the file, and hardly meant so.
+    warnings: Vec<String>,
 }
 
 /// Reload the configuration
@@ -104,11 +106,12 @@ pub(super) async fn reload(
     Caller(actor): Caller,
 ) -> Result<Json<ReloadAnswer>, Problem> {
     Ok(Json(match control.reload(Cause::Api, actor).await? {
-        Reloaded::Swapped { generation, loaded, reused } => {
-            ReloadAnswer { outcome: "swapped", generation, loaded, reused }
+        Reloaded::Swapped { generation, loaded, reused, warnings } => {
+            ReloadAnswer { outcome: "swapped", generation, loaded, reused, warnings }
         }
         Reloaded::Unchanged => {
-            ReloadAnswer { outcome: "unchanged", generation: control.status().generation, loaded: 0, reused: 0 }
+            let generation = control.status().generation;
+            ReloadAnswer { outcome: "unchanged", generation, loaded: 0, reused: 0, warnings: Vec::new() }
         }
     }))
 }

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use lockgate_config::model::FilterPolicy;
+use lockgate_config::model::{Decider, FilterPolicy, RolloutSubject};
 use lockgate_host::VersionId;
 
 use super::{Decision, Event, Keeper, blocking, job, unknown_rollout};
 use crate::control::audit::AuditEntry;
 use crate::control::choose::{self, fallbacks, remember};
+use crate::control::facts::Facts;
 use crate::control::quarantine::{Entry, Why};
 use crate::control::reconcile::{enter, entry, quarantined_canary};
-use crate::control::rollout::{self, Effect, step};
+use crate::control::rollout::{self, Effect, Step, step};
 use crate::control::time::Timestamp;
 use crate::control::version::{Failing, Version, label_of};
 use crate::control::{Actor, Refusal, RolloutView};
@@ -21,38 +22,109 @@ impl Keeper {
             return Err(Refusal::HandedOver);
         }
         let facts = Arc::clone(&self.loaded.facts);
-        let found = facts.rollout(name).and_then(|index| Some((index, choose::state(&facts, &self.saved, index)?)));
-        let Some((index, state)) = found else { return Err(unknown_rollout(&facts, name)) };
-        let event = match decision {
-            Decision::SetWeight(weight) => rollout::Event::SetWeight(weight),
-            Decision::Promote => rollout::Event::Promote,
-            Decision::RollBack(why) => rollout::Event::RollBack(why),
-            Decision::Resume => {
-                rollout::Event::Resume { quarantined: quarantined_canary(&facts, &self.saved, index).is_some() }
-            }
-        };
+        let Some(index) = facts.rollout(name) else { return Err(unknown_rollout(&facts, name)) };
         let now = Timestamp::now();
-        let (state, effects) =
-            step(state, event, now).map_err(|refused| Refusal::NotAllowed { rollout: name.to_owned(), refused })?;
-        let swap = effects.contains(&Effect::Swap);
-        if !effects.is_empty() {
-            let superseding = effects.contains(&Effect::Supersede);
-            let mut next = self.saved.clone();
-            let mut entries = Vec::new();
-            enter(&mut next, &mut entries, name, (state, effects), &by, now);
-            remember(&facts, &mut next, superseding, now);
-            self.commit(&next, entries).await?;
-            self.saved = next;
+        let mut moves = Vec::new();
+        for member in facts.linked(index) {
+            let Some(state) = choose::state(&facts, &self.saved, member) else { continue };
+            let event = self.event(&facts, member, &decision, &by);
+            match step(state, event, now) {
+                Ok(step) => moves.push((member, step)),
+                Err(refused) if member == index => {
+                    return Err(Refusal::NotAllowed { rollout: name.to_owned(), refused });
+                }
+                // Linked ones move along as far as they can: one may have been promoted before.
+                Err(_) => {}
+            }
         }
+        self.make(moves, &by, now).await?;
+        let view = self.published.read().rollout(index, &self.cell.current(), Some(&self.looked.read()));
+        view.ok_or_else(|| unknown_rollout(&facts, name))
+    }
+
+    fn event(&self, facts: &Facts, index: usize, decision: &Decision, by: &Actor) -> rollout::Event {
+        let person = |reason: Option<&str>| Why::Person { by: by.to_string(), reason: reason.map(ToOwned::to_owned) };
+        match decision {
+            Decision::SetWeight(weight) => {
+                let local = facts.config.rollouts[index].decider == Decider::Local;
+                let pausing = local.then(|| person(Some(&format!("set the weight to {weight}"))));
+                rollout::Event::SetWeight { weight: *weight, pausing }
+            }
+            Decision::Promote => rollout::Event::Promote,
+            Decision::RollBack(why) => rollout::Event::RollBack(person(why.as_deref())),
+            Decision::Abandon(why) => rollout::Event::Abandon(person(why.as_deref())),
+            Decision::Pause(why) => rollout::Event::Pause(person(why.as_deref())),
+            Decision::Resume => {
+                let quarantined = quarantined_canary(facts, &self.saved, index).and(facts.canaries[index].as_ref());
+                rollout::Event::Resume { quarantined: quarantined.map(|canary| label_of(canary).to_string()) }
+            }
+        }
+    }
+
+    /// Makes moves that are allowed: all of them, or none.
+    ///
+    /// # Errors
+    ///
+    /// The state cannot be written. A version that is to stay away goes all the same: users come first, and a canary that
+    /// is worse does not go on serving because a disk is full.
+    pub(super) async fn make(&mut self, moves: Vec<(usize, Step)>, by: &Actor, now: Timestamp) -> Result<(), Refusal> {
+        let facts = Arc::clone(&self.loaded.facts);
+        let mut next = self.saved.clone();
+        let mut entries = Vec::new();
+        let (mut moved, mut swap, mut superseding, mut urgent) = (Vec::new(), false, false, false);
+        for (index, step) in moves {
+            let name = &facts.config.rollouts[index].name;
+            swap |= step.1.contains(&Effect::Swap);
+            superseding |= step.1.contains(&Effect::Supersede);
+            let actions = step.1.iter().filter_map(|effect| match effect {
+                Effect::Record { action, .. } => Some(*action),
+                _ => None,
+            });
+            moved.extend(actions.map(|action| (Arc::clone(name), action)));
+            for why in step.1.iter().filter_map(|effect| match effect {
+                Effect::Quarantine(why) => Some(why),
+                _ => None,
+            }) {
+                urgent = true;
+                let (Some(canary), RolloutSubject::Filter { filter, .. }) =
+                    (facts.canaries[index], &facts.config.rollouts[index].subject)
+                else {
+                    continue;
+                };
+                let filter = facts.config.filters[*filter].name.to_string();
+                let subject = format!("filter {filter} {}", label_of(&canary));
+                if next.quarantine.add(Entry { filter, version: canary, why: why.clone(), since: now }) {
+                    entries.push(AuditEntry {
+                        why: Some(why.clone()),
+                        ..entry(by, "quarantine", &subject, "", "in quarantine")
+                    });
+                }
+            }
+            enter(&mut next, &mut entries, name, step, by, now);
+        }
+        if next == self.saved && entries.is_empty() {
+            return Ok(());
+        }
+        remember(&facts, &mut next, superseding, now);
+        match self.commit(&next, entries).await {
+            Ok(()) => {}
+            Err(refusal) if urgent => {
+                tracing::error!(error = %refusal, "the rollback holds, but is lost with this process");
+            }
+            Err(refusal) => return Err(refusal),
+        }
+        let before = std::mem::replace(&mut self.saved, next);
         if swap {
             self.swap();
-            self.show_metrics(&facts, &self.saved);
-            self.publish();
-            let state = choose::state(&facts, &self.saved, index).map(ToString::to_string).unwrap_or_default();
-            tracing::info!(rollout = name, %by, %state, generation = self.generation, "rollout moved");
         }
-        let view = self.published.read().rollout(index, &self.cell.current());
-        view.ok_or_else(|| unknown_rollout(&facts, name))
+        self.show_metrics(&facts, &before);
+        self.publish();
+        for (name, action) in moved {
+            let state = self.saved.rollouts.get(&*name).map(ToString::to_string).unwrap_or_default();
+            self.tools.metrics.decided(&name, action);
+            tracing::info!(rollout = %name, action, %by, %state, generation = self.generation, "rollout moved");
+        }
+        Ok(())
     }
 
     pub(super) async fn quarantine(&mut self, failing: Failing) {

@@ -16,6 +16,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::blocking;
 use crate::control::choose::{Loaded, fallbacks, named};
 use crate::control::facts::{Facts, spec};
+use crate::control::judging::Counters;
 use crate::control::reconcile::reconcile;
 use crate::control::reload::Draft;
 use crate::control::state::{Kept, Saved, Store};
@@ -36,6 +37,7 @@ pub(super) struct Tools {
     pub(super) host: Arc<Host>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) shadows: Arc<Shadows>,
+    pub(super) counters: Arc<Counters>,
     pub(super) store: Arc<Mutex<Store>>,
     pub(super) bind: Bind,
     pub(super) progress: Arc<dyn Progress + Send + Sync>,
