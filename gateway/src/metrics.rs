@@ -391,7 +391,7 @@ impl Metrics {
                 },
             })
         });
-        let failures = lockgate_host::CallErrorKind::ALL
+        let failures = lockgate_host::CallErrorKind::OF_FILTERS
             .iter()
             .map(|kind| kind.as_str())
             .chain([FAILED_BY_ITSELF])

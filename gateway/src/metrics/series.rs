@@ -31,7 +31,7 @@ pub fn exports(filter: &Filter, phase: Phase) -> bool {
         Phase::OnRequestBody => exported.on_request_body,
         Phase::OnResponse => exported.on_response,
         Phase::OnResponseBody => exported.on_response_body,
-        Phase::Start | Phase::Configure => false,
+        Phase::Start | Phase::Configure | Phase::Handle => false,
     }
 }
 
