@@ -233,9 +233,7 @@ fn probe(filter: &Arc<Filter>) -> Result<(), LoadError> {
 }
 
 /// Runs what waits, on a thread of its own: this one may be driving a runtime, and none may be driven inside another.
-pub(crate) fn on_a_runtime(
-    waiting: impl Future<Output = Result<(), LoadError>> + Send,
-) -> Result<(), LoadError> {
+pub(crate) fn on_a_runtime(waiting: impl Future<Output = Result<(), LoadError>> + Send) -> Result<(), LoadError> {
     std::thread::scope(|scope| {
         let running = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

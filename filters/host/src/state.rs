@@ -46,16 +46,7 @@ impl Shared {
         key_value: Arc<KeyValue>,
         access: Option<Access>,
     ) -> Self {
-        Self {
-            name,
-            settings,
-            limits,
-            metrics,
-            key_value,
-            access,
-            sink: OnceLock::new(),
-            alive: Alive::default(),
-        }
+        Self { name, settings, limits, metrics, key_value, access, sink: OnceLock::new(), alive: Alive::default() }
     }
 }
 

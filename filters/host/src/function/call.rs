@@ -2,7 +2,7 @@
 //! written is handed out at once, and a guest that writes faster than it is read waits. Dropping a call ends the guest.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -11,7 +11,8 @@ use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, StatusCode};
 use http_body::{Body as _, Frame};
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
+use tokio::task::coop::unconstrained;
 use tokio::time::Sleep;
 use wasmtime_wasi_http::WasiBody;
 use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
@@ -143,15 +144,15 @@ impl Call {
         let Some(answer) = &mut self.answer else {
             return Poll::Ready(Err(CallError::new(CallErrorKind::NoResponse, "the response was taken already")));
         };
-        let answer = match Pin::new(answer).poll(context) {
-            Poll::Ready(Ok(answer)) => answer,
-            Poll::Ready(Err(_)) => return Poll::Ready(Err(self.ended_without())),
-            Poll::Pending if matches!(self.guest, State::Ended(_)) => return Poll::Ready(Err(self.ended_without())),
-            Poll::Pending => {
+        // Only the guest can have put it there, and that has just had its turn: there is nothing to be woken by.
+        let answer = match answer.try_recv() {
+            Ok(answer) => answer,
+            Err(TryRecvError::Empty) if matches!(self.guest, State::Running(_)) => {
                 ready!(self.deadline.as_mut().poll(context));
                 let late = late(self.turn.shared.limits.deadline);
                 return Poll::Ready(Err(CallError::new(CallErrorKind::Deadline, late)));
             }
+            Err(_) => return Poll::Ready(Err(self.ended_without())),
         };
         self.answer = None;
         self.turn.has_answered();
@@ -189,7 +190,9 @@ impl Call {
         let Some(body) = &mut self.body else {
             return Poll::Ready(None);
         };
-        let frame = match Pin::new(body).poll_frame(context) {
+        // Tokio would have a channel wait now and then although there is something in it, which here would be an end.
+        let polled = pin!(unconstrained(poll_fn(|context| Pin::new(&mut *body).poll_frame(context)))).poll(context);
+        let frame = match polled {
             Poll::Ready(frame) => frame,
             Poll::Pending if matches!(self.guest, State::Ended(_)) => None,
             Poll::Pending => return Poll::Pending,
@@ -286,14 +289,13 @@ mod tests {
     #[test]
     fn only_digits_are_a_length() {
         let of = |values: &[&'static str]| {
-            let headers: HeaderMap =
-                values.iter().map(|value| (CONTENT_LENGTH, http::HeaderValue::from_static(value))).fold(
-                    HeaderMap::new(),
-                    |mut headers, (name, value)| {
-                        headers.append(name, value);
-                        headers
-                    },
-                );
+            let headers: HeaderMap = values
+                .iter()
+                .map(|value| (CONTENT_LENGTH, http::HeaderValue::from_static(value)))
+                .fold(HeaderMap::new(), |mut headers, (name, value)| {
+                    headers.append(name, value);
+                    headers
+                });
             length(&headers).map_err(|_| ())
         };
         assert_eq!(of(&[]), Ok(None));

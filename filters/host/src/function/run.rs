@@ -12,8 +12,8 @@ use wasmtime_wasi_http::WasiHttpView as _;
 use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 
-use super::body::RequestBody;
 use super::Function;
+use super::body::RequestBody;
 use super::call::{Answer, Call};
 use super::state::{State, remove_forbidden};
 use super::turn::{Tick, Turn, late};

@@ -64,13 +64,8 @@ pub(super) enum Tick {
 
 impl Turn {
     pub(super) fn new(shared: Arc<Shared>) -> Arc<Self> {
-        let saying = Saying {
-            request_id: "".into(),
-            track: "",
-            lines: 0,
-            stdout: Line::default(),
-            stderr: Line::default(),
-        };
+        let saying =
+            Saying { request_id: "".into(), track: "", lines: 0, stdout: Line::default(), stderr: Line::default() };
         Arc::new(Self {
             shared,
             epoch: Instant::now(),

@@ -240,7 +240,8 @@ fn versions_that_differ_in_their_environment_share_an_artifact() {
 #[test]
 fn what_is_no_function_is_refused_with_what_to_build_instead() {
     let wat = |text: &str| -> Arc<[u8]> { wat::parse_str(text).expect("a component").into() };
-    let exporting = |interface: &str| wat(&format!(r#"(component (instance $i) (export "{interface}" (instance $i)))"#));
+    let exporting =
+        |interface: &str| wat(&format!(r#"(component (instance $i) (export "{interface}" (instance $i)))"#));
     for (component, expected) in [
         (component(Guest::CoreModule), "is a core module, not a component; build for wasm32-wasip2"),
         (component(Guest::Tag), "it is a filter: name it under `filters`"),
