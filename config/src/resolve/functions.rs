@@ -30,7 +30,7 @@ impl Resolver<'_> {
                     component: self.path(&function.component),
                     component_place: node.at("component").place.clone(),
                     vars: self.vars(&function.vars, vars),
-                    vars_written: written(vars),
+                    vars_written: written(node),
                     grants: grants(&function.grants),
                 };
                 let limits = self.function_limits(&function.limits, node.at("limits"), server);
@@ -69,10 +69,10 @@ impl Resolver<'_> {
     }
 }
 
-/// Returns variables as they were written, for dumps.
-pub(super) fn written(vars: &Node) -> serde_json::Value {
-    match vars.to_json(false) {
-        serde_json::Value::Null => serde_json::Value::Object(serde_json::Map::new()),
-        written => written,
+/// Returns the variables of a function or a canary as they were written, for dumps.
+pub(super) fn written(node: &Node) -> serde_json::Value {
+    match node.get("vars").map(|vars| vars.to_json(false)) {
+        None | Some(serde_json::Value::Null) => serde_json::Value::Object(serde_json::Map::new()),
+        Some(written) => written,
     }
 }

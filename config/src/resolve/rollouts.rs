@@ -158,7 +158,7 @@ impl Resolver<'_> {
         }
         if let Some(vars) = &canary.vars {
             version.vars = self.vars(vars, node.at("vars"));
-            version.vars_written = written(node.at("vars"));
+            version.vars_written = written(node);
         }
         if let Some(grants_written) = &canary.grants {
             version.grants = grants(grants_written);
