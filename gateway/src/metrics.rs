@@ -30,8 +30,7 @@ use crate::track::Track;
 use lease::{Lease, Leases};
 pub use series::{
     CallSummary, CustomSeries, FAILED_BY_ITSELF, FUNCTION_OUTCOMES, FunctionSeries, ListenerSeries, OUTCOMES, PHASES,
-    PhaseSeries, RouteSeries,
-    STATUS_CLASSES, ShadowSeries, TrackSeries, UpstreamSeries, VersionSeries, exports,
+    PhaseSeries, RouteSeries, STATUS_CLASSES, ShadowSeries, TrackSeries, UpstreamSeries, VersionSeries, exports,
 };
 use series::{HANDSHAKE_OK, register};
 
