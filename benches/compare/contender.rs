@@ -18,6 +18,10 @@ use crate::tools::Tools;
 pub(crate) enum Contender {
     /// With the guest `read-set`, as often as there are filters.
     Lockgate { filters: usize, isolation: Isolation },
+    /// With the guest `hello` in the origin's place.
+    Function { isolation: Isolation },
+    /// `wasmtime serve` with the same guest. Its instances serve one request each, or many.
+    Wasmtime { isolation: Isolation },
     /// Nothing but Pingora.
     Pingora { mimalloc: bool },
     /// As Debian builds it.
@@ -49,6 +53,8 @@ impl fmt::Display for Contender {
             Self::Lockgate { filters, isolation } => {
                 write!(f, "lockgate-{filters}-{}", isolation.as_str())
             }
+            Self::Function { isolation } => write!(f, "lockgate-function-{}", isolation.as_str()),
+            Self::Wasmtime { isolation } => write!(f, "wasmtime-serve-{}", isolation.as_str()),
             Self::Pingora { mimalloc: false } => f.write_str("pingora"),
             Self::Pingora { mimalloc: true } => f.write_str("pingora-mimalloc"),
             Self::Nginx => f.write_str("nginx"),
@@ -69,6 +75,8 @@ impl Contender {
                 .map(lockgate),
         );
         all.extend([0, 1, 3].map(|filters| Self::Envoy { filters }));
+        all.extend([Request, Reused].map(|isolation| Self::Function { isolation }));
+        all.extend([Request, Reused].map(|isolation| Self::Wasmtime { isolation }));
         all
     }
 
@@ -76,7 +84,7 @@ impl Contender {
     pub(crate) const fn filters(self) -> usize {
         match self {
             Self::Lockgate { filters, .. } | Self::Envoy { filters } => filters,
-            Self::Pingora { .. } | Self::Nginx => 0,
+            Self::Function { .. } | Self::Wasmtime { .. } | Self::Pingora { .. } | Self::Nginx => 0,
         }
     }
 
@@ -86,6 +94,19 @@ impl Contender {
             Self::Lockgate { filters, isolation } => {
                 let config = write(dir, "lockgate.yaml", &lockgate_yaml(dir, listen, origin, filters, isolation))?;
                 Ok(command(&tools.lockgate, [OsStr::new("run"), OsStr::new("--config"), config.as_os_str()]))
+            }
+            Self::Function { isolation } => {
+                let config = write(dir, "lockgate.yaml", &function_yaml(dir, listen, isolation))?;
+                Ok(command(&tools.lockgate, [OsStr::new("run"), OsStr::new("--config"), config.as_os_str()]))
+            }
+            Self::Wasmtime { isolation } => {
+                let program = tools.wasmtime.as_deref().ok_or("wasmtime has gone")?;
+                let requests = if isolation == Isolation::Reused { "10000" } else { "1" };
+                let address = listen.to_string();
+                let mut command =
+                    command(program, ["serve", "--addr", &*address, "--max-instance-reuse-count", requests]);
+                command.arg(Guest::Hello.path()).env("TOKIO_WORKER_THREADS", "1");
+                Ok(command)
             }
             Self::Pingora { mimalloc } => {
                 let program = if mimalloc { &tools.pingora_mimalloc } else { &tools.pingora };
@@ -172,6 +193,20 @@ upstreams: {{ origin: [ \"{origin}\" ] }}
     }
     let _ = writeln!(yaml, "routes: [ {{ name: all, filters: [ {} ], upstream: origin }} ]", names.join(", "));
     yaml
+}
+
+fn function_yaml(dir: &Path, listen: SocketAddr, isolation: Isolation) -> String {
+    format!(
+        "listeners: [ \"{listen}\" ]
+admin: {{ address: \"unix:{}\" }}
+server: {{ threads: 1, watch: false, access_log: stdout }}
+functions: {{ hello: {{ component: \"{}\", isolation: {} }} }}
+routes: [ {{ name: all, function: hello }} ]
+",
+        dir.join("admin.sock").display(),
+        Guest::Hello.path().display(),
+        isolation.as_str()
+    )
 }
 
 fn envoy_yaml(filter: &Path, listen: SocketAddr, origin: SocketAddr, filters: usize) -> String {

@@ -53,6 +53,10 @@ const BUDGETS: &[Budget] = &[
     Budget::Rate { of: "lockgate-1-request", base: "envoy-1", ratio_min: 1.0 },
     Budget::CpuAbove { of: "lockgate-3-request", base: "lockgate", us_max: 40.0 },
     Budget::Rate { of: "lockgate-3-request", base: "envoy-3", ratio_min: 1.0 },
+    Budget::Cpu { of: "lockgate-function-request", us_max: 35.0 },
+    Budget::Rate { of: "lockgate-function-request", base: "wasmtime-serve-request", ratio_min: 2.0 },
+    Budget::Cpu { of: "lockgate-function-reused", us_max: 20.0 },
+    Budget::Rate { of: "lockgate-function-reused", base: "wasmtime-serve-reused", ratio_min: 0.9 },
 ];
 
 /// All measurements.

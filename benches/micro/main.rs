@@ -3,6 +3,7 @@
 
 mod call;
 mod chain;
+mod function;
 mod lean;
 mod now;
 mod route;
@@ -16,5 +17,5 @@ use criterion::{criterion_group, criterion_main};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-criterion_group!(micro, split::benches, route::benches, call::benches, chain::benches, snapshot::benches);
+criterion_group!(micro, split::benches, route::benches, call::benches, chain::benches, function::benches, snapshot::benches);
 criterion_main!(micro);

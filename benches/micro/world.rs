@@ -14,7 +14,7 @@ use lockgate::metrics::Metrics;
 use lockgate_config::model::{Config, FailureMode};
 use lockgate_config::problem::Source;
 use lockgate_guests::Guest;
-use lockgate_host::{Exchange, Filter, FilterSpec, Grants, Host, Isolation, Limits, Options, Silent};
+use lockgate_host::{Exchange, Filter, FilterSpec, Function, FunctionLimits, FunctionSpec, Grants, Host, Isolation, Limits, Options, Silent};
 use tempfile::TempDir;
 use tokio::sync::mpsc::unbounded_channel;
 
@@ -52,6 +52,19 @@ impl World {
             limits: Limits::default(),
         };
         self.host.load(&spec, &Silent).expect("the filter loads")
+    }
+
+    /// Loads the function that answers `hello`.
+    pub(crate) fn load_hello(&self, isolation: Isolation) -> Arc<Function> {
+        let spec = FunctionSpec {
+            name: "hello".into(),
+            component: fs::read(Guest::Hello.path()).expect("the guest").into(),
+            vars: Vec::new(),
+            grants: Grants::default(),
+            isolation,
+            limits: FunctionLimits::default(),
+        };
+        self.host.load_function(&spec, &Silent).expect("the function loads")
     }
 
     /// Loads the guest that reads one header and sets one on either side: an ordinary filter in Rust, with its standard
@@ -125,6 +138,7 @@ pub(crate) fn chosen(config: &Config, filter: &Arc<Filter>, metrics: &Metrics) -
     };
     Chosen {
         filters: config.filters.iter().map(|_| Chose { stable: Arc::clone(&version), canary: None }).collect(),
+        functions: Vec::new(),
         upstreams: (0..upstreams.len()).map(upstream).collect(),
         counts: config.rollouts.iter().map(|_| None).collect(),
         weights: config.rollouts.iter().map(lockgate_config::model::Rollout::weight).collect(),

@@ -3,9 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::model::{
-    AccessLog, Alpn, Coding, Config, Decider, FailureMode, FilterLimits, FilterPolicy, FilterVersion, Guard, Isolation,
-    KeyPart, Listener, OnBad, Plan, Rollout, RolloutSubject, Route, Server, ShadowLimits, SlownessGuard, Stage, Target,
-    Tls, TlsVersion, Upstream, UpstreamProtocol,
+    AccessLog, Alpn, Coding, Config, Decider, FailureMode, FilterLimits, FilterPolicy, FilterVersion, FunctionVersion, Guard, Isolation, KeyPart, Listener, OnBad, Plan, Rollout, RolloutSubject, Route, Server, ShadowLimits, SlownessGuard, Stage, Target, Tls, TlsVersion, Upstream, UpstreamProtocol,
 };
 use crate::units::format_duration;
 
@@ -23,12 +21,29 @@ pub fn dump(config: &Config) -> Value {
         policy(&filter.policy, &mut value);
         (filter.name.to_string(), Value::Object(value))
     });
+    let functions = config.functions.iter().map(|function| {
+        let mut value = function_version(&function.version);
+        let limits = function.policy.limits;
+        value.insert("isolation".into(), isolation(function.policy.isolation));
+        value.insert(
+            "limits".into(),
+            json!({
+                "deadline": format_duration(limits.deadline),
+                "cpu": format_duration(limits.cpu),
+                "memory": limits.memory,
+                "table_elements": limits.table_elements,
+                "instances": limits.instances,
+            }),
+        );
+        (function.name.to_string(), Value::Object(value))
+    });
     json!({
         "server": server(&config.server),
         "listeners": config.listeners.iter().map(listener).collect::<Value>(),
         "admin": admin,
         "upstreams": config.upstreams.iter().map(|it| (it.name.to_string(), upstream(it))).collect::<Map<_, _>>(),
         "filters": filters.collect::<Map<_, _>>(),
+        "functions": functions.collect::<Map<_, _>>(),
         "routes": config.routes.iter().map(|it| route(it, config)).collect::<Value>(),
         "rollouts": rollouts(config),
     })
@@ -145,13 +160,25 @@ fn version(version: &FilterVersion) -> Map<String, Value> {
     ])
 }
 
-fn policy(policy: &FilterPolicy, value: &mut Map<String, Value>) {
-    let isolation = match policy.isolation {
+fn function_version(version: &FunctionVersion) -> Map<String, Value> {
+    let grants = json!({ "outbound": texts(version.grants.outbound.iter()) });
+    Map::from_iter([
+        ("component".into(), version.component.display().to_string().into()),
+        ("vars".into(), version.vars_written.clone()),
+        ("grants".into(), grants),
+    ])
+}
+
+fn isolation(isolation: Isolation) -> Value {
+    match isolation {
         Isolation::Request => "request".into(),
         Isolation::Reused { requests, memory } => {
             json!({ "reused": { "requests": requests, "memory": memory } })
         }
-    };
+    }
+}
+
+fn policy(policy: &FilterPolicy, value: &mut Map<String, Value>) {
     let on_failure = match policy.on_failure {
         FailureMode::Closed => "closed".into(),
         FailureMode::Open => "open".into(),
@@ -171,7 +198,7 @@ fn policy(policy: &FilterPolicy, value: &mut Map<String, Value>) {
         "body": body,
         "key_value": key_value,
     });
-    value.insert("isolation".into(), isolation);
+    value.insert("isolation".into(), isolation(policy.isolation));
     value.insert("on_failure".into(), on_failure);
     value.insert("limits".into(), limits);
 }
@@ -194,15 +221,21 @@ fn route(route: &Route, config: &Config) -> Value {
     }
     let upstream_name = |index: &usize| config.upstreams[*index].name.to_string();
     let filters = route.filters.iter().map(|index| config.filters[*index].name.to_string());
-    let Target::Upstream { upstream, alternatives } = &route.target;
     let mut value = json!({
         "match": matches,
         "filters": filters.collect::<Value>(),
         "upgrades": texts(route.upgrades.iter()),
         "compress": route.compress.iter().map(|it| coding(*it)).collect::<Value>(),
-        "upstream": upstream_name(upstream),
-        "alternatives": alternatives.iter().map(upstream_name).collect::<Value>(),
     });
+    match &route.target {
+        Target::Upstream { upstream, alternatives } => {
+            value["upstream"] = upstream_name(upstream).into();
+            value["alternatives"] = alternatives.iter().map(upstream_name).collect::<Value>();
+        }
+        Target::Function { function } => {
+            value["function"] = config.functions[*function].name.to_string().into();
+        }
+    }
     // A default name is no name that may be written.
     if crate::text::check_name(&route.name).is_ok() {
         value["name"] = route.name.to_string().into();
@@ -216,6 +249,10 @@ fn rollouts(config: &Config) -> Value {
             RolloutSubject::Filter { filter, canary } => json!({
                 "filter": config.filters[*filter].name.to_string(),
                 "canary": version(canary),
+            }),
+            RolloutSubject::Function { function, canary } => json!({
+                "function": config.functions[*function].name.to_string(),
+                "canary": function_version(canary),
             }),
             RolloutSubject::Upstream { upstream, canary } => json!({
                 "upstream": config.upstreams[*upstream].name.to_string(),

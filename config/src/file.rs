@@ -6,6 +6,7 @@
 
 mod filter;
 pub(crate) mod forms;
+mod function;
 mod listener;
 pub(crate) mod plan;
 mod route;
@@ -20,6 +21,7 @@ pub(crate) use self::filter::{
     FailureForm, FailureWord, FallBack, Filter, FilterLimits, Grants, IsolationForm, IsolationWord, Reused,
 };
 use self::forms::Named;
+pub(crate) use self::function::{Function, FunctionLimits};
 pub(crate) use self::listener::{Alpn, ClientAuthMode, ListenerForm, Tls};
 pub(crate) use self::route::{
     Canary, Coding, HeaderCondition, KeyForm, KeyNamed, KeyWord, Match, Override, Rollout, Route,
@@ -43,10 +45,12 @@ pub(crate) struct File {
     pub(crate) upstreams: Named<UpstreamForm>,
     /// Named steps that requests and responses go through, each a WebAssembly component.
     pub(crate) filters: Named<Filter>,
+    /// Named components that answer requests themselves: standard `wasi:http` ones, built by anyone with any toolchain.
+    pub(crate) functions: Named<Function>,
     /// What answers which requests; at least one. Where several match, the more special wins, wherever it stands: an
     /// exact host before a wildcard before any; an exact path before a template before a prefix, a longer prefix
     /// before a shorter; then the one that asks for more methods and headers. Two that match the same are refused.
     pub(crate) routes: Vec<Route>,
-    /// Named moves of a filter or an upstream from its stable to its canary version.
+    /// Named moves of a filter, a function or an upstream from its stable to its canary version.
     pub(crate) rollouts: Named<Rollout>,
 }

@@ -32,9 +32,11 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// In the order of the file. Names are unique.
     pub filters: Vec<Filter>,
+    /// In the order of the file. Names are unique among the functions.
+    pub functions: Vec<Function>,
     /// In the order of the file. Names are unique, and no two match the same requests.
     pub routes: Vec<Route>,
-    /// In the order of the file. Names are unique, and no two move the same filter or upstream.
+    /// In the order of the file. Names are unique, and no two move the same filter, function or upstream.
     pub rollouts: Vec<Rollout>,
 }
 
@@ -384,6 +386,58 @@ pub struct FilterLimits {
     pub key_value: ByteSize,
 }
 
+/// A component that answers requests itself, in its stable version.
+#[derive(Clone, Debug)]
+pub struct Function {
+    /// Unique among the functions.
+    pub name: Arc<str>,
+    /// What a rollout may change.
+    pub version: FunctionVersion,
+    /// What all versions of the function share.
+    pub policy: FunctionPolicy,
+    /// Where it stands in the file.
+    pub place: Place,
+}
+
+/// What a rollout of a function may change: the triple that makes a version.
+#[derive(Clone, Debug)]
+pub struct FunctionVersion {
+    /// The component's file, relative paths resolved against the configuration file's folder.
+    pub component: PathBuf,
+    /// Where the component is named.
+    pub component_place: Place,
+    /// Its environment, names and values, with variables expanded.
+    pub vars: Vec<(String, Secret)>,
+    /// The same environment as it was written, for dumps.
+    pub vars_written: serde_json::Value,
+    /// What it may touch.
+    pub grants: Grants,
+}
+
+/// What all versions of a function share.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FunctionPolicy {
+    /// Default: [`Isolation::Request`].
+    pub isolation: Isolation,
+    /// All set by default.
+    pub limits: FunctionLimits,
+}
+
+/// Limits of a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FunctionLimits {
+    /// Time to the header of the response. Default: 30 s.
+    pub deadline: Duration,
+    /// Time for which one request may keep a thread busy. Default: 10 s.
+    pub cpu: Duration,
+    /// Of one instance's linear memory. Default: 64 MiB; at most `server.instance_memory`.
+    pub memory: ByteSize,
+    /// Elements of each of its tables. Default: 20,000.
+    pub table_elements: u32,
+    /// Instances alive at the same time, each version for itself. Default: 256.
+    pub instances: u32,
+}
+
 /// What answers which requests.
 #[derive(Clone, Debug)]
 pub struct Route {
@@ -466,7 +520,7 @@ pub struct HeaderMatch {
     pub value: Option<String>,
 }
 
-/// What answers a route. (Edge functions and static folders will be further variants.)
+/// What answers a route.
 #[derive(Clone, Debug)]
 pub enum Target {
     /// Indices into [`Config::upstreams`].
@@ -476,9 +530,14 @@ pub enum Target {
         /// What a filter may choose.
         alternatives: Vec<usize>,
     },
+    /// Index into [`Config::functions`].
+    Function {
+        /// What answers.
+        function: usize,
+    },
 }
 
-/// The state of moving one filter or upstream from its stable to its canary version.
+/// The state of moving one filter, function or upstream from its stable to its canary version.
 #[derive(Clone, Debug)]
 pub struct Rollout {
     /// Unique among the rollouts.
@@ -529,6 +588,13 @@ pub enum RolloutSubject {
         filter: usize,
         /// Component, settings and grants; what the file leaves out is stable's.
         canary: FilterVersion,
+    },
+    /// A function.
+    Function {
+        /// Index into [`Config::functions`].
+        function: usize,
+        /// Component, environment and grants; what the file leaves out is stable's.
+        canary: FunctionVersion,
     },
     /// An upstream.
     Upstream {

@@ -5,6 +5,7 @@
 //! is told: a name whose declaration had a problem counts as known.
 
 mod filters;
+mod functions;
 mod listeners;
 mod plan;
 mod rollouts;
@@ -25,7 +26,13 @@ use crate::tree::{Node, Value};
 /// Returns the meaning of a file. It is of use only if no problem was found, here or before.
 pub(crate) fn resolve(file: File, tree: &Node, base_dir: &Path, problems: &mut Vec<Problem>) -> Config {
     let names = |section: &str| Names::of(tree, section);
-    let mut resolver = Resolver { base_dir, upstreams: names("upstreams"), filters: names("filters"), problems };
+    let mut resolver = Resolver {
+        base_dir,
+        upstreams: names("upstreams"),
+        filters: names("filters"),
+        functions: names("functions"),
+        problems,
+    };
     resolver.config(file, tree)
 }
 
@@ -34,6 +41,7 @@ struct Resolver<'a> {
     base_dir: &'a Path,
     upstreams: Names,
     filters: Names,
+    functions: Names,
     problems: &'a mut Vec<Problem>,
 }
 
@@ -42,15 +50,16 @@ impl Resolver<'_> {
         let server = self.server(file.server, tree.at("server"));
         let listeners = self.listeners(file.listeners, &server, tree);
         let admin = self.admin(file.admin, tree, &listeners);
-        for section in ["upstreams", "filters", "rollouts"] {
+        for section in ["upstreams", "filters", "functions", "rollouts"] {
             self.check_names(tree.at(section));
         }
         let upstreams = self.upstreams(file.upstreams.0, tree.at("upstreams"));
         let filters = self.filters(file.filters.0, tree.at("filters"), &server);
+        let functions = self.functions(file.functions.0, tree.at("functions"), &server);
         let routes = self.routes(file.routes, tree);
-        let rollouts = self.rollouts(file.rollouts.0, tree.at("rollouts"), &filters);
+        let rollouts = self.rollouts(file.rollouts.0, tree.at("rollouts"), &filters, &functions);
         self.check_rollouts_of_routes(&routes, &rollouts);
-        Config { server, listeners, admin, upstreams, filters, routes, rollouts }
+        Config { server, listeners, admin, upstreams, filters, functions, routes, rollouts }
     }
 
     fn problem(&mut self, problem: Problem) {
@@ -75,6 +84,7 @@ impl Resolver<'_> {
         let (kind, names) = match section {
             Section::Upstreams => ("upstream", &self.upstreams),
             Section::Filters => ("filter", &self.filters),
+            Section::Functions => ("function", &self.functions),
         };
         let found = names.names.iter().position(|declared| *declared == name.0.0);
         if found.is_some() || names.unsure || names.lost.contains(&name.0.0) {
@@ -93,10 +103,11 @@ impl Resolver<'_> {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Section {
     Upstreams,
     Filters,
+    Functions,
 }
 
 /// Names that a section declares.

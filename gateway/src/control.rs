@@ -16,6 +16,7 @@ pub mod events;
 pub mod explain;
 mod export;
 pub mod facts;
+pub mod function;
 pub mod history;
 pub mod judging;
 mod keeper;

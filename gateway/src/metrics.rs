@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use lockgate_config::model::ListenAddress;
-use lockgate_host::{Filter, Host};
+use lockgate_host::{CallErrorKind, Filter, Function, Host};
 use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
@@ -30,8 +30,8 @@ use crate::tls::{Certificate, Failure};
 use crate::track::Track;
 use lease::{Lease, Leases};
 pub use series::{
-    CallSummary, CustomSeries, FAILED_BY_ITSELF, ListenerSeries, OUTCOMES, PHASES, PhaseSeries, RouteSeries,
-    STATUS_CLASSES, ShadowSeries, TrackSeries, UpstreamSeries, VersionSeries, exports,
+    CallSummary, CustomSeries, FAILED_BY_ITSELF, FUNCTION_OUTCOMES, FunctionSeries, ListenerSeries, OUTCOMES, PHASES,
+    PhaseSeries, RouteSeries, STATUS_CLASSES, ShadowSeries, TrackSeries, UpstreamSeries, VersionSeries, exports,
 };
 use series::{HANDSHAKE_OK, register};
 
@@ -80,6 +80,14 @@ pub struct Metrics {
     filter_lines_dropped: IntCounterVec,
     filter_instances: IntGaugeVec,
     filter_memory: IntGaugeVec,
+    functions: Mutex<Vec<LoadedFunction>>,
+    function_calls: IntCounterVec,
+    function_duration: HistogramVec,
+    function_busy: CounterVec,
+    function_failures: IntCounterVec,
+    function_lines_dropped: IntCounterVec,
+    function_instances: IntGaugeVec,
+    function_memory: IntGaugeVec,
     rollout_requests: IntCounterVec,
     rollout_weight: GaugeVec,
     shadow_compared: IntCounterVec,
@@ -144,6 +152,15 @@ struct CacheFamilies {
 #[derive(Debug)]
 struct LoadedFilter {
     filter: Weak<Filter>,
+    instances: IntGauge,
+    memory: IntGauge,
+    lines_dropped: IntCounter,
+    lease: Option<Lease>,
+}
+
+#[derive(Debug)]
+struct LoadedFunction {
+    function: Weak<Function>,
     instances: IntGauge,
     memory: IntGauge,
     lines_dropped: IntCounter,
@@ -231,6 +248,43 @@ impl Metrics {
                 "lockgate_filter_memory_bytes",
                 "Linear memory of the instances alive.",
                 &["filter", "version"],
+            )?,
+            functions: Mutex::default(),
+            function_calls: r.counters(
+                "lockgate_function_calls_total",
+                "Requests that functions answered, or failed to.",
+                &["function", "version", "track", "outcome"],
+            )?,
+            function_duration: r.histograms(
+                "lockgate_function_duration_seconds",
+                "Time from calling a function to the end of its response, its instance's start included.",
+                &["function", "version", "track"],
+                REQUEST_BUCKETS,
+            )?,
+            function_busy: {
+                let opts =
+                    Opts::new("lockgate_function_busy_seconds_total", "Time for which functions kept a thread busy.");
+                r.register(CounterVec::new(opts, &["function", "version", "track"])?)?
+            },
+            function_failures: r.counters(
+                "lockgate_function_failures_total",
+                "Calls of functions that failed, by kind.",
+                &["function", "version", "track", "kind"],
+            )?,
+            function_lines_dropped: r.counters(
+                "lockgate_function_lines_dropped_total",
+                "Log lines of functions beyond what a request may write.",
+                &["function", "version"],
+            )?,
+            function_instances: r.gauges(
+                "lockgate_function_instances",
+                "Instances alive, idle ones that wait for reuse included.",
+                &["function", "version"],
+            )?,
+            function_memory: r.gauges(
+                "lockgate_function_memory_bytes",
+                "Linear memory of the instances alive.",
+                &["function", "version"],
             )?,
             rollout_requests: r.counters(
                 "lockgate_rollout_requests_total",
@@ -436,7 +490,7 @@ impl Metrics {
                 },
             })
         });
-        let failures = lockgate_host::CallErrorKind::ALL
+        let failures = lockgate_host::CallErrorKind::OF_FILTERS
             .iter()
             .map(|kind| kind.as_str())
             .chain([FAILED_BY_ITSELF])
@@ -479,6 +533,52 @@ impl Metrics {
             .entry((name.to_owned(), label.to_owned()))
             .or_insert_with(|| Arc::new(CustomSeries::new(name, label, filter.declarations(), events)));
         Arc::clone(series)
+    }
+
+    /// Returns the handles of one version of a function on one track.
+    pub fn function(&self, name: &str, label: &str, track: Track) -> Arc<FunctionSeries> {
+        let of = [name, label, track.as_str()];
+        let [name, label, track] = of;
+        let mut series = vec![remove(&self.function_duration, &of), remove(&self.function_busy, &of)];
+        let calls = FUNCTION_OUTCOMES.map(|outcome| {
+            let labels = [name, label, track, outcome];
+            series.push(remove(&self.function_calls, &labels));
+            self.function_calls.with_label_values(&labels)
+        });
+        let failures = CallErrorKind::OF_FUNCTIONS
+            .iter()
+            .map(|kind| {
+                let labels = [name, label, track, kind.as_str()];
+                series.push(remove(&self.function_failures, &labels));
+                (kind.as_str(), self.function_failures.with_label_values(&labels))
+            })
+            .collect();
+        Arc::new(FunctionSeries {
+            calls,
+            duration: self.function_duration.with_label_values(&of),
+            busy: self.function_busy.with_label_values(&of),
+            failures,
+            _lease: self.leases.take(lease::Series::new(&["function version", name, label, track], series)),
+        })
+    }
+
+    /// Follows a function's instances and memory until it is gone.
+    pub fn watch_function(&self, function: &Arc<Function>, label: &str) {
+        let labels = [&**function.name(), label];
+        self.functions.lock().push(LoadedFunction {
+            function: Arc::downgrade(function),
+            instances: self.function_instances.with_label_values(&labels),
+            memory: self.function_memory.with_label_values(&labels),
+            lines_dropped: self.function_lines_dropped.with_label_values(&labels),
+            lease: Some(self.leases.take(lease::Series::new(
+                &["function", labels[0], label],
+                vec![
+                    remove(&self.function_instances, &labels),
+                    remove(&self.function_memory, &labels),
+                    remove(&self.function_lines_dropped, &labels),
+                ],
+            ))),
+        });
     }
 
     /// Returns the handles of a rollout.
@@ -590,12 +690,32 @@ impl Metrics {
     /// Removes what nothing has used for ten minutes. The control plane calls it now and then.
     pub fn sweep(&self, now: Instant) {
         self.filters.lock().retain(|loaded| loaded.filter.strong_count() > 0);
+        self.functions.lock().retain(|loaded| loaded.function.strong_count() > 0);
         for key in self.leases.sweep(now, LINGER) {
             if let [kind, name, label] = &key[..]
                 && kind == "filter"
             {
                 self.custom.lock().remove(&(name.clone(), label.clone()));
             }
+        }
+    }
+
+    fn refresh_functions(&self) {
+        let mut functions = self.functions.lock();
+        for loaded in &*functions {
+            loaded.instances.set(0);
+            loaded.memory.set(0);
+        }
+        // A version is loaded twice while its limits change: their instances add up.
+        for loaded in &mut *functions {
+            let Some(function) = loaded.function.upgrade() else {
+                loaded.lease = None;
+                continue;
+            };
+            let live = function.live();
+            loaded.instances.add(i64::from(live.instances));
+            loaded.memory.add(i64::try_from(live.memory_bytes).unwrap_or(i64::MAX));
+            raise(&loaded.lines_dropped, live.lines_dropped);
         }
     }
 
@@ -614,6 +734,7 @@ impl Metrics {
     }
 
     fn refresh(&self, host: &Host) {
+        self.refresh_functions();
         let mut filters = self.filters.lock();
         for loaded in &*filters {
             loaded.instances.set(0);

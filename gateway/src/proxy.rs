@@ -11,6 +11,7 @@ pub mod context;
 pub mod counts;
 pub mod fault;
 pub mod forward;
+pub mod function;
 pub mod lend;
 pub mod log;
 pub mod path;
@@ -118,7 +119,9 @@ impl ProxyHttp for Gateway {
             respond::refuse_with(session, context, refused.fault, refused.headers).await?;
             return Ok(true);
         }
-        let Some((chain, links, exchange)) = context.filters() else { return Ok(false) };
+        let Some((chain, links, exchange)) = context.filters() else {
+            return self.answer_by_function(session, context).await;
+        };
         lend::request(session, exchange);
         let verdict = chain.on_request(links, exchange).await;
         lend::take_back(session, exchange);
@@ -126,7 +129,10 @@ impl ProxyHttp for Gateway {
             respond::answer(session, context, response).await?;
             return Ok(true);
         }
-        self.filter_whole_body(session, context).await
+        if self.filter_whole_body(session, context).await? {
+            return Ok(true);
+        }
+        self.answer_by_function(session, context).await
     }
 
     /// The endpoint, anew for each attempt. Tracks stay as they were decided.
@@ -354,8 +360,9 @@ impl ProxyHttp for Gateway {
         }
         let sent = session.response_written().map(|header| header.status.as_u16());
         let nobody = fault == Some(Fault::ClientGone);
-        // Once a target was asked Pingora closes the connection, and the client has to be told.
-        let can_reuse_downstream = context.attempt.is_none();
+        // What is cut off must look so. Once a target was asked Pingora closes the connection, and the client has to be told.
+        let cut_off = sent.is_some() || nobody;
+        let can_reuse_downstream = context.attempt.is_none() && !cut_off;
         if !can_reuse_downstream {
             session.as_downstream_mut().set_keepalive(None);
         }
@@ -459,6 +466,14 @@ impl Gateway {
         lend::take_back_response(response, exchange);
         lend::take_back(session, exchange);
         passed.map_err(|fault| self.fault(context, fault))
+    }
+
+    /// Has the route's function answer, if it has one. Returns whether the request has been answered.
+    async fn answer_by_function(&self, session: &mut Session, context: &mut Context) -> pingora::Result<bool> {
+        match context.function() {
+            Some(_) => function::answer(self, session, context).await.map(|()| true),
+            None => Ok(false),
+        }
     }
 
     fn filter_response_body(

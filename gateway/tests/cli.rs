@@ -77,7 +77,7 @@ rollouts:
     error: unknown field `wieght`
       --> lockgate.yaml:6:39
     6 |   next: { upstream: app, canary: app, wieght: 5% }
-      |                                       ^^^^^^ expected one of `filter`, `upstream`, `canary`, `weight`, `steps`, `guard`, `on_bad`, `decider`, `mode`, `shadow`, `link`, `key`, `salt`, `override`
+      |                                       ^^^^^^ expected one of `filter`, `function`, `upstream`, `canary`, `weight`, `steps`, `guard`, `on_bad`, `decider`, `mode`, `shadow`, `link`, `key`, `salt`, `override`
       = path: rollouts.next.wieght
     hint: did you mean `weight`?
 

@@ -48,7 +48,7 @@ pub(crate) struct Grants {
 /// A word, or a map with the details.
 pub(crate) type IsolationForm = Either<IsolationWord, IsolationMap>;
 
-const fn request() -> IsolationForm {
+pub(super) const fn request() -> IsolationForm {
     Either::Short(IsolationWord::Request)
 }
 

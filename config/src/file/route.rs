@@ -40,9 +40,15 @@ pub(crate) struct Route {
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
     pub(crate) compress: Vec<Coding>,
-    /// Name of the upstream that answers.
-    pub(crate) upstream: Written<Reference>,
-    /// Names of further upstreams, which a filter may choose instead.
+    /// Name of the upstream that answers. Either this or `function`.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "none"))]
+    pub(crate) upstream: Option<Written<Reference>>,
+    /// Name of the function that answers. Either this or `upstream`.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "none"))]
+    pub(crate) function: Option<Written<Reference>>,
+    /// Names of further upstreams, which a filter may choose instead of `upstream`.
     #[serde(default)]
     pub(crate) alternatives: Vec<Written<Reference>>,
 }
@@ -147,19 +153,24 @@ impl JsonSchema for HeaderCondition {
     }
 }
 
-/// The state of moving one filter or upstream from its stable to its canary version.
+/// The state of moving one filter, function or upstream from its stable to its canary version.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Rollout {
-    /// Name of the filter that moves. Either this or `upstream`.
+    /// Name of the filter that moves. Either this, `function` or `upstream`.
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
     pub(crate) filter: Option<Written<Reference>>,
-    /// Name of the upstream that moves. Either this or `filter`.
+    /// Name of the function that moves. Either this, `filter` or `upstream`.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "none"))]
+    pub(crate) function: Option<Written<Reference>>,
+    /// Name of the upstream that moves. Either this, `filter` or `function`.
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
     pub(crate) upstream: Option<Written<Reference>>,
-    /// Where it moves to: of an upstream, another one's name; of a filter, what is different in the new version.
+    /// Where it moves to: of an upstream, another one's name; of a filter or a function, what is different in the new
+    /// version.
     pub(crate) canary: Either<Written<Reference>, Canary>,
     /// The canary's share of the keys, in steps of 0.01%; stable takes the rest. Raising it moves nobody back. A person
     /// moves it; what is set at run time goes before what stands here. Either this or `steps`.
@@ -214,7 +225,7 @@ pub(crate) struct Rollout {
     pub(crate) overriding: Option<Override>,
 }
 
-/// What is different in a filter's new version. What is left out is as in the stable one.
+/// What is different in a new version of a filter or a function. What is left out is as in the stable one.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[derive(Default)]
@@ -222,9 +233,12 @@ pub(crate) struct Canary {
     /// The component's file. A relative path starts at the folder of this file.
     #[schemars(extend("x-default" = "as stable"))]
     pub(crate) component: Option<Written<FilePath>>,
-    /// All of its settings; they are not merged with stable's.
+    /// Of a filter: all of its settings; they are not merged with stable's.
     #[schemars(extend("x-default" = "as stable"))]
     pub(crate) settings: Option<serde_json::Value>,
+    /// Of a function: all of its environment; it is not merged with stable's.
+    #[schemars(extend("x-default" = "as stable"))]
+    pub(crate) vars: Option<Named<Written<String>>>,
     /// All of its grants; they are not merged with stable's.
     #[schemars(extend("x-default" = "as stable"))]
     pub(crate) grants: Option<Grants>,

@@ -73,28 +73,9 @@ impl Resolver<'_> {
                 _ => problem,
             });
         }
-        let memory = limits.memory.as_ref().map_or(MEMORY.min(server.instance_memory), |memory| memory.0);
-        if memory > server.instance_memory {
-            let place = node.at("memory").place.clone();
-            let problem = Problem::new("the filter's memory is more than any instance may have", place);
-            let label = format!("`server.instance_memory` is `{}`", server.instance_memory);
-            self.problem(problem.label(label).hint("lower this one, or raise that one"));
-        } else if memory < MEMORY_MIN && limits.memory.is_some() {
-            let place = node.at("memory").place.clone();
-            let problem = Problem::new("no instance runs in so little memory", place);
-            self.problem(problem.label(format!("at least `{MEMORY_MIN}`, a page")));
-        }
-        let instances = match &limits.instances {
-            Some(instances) if instances.0.0 > server.instances => {
-                let place = node.at("instances").place.clone();
-                let problem = Problem::new("the filter may have more instances than the process", place);
-                let label = format!("`server.instances` is `{}`", server.instances);
-                self.problem(problem.label(label).hint("lower this one, or raise that one"));
-                instances.0.0
-            }
-            Some(instances) => instances.0.0,
-            None => INSTANCES.min(server.instances),
-        };
+        let memory = self.memory(limits.memory.as_ref().map(|memory| memory.0), MEMORY, "filter", node, server);
+        let instances = limits.instances.as_ref().map(|instances| instances.0.0);
+        let instances = self.instances(instances, "filter", node, server);
         if limits.body.0 > limits.copy.0 {
             let place = node.at("body").place.clone();
             let problem = Problem::new("no call could be handed so long a body", place);
@@ -113,7 +94,41 @@ impl Resolver<'_> {
         }
     }
 
-    fn isolation(&mut self, form: &file::IsolationForm, node: &Node, limit: ByteSize) -> Isolation {
+    /// Returns the memory of an instance, of a filter or a function.
+    pub(super) fn memory(
+        &mut self,
+        written: Option<ByteSize>,
+        default: ByteSize,
+        kind: &str,
+        node: &Node,
+        server: &Server,
+    ) -> ByteSize {
+        let memory = written.unwrap_or(default.min(server.instance_memory));
+        if memory > server.instance_memory {
+            let place = node.at("memory").place.clone();
+            let problem = Problem::new(format!("the {kind}'s memory is more than any instance may have"), place);
+            let label = format!("`server.instance_memory` is `{}`", server.instance_memory);
+            self.problem(problem.label(label).hint("lower this one, or raise that one"));
+        } else if memory < MEMORY_MIN && written.is_some() {
+            let place = node.at("memory").place.clone();
+            let problem = Problem::new("no instance runs in so little memory", place);
+            self.problem(problem.label(format!("at least `{MEMORY_MIN}`, a page")));
+        }
+        memory
+    }
+
+    /// Returns how many instances may live at the same time.
+    pub(super) fn instances(&mut self, written: Option<u32>, kind: &str, node: &Node, server: &Server) -> u32 {
+        if written.is_some_and(|instances| instances > server.instances) {
+            let place = node.at("instances").place.clone();
+            let problem = Problem::new(format!("the {kind} may have more instances than the process"), place);
+            let label = format!("`server.instances` is `{}`", server.instances);
+            self.problem(problem.label(label).hint("lower this one, or raise that one"));
+        }
+        written.unwrap_or(INSTANCES.min(server.instances))
+    }
+
+    pub(super) fn isolation(&mut self, form: &file::IsolationForm, node: &Node, limit: ByteSize) -> Isolation {
         let reused = match form {
             Either::Short(file::IsolationWord::Request) => return Isolation::Request,
             Either::Short(file::IsolationWord::Reused) => &file::Reused::default(),

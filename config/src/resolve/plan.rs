@@ -45,9 +45,10 @@ impl Resolver<'_> {
             Plan::Steps(steps) => steps.iter().any(|step| matches!(step.stage, Stage::Shadow(_))),
             Plan::Shadow => true,
         };
-        if shadowed && !of_filter && rollout.upstream.is_some() {
+        if shadowed && !of_filter && (rollout.upstream.is_some() || rollout.function.is_some()) {
             let at = if matches!(plan, Plan::Shadow) { "mode" } else { "steps" };
-            let problem = Problem::new("an upstream cannot be a shadow", node.key_place(at));
+            let kind = if rollout.function.is_some() { "a function" } else { "an upstream" };
+            let problem = Problem::new(format!("{kind} cannot be a shadow"), node.key_place(at));
             self.problem(
                 problem.hint("it would do everything twice; a shadow is a filter whose effects are kept back"),
             );

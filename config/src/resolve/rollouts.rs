@@ -1,13 +1,14 @@
 //! `rollouts`.
 
 use super::filters::{DEADLINE_MAX, grants, settings};
+use super::functions::written;
 use super::plan::Moves;
 use super::{Resolver, Section, line_of, repeated};
 use crate::file;
 use crate::file::forms::Either;
-use crate::file::written::Written;
+use crate::file::written::{Reference, Written};
 use crate::file::{KeyNamed, KeyWord};
-use crate::model::{Filter, FilterVersion, KeyPart, Override, Rollout, RolloutSubject};
+use crate::model::{Filter, FilterVersion, Function, FunctionVersion, KeyPart, Override, Rollout, RolloutSubject};
 use crate::problem::{Place, Problem};
 use crate::text::HeaderName;
 use crate::tree::Node;
@@ -22,13 +23,14 @@ impl Resolver<'_> {
         rollouts: Vec<(String, file::Rollout)>,
         section: &Node,
         filters: &[Filter],
+        functions: &[Function],
     ) -> Vec<Rollout> {
         let rollouts: Vec<Rollout> = rollouts
             .into_iter()
             .filter_map(|(name, rollout)| {
                 let node = section.at(&name);
                 let place = section.key_place(&name);
-                let subject = self.subject(&rollout, node, &place, filters);
+                let subject = self.subject(&rollout, node, &place, filters, functions);
                 let key = self.key(&rollout.key, node);
                 let moves = self.moves(&rollout, node, &place);
                 let overriding = rollout.overriding.map(|it| self.overriding(it, node.at("override")));
@@ -51,7 +53,7 @@ impl Resolver<'_> {
                 })
             })
             .collect();
-        self.check_subjects(&rollouts, filters);
+        self.check_subjects(&rollouts, filters, functions);
         self.check_links(&rollouts, section);
         rollouts
     }
@@ -62,7 +64,11 @@ impl Resolver<'_> {
         node: &Node,
         place: &Place,
         filters: &[Filter],
+        functions: &[Function],
     ) -> Option<RolloutSubject> {
+        if let Some(function) = &rollout.function {
+            return self.function_subject(rollout, function, node, functions);
+        }
         match (&rollout.filter, &rollout.upstream, &rollout.canary) {
             (Some(filter), None, Either::Long(canary)) => {
                 let filter = self.find(Section::Filters, filter, node.at("filter"))?;
@@ -103,11 +109,67 @@ impl Resolver<'_> {
             (None, None, _) => {
                 if !node.damaged {
                     let problem = Problem::new("it is not said what is rolled out", place.clone());
-                    self.problem(problem.hint("add `filter: NAME` or `upstream: NAME`"));
+                    self.problem(problem.hint("add `filter: NAME`, `function: NAME` or `upstream: NAME`"));
                 }
                 None
             }
         }
+    }
+
+    fn function_subject(
+        &mut self,
+        rollout: &file::Rollout,
+        function: &Written<Reference>,
+        node: &Node,
+        functions: &[Function],
+    ) -> Option<RolloutSubject> {
+        let other = [("filter", rollout.filter.is_some()), ("upstream", rollout.upstream.is_some())];
+        if let Some((other, _)) = other.iter().find(|(_, there)| *there) {
+            let problem =
+                Problem::new(format!("a rollout moves a function or {}", article(other)), node.key_place(other));
+            self.problem(
+                problem
+                    .label("`function` is there too")
+                    .hint("make two rollouts of it; with the same `salt` they move the same users"),
+            );
+            return None;
+        }
+        let Either::Long(canary) = &rollout.canary else {
+            let problem = Problem::new("a function's canary is a map", node.at("canary").place.clone());
+            let hint = "say what is different: `canary: { component: FILE }`, with `vars` and `grants` as needed";
+            self.problem(problem.hint(hint));
+            return None;
+        };
+        let function = self.find(Section::Functions, function, node.at("function"))?;
+        let canary = self.function_canary(canary, node.at("canary"), functions.get(function)?);
+        Some(RolloutSubject::Function { function, canary })
+    }
+
+    fn function_canary(&mut self, canary: &file::Canary, node: &Node, function: &Function) -> FunctionVersion {
+        let stable = &function.version;
+        let mut version = stable.clone();
+        if let Some(component) = &canary.component {
+            version.component = self.path(component);
+            version.component_place = node.at("component").place.clone();
+        }
+        if canary.settings.is_some() {
+            let problem = Problem::new("a function has no settings", node.key_place("settings"));
+            self.problem(problem.hint("what it is told, it is told by its environment: `vars`"));
+        }
+        if let Some(vars) = &canary.vars {
+            version.vars = self.vars(vars, node.at("vars"));
+            version.vars_written = written(node);
+        }
+        if let Some(grants_written) = &canary.grants {
+            version.grants = grants(grants_written);
+        }
+        let same =
+            version.component == stable.component && version.vars == stable.vars && version.grants == stable.grants;
+        if same && canary.settings.is_none() && !node.damaged {
+            let problem = Problem::new("the canary is the same as stable in everything", node.place.clone());
+            self.problem(problem.hint("give it another `component`, or other `vars` or `grants`"));
+        }
+        version
     }
 
     fn canary(&mut self, canary: &file::Canary, node: &Node, filter: &Filter) -> FilterVersion {
@@ -125,10 +187,14 @@ impl Resolver<'_> {
         if let Some(written) = &canary.grants {
             version.grants = grants(written);
         }
+        if canary.vars.is_some() {
+            let problem = Problem::new("a filter has no environment", node.key_place("vars"));
+            self.problem(problem.hint("what it is told, it is told by its `settings`"));
+        }
         let same = version.component == stable.component
             && version.settings == stable.settings
             && version.grants == stable.grants;
-        if same && !node.damaged {
+        if same && canary.vars.is_none() && !node.damaged {
             let problem = Problem::new("the canary is the same as stable in everything", node.place.clone());
             self.problem(problem.hint("give it another `component`, or other `settings` or `grants`"));
         }
@@ -202,20 +268,24 @@ impl Resolver<'_> {
 
     /// Checks that no two rollouts move the same thing, and that none moves another's canary: which of the two a
     /// request meets would depend on their order.
-    fn check_subjects(&mut self, rollouts: &[Rollout], filters: &[Filter]) {
+    fn check_subjects(&mut self, rollouts: &[Rollout], filters: &[Filter], functions: &[Function]) {
         let subjects: Vec<_> = rollouts
             .iter()
             .map(|rollout| match &rollout.subject {
-                RolloutSubject::Filter { filter, .. } => (Some(*filter), None),
-                RolloutSubject::Upstream { upstream, .. } => (None, Some(*upstream)),
+                RolloutSubject::Filter { filter, .. } => (Section::Filters, *filter),
+                RolloutSubject::Function { function, .. } => (Section::Functions, *function),
+                RolloutSubject::Upstream { upstream, .. } => (Section::Upstreams, *upstream),
             })
             .collect();
         for (index, first) in repeated(&subjects) {
             let what = match subjects[index] {
-                (Some(filter), _) => filters.get(filter).map(|filter| format!("filter `{}`", filter.name)),
-                (None, upstream) => upstream
-                    .and_then(|upstream| self.upstreams.names.get(upstream))
-                    .map(|name| format!("upstream `{name}`")),
+                (Section::Filters, filter) => filters.get(filter).map(|filter| format!("filter `{}`", filter.name)),
+                (Section::Functions, function) => {
+                    functions.get(function).map(|function| format!("function `{}`", function.name))
+                }
+                (Section::Upstreams, upstream) => {
+                    self.upstreams.names.get(upstream).map(|name| format!("upstream `{name}`"))
+                }
             };
             let what = what.unwrap_or_default();
             let first = &rollouts[first];
@@ -227,7 +297,7 @@ impl Resolver<'_> {
             let RolloutSubject::Upstream { canary, .. } = &rollout.subject else {
                 continue;
             };
-            let Some(other) = subjects.iter().position(|(_, subject)| *subject == Some(*canary)) else {
+            let Some(other) = subjects.iter().position(|subject| *subject == (Section::Upstreams, *canary)) else {
                 continue;
             };
             let other = &rollouts[other];
@@ -240,4 +310,8 @@ impl Resolver<'_> {
             self.problem(problem.hint("finish one before the other begins"));
         }
     }
+}
+
+fn article(kind: &str) -> String {
+    format!("{} {kind}", if kind == "upstream" { "an" } else { "a" })
 }

@@ -39,18 +39,12 @@ impl Resolver<'_> {
     }
 
     fn route(&mut self, route: file::Route, node: &Node) -> Option<Route> {
+        let target = self.target(&route, node);
         let matcher = self.matcher(route.matches, node.at("match"));
         let filters = self.references(Section::Filters, &route.filters, node.at("filters"));
         if filters.len() > FILTERS_MAX {
             let problem = Problem::new("the chain is too long", node.key_place("filters"));
             self.problem(problem.label(format!("{} filters; at most {FILTERS_MAX}", filters.len())));
-        }
-        let upstream = self.find(Section::Upstreams, &route.upstream, node.at("upstream"));
-        let alternatives = self.references(Section::Upstreams, &route.alternatives, node.at("alternatives"));
-        if let Some(index) = route.alternatives.iter().position(|name| name.0 == route.upstream.0) {
-            let place = node.at("alternatives").item(index).place.clone();
-            let problem = Problem::new("the route's upstream is no alternative to itself", place);
-            self.problem(problem.hint("remove it here: a filter may always choose it"));
         }
         Some(Route {
             name: match &route.name {
@@ -69,9 +63,44 @@ impl Resolver<'_> {
                     file::Coding::Gzip => Coding::Gzip,
                 })
                 .collect(),
-            target: Target::Upstream { upstream: upstream?, alternatives },
+            target: target?,
             place: node.get("name").unwrap_or(node).place.clone(),
         })
+    }
+
+    fn target(&mut self, route: &file::Route, node: &Node) -> Option<Target> {
+        let alternatives = self.references(Section::Upstreams, &route.alternatives, node.at("alternatives"));
+        match (&route.upstream, &route.function) {
+            (Some(name), None) => {
+                let upstream = self.find(Section::Upstreams, name, node.at("upstream"));
+                if let Some(index) = route.alternatives.iter().position(|other| other.0 == name.0) {
+                    let place = node.at("alternatives").item(index).place.clone();
+                    let problem = Problem::new("the route's upstream is no alternative to itself", place);
+                    self.problem(problem.hint("remove it here: a filter may always choose it"));
+                }
+                Some(Target::Upstream { upstream: upstream?, alternatives })
+            }
+            (None, Some(name)) => {
+                if !route.alternatives.is_empty() {
+                    let place = node.key_place("alternatives");
+                    let problem = Problem::new("a function has no alternatives", place);
+                    self.problem(problem.hint("a filter may choose between upstreams only; remove this"));
+                }
+                Some(Target::Function { function: self.find(Section::Functions, name, node.at("function"))? })
+            }
+            (Some(_), Some(_)) => {
+                let problem = Problem::new("a route has one target", node.key_place("function"));
+                self.problem(problem.label("`upstream` is there too").hint("make two routes of it, or remove one"));
+                None
+            }
+            (None, None) => {
+                if !node.damaged {
+                    let problem = Problem::new("it is not said what answers", node.place.clone());
+                    self.problem(problem.hint("add `upstream: NAME` or `function: NAME`"));
+                }
+                None
+            }
+        }
     }
 
     /// Finds what a list of names refers to, none of them twice.
@@ -85,7 +114,7 @@ impl Resolver<'_> {
                 Section::Filters => {
                     problem.hint("a filter runs once in a chain; declare it under a second name to run it again")
                 }
-                Section::Upstreams => problem.hint("remove one of the two"),
+                Section::Upstreams | Section::Functions => problem.hint("remove one of the two"),
             });
         }
         names.iter().enumerate().filter_map(|(index, name)| self.find(section, name, node.item(index))).collect()
@@ -180,12 +209,15 @@ impl Resolver<'_> {
 
     pub(super) fn check_rollouts_of_routes(&mut self, routes: &[Route], rollouts: &[Rollout]) {
         for route in routes {
-            let Target::Upstream { upstream, alternatives } = &route.target;
-            let meets = |rollout: &&Rollout| match &rollout.subject {
-                RolloutSubject::Filter { filter, .. } => route.filters.contains(filter),
-                RolloutSubject::Upstream { upstream: subject, .. } => {
+            let meets = |rollout: &&Rollout| match (&rollout.subject, &route.target) {
+                (RolloutSubject::Filter { filter, .. }, _) => route.filters.contains(filter),
+                (RolloutSubject::Upstream { upstream: subject, .. }, Target::Upstream { upstream, alternatives }) => {
                     upstream == subject || alternatives.contains(subject)
                 }
+                (RolloutSubject::Function { function: subject, .. }, Target::Function { function }) => {
+                    function == subject
+                }
+                (RolloutSubject::Upstream { .. } | RolloutSubject::Function { .. }, _) => false,
             };
             let count = rollouts.iter().filter(meets).count();
             if count > ROLLOUTS_MAX {

@@ -57,8 +57,14 @@ guests! {
     Fail = "fail",
     /// `{"even": 4}`: `configure` complains about odd numbers; sets `x-even` on the request.
     FailingConfigure = "failing-configure",
+    /// A `wasi:http` function that does what the path says: `/echo`, `/length`, `/events?COUNT`, `/download?BYTES`,
+    /// `/spin`, `/sleep?MS`, `/memory`, `/trap`, `/fetch?AUTHORITY` and more. Else it tells method, target and the
+    /// variable `VERSION`.
+    Function = "function",
     /// Writes headers that the gateway owns, on either side: `x-refused` is `NAME=Forbidden` or `NAME=Accepted`.
     ForbiddenHeader = "forbidden-header",
+    /// A `wasi:http` function that answers `hello`: for benches.
+    Hello = "hello",
     /// Sets a header of 100 KiB on either side: `x-refused` is `TooLarge`.
     HugeHeader = "huge-header",
     /// Writes a log line at each level and emits the event `request-seen` with `{"path": …}`.
@@ -176,6 +182,7 @@ mod tests {
         assert_eq!(exports(Guest::BodyBuffer), ["configuration", "on-request-body", "on-response-body"].map(phase));
         assert_eq!(exports(Guest::Access), ["configuration", "on-request"].map(phase));
         assert_eq!(exports(Guest::WrongWorld), ["example:elsewhere/arithmetic@1.0.0"]);
+        assert_eq!(exports(Guest::Hello), ["wasi:http/incoming-handler@0.2.12"]);
     }
 
     #[test]

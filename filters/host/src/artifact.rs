@@ -22,7 +22,7 @@ const HEADER_BYTES: usize = 84;
 pub(crate) const FORMAT: u32 = 1;
 
 /// What one has to know about an artifact besides its code.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Manifest {
     pub(crate) declarations: Declarations,
     /// Why `configure` runs in each instance; none where its result is in the code.

@@ -58,6 +58,18 @@ pub enum LoadError {
         /// What it exports.
         exports: Vec<String>,
     },
+    /// Answers no requests.
+    #[error("exports no `wasi:http/incoming-handler@0.2`; it exports {}{hint}",
+        if .exports.is_empty() { "nothing".to_owned() } else { list(.exports) })]
+    NoHandler {
+        /// What it exports.
+        exports: Vec<String>,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// Wants what no function can have.
+    #[error("imports what a function cannot have: {}; there is WASI 0.2", list(.0))]
+    UnknownFunctionImports(Vec<String>),
     /// Wants what no filter can have.
     #[error("imports what a filter cannot have: {}; there are `lockgate:filter@0.1` and WASI 0.2", list(.0))]
     UnknownImports(Vec<String>),
@@ -112,14 +124,40 @@ pub enum CallErrorKind {
     Copy,
     /// No instance was to be had: too many are in use.
     Exhausted,
-    /// The filter answered with a response that cannot be sent.
+    /// The answer is a response that cannot be sent.
     InvalidResponse,
+    /// A function kept its thread busy for longer than it may.
+    Cpu,
+    /// A function failed after it had been refused a header that belongs to the gateway.
+    ForbiddenHeader,
+    /// A function's body is not of the length that its header names.
+    ContentLength,
+    /// A function failed after an outbound request of its was denied.
+    Denied,
+    /// A function ended without an answer, or with an error in its place.
+    NoResponse,
 }
 
 impl CallErrorKind {
-    /// All kinds, in the order of their numbers (`kind as usize`).
-    pub const ALL: [Self; 7] =
+    /// Those of a filter.
+    pub const OF_FILTERS: [Self; 7] =
         [Self::Trap, Self::Deadline, Self::Memory, Self::Stack, Self::Copy, Self::Exhausted, Self::InvalidResponse];
+
+    /// Those of a function.
+    pub const OF_FUNCTIONS: [Self; 12] = [
+        Self::Trap,
+        Self::Deadline,
+        Self::Memory,
+        Self::Stack,
+        Self::Copy,
+        Self::Exhausted,
+        Self::InvalidResponse,
+        Self::Cpu,
+        Self::ForbiddenHeader,
+        Self::ContentLength,
+        Self::Denied,
+        Self::NoResponse,
+    ];
 
     /// Returns the name for logs and metric labels.
     pub fn as_str(self) -> &'static str {
@@ -131,6 +169,11 @@ impl CallErrorKind {
             Self::Copy => "copy",
             Self::Exhausted => "exhausted",
             Self::InvalidResponse => "invalid-response",
+            Self::Cpu => "cpu",
+            Self::ForbiddenHeader => "forbidden-header",
+            Self::ContentLength => "content-length",
+            Self::Denied => "denied",
+            Self::NoResponse => "no-response",
         }
     }
 }
@@ -170,26 +213,30 @@ impl CallError {
             _ => CallErrorKind::Trap,
         };
         let mut message = match kind {
-            CallErrorKind::Deadline => "the deadline passed while the filter was running".to_owned(),
-            CallErrorKind::Stack => "the stack is full: the filter recursed too deeply".to_owned(),
+            CallErrorKind::Deadline => "the deadline passed while it was running".to_owned(),
+            CallErrorKind::Stack => "the stack is full: it recursed too deeply".to_owned(),
             CallErrorKind::Copy => "more than `copy_bytes` was copied in one call".to_owned(),
             _ => error.root_cause().to_string(),
         };
         if kind == CallErrorKind::Memory && !message.contains("limit") {
             message = format!("more memory than the limit was wanted: {message}");
         }
-        if let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() {
-            let frames: Vec<_> = backtrace.frames().iter().map(frame).collect();
-            // How a language gets from its panic to the trap is the same each time, and says nothing.
-            let began = frames.iter().position(|frame| !is_panicking(frame)).unwrap_or(0);
-            let frames = &frames[began..];
-            if !frames.is_empty() {
-                message.push_str(" (at ");
-                message.push_str(&frames.join(" < "));
-                message.push(')');
-            }
-        }
+        message.push_str(&backtrace(error));
         Self { kind, message }
+    }
+}
+
+/// Returns where the guest was, ` (at INNERMOST < … < OUTERMOST)`; empty where that is not known.
+pub(crate) fn backtrace(error: &wasmtime::Error) -> String {
+    let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() else {
+        return String::new();
+    };
+    let frames: Vec<_> = backtrace.frames().iter().map(frame).collect();
+    // How a language gets from its panic to the trap is the same each time, and says nothing.
+    let began = frames.iter().position(|frame| !is_panicking(frame)).unwrap_or(0);
+    match &frames[began..] {
+        [] => String::new(),
+        frames => format!(" (at {})", frames.join(" < ")),
     }
 }
 

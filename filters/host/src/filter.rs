@@ -194,11 +194,7 @@ impl Filter {
 
     /// Returns what the filter has in memory now. Two loads of a number: cheap enough for every scrape.
     pub fn live(&self) -> Live {
-        Live {
-            instances: self.shared.live_instances.load(Ordering::Relaxed),
-            memory_bytes: self.shared.live_memory_bytes.load(Ordering::Relaxed),
-            lines_dropped: self.shared.lines_dropped.load(Ordering::Relaxed),
-        }
+        self.shared.alive.live()
     }
 
     /// Returns an instance for one request: a fresh one, or one that served before where isolation is `reused`. A fresh

@@ -12,6 +12,7 @@ use crate::cache::Cache;
 use crate::engine::{self, Engines};
 use crate::error::{HostError, LoadError};
 use crate::filter::Filter;
+use crate::function::{self, Function, FunctionInspection, FunctionSpec};
 use crate::inspect::{self, Inspection};
 use crate::key_value::KeyValue;
 use crate::load;
@@ -41,7 +42,7 @@ pub struct Options {
     pub instance_memory_bytes_max: u64,
 }
 
-/// Loads filters, and owns what they share: the engine, its clock, the compile threads, the cache, the budget of
+/// Loads filters and functions, and owns what they share: the engine, its clock, the compile threads, the cache, the budget of
 /// instances, the key-value stores, the outbound connections.
 ///
 /// Make it after the process has forked for the last time: it starts threads.
@@ -101,6 +102,24 @@ impl Host {
     /// Everything that is wrong with the component, its settings or its limits; each can be shown as it is.
     pub fn load(&self, spec: &FilterSpec, progress: &dyn Progress) -> Result<Arc<Filter>, LoadError> {
         load::load(self, spec, progress)
+    }
+
+    /// Loads a function, as [`Host::load`] does a filter: blocks, and never on a proxy thread.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with the component or its limits; each can be shown as it is.
+    pub fn load_function(&self, spec: &FunctionSpec, progress: &dyn Progress) -> Result<Arc<Function>, LoadError> {
+        function::load(self, spec, progress)
+    }
+
+    /// Returns what a component that answers requests is, without running it. Compiles it.
+    ///
+    /// # Errors
+    ///
+    /// The component could not be a function.
+    pub fn inspect_function(&self, component: &[u8]) -> Result<FunctionInspection, LoadError> {
+        function::inspect(self, component)
     }
 
     /// Returns what a component is, without running it. Compiles it, so it blocks as [`Host::load`] does.

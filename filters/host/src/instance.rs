@@ -74,7 +74,7 @@ impl Warm {
     }
 
     pub(crate) fn memory_bytes(&self) -> u64 {
-        self.store.data().memory_bytes
+        self.store.data().memory.bytes
     }
 
     fn function<P, R>(&mut self, index: ComponentExportIndex) -> Result<TypedFunc<P, R>>
@@ -375,7 +375,7 @@ impl Instance {
                 Ok(outcome)
             }
             Ok(Err(error)) => {
-                let refused = warm.store.data().memory_refused;
+                let refused = warm.store.data().memory.refused;
                 Err(CallError::from_wasmtime(&error, refused))
             }
             Err(_) => Err(overdue()),
@@ -409,7 +409,7 @@ impl Instance {
             Ok((outcome,)) => Ok(outcome),
             Err(error) => {
                 self.failed = true;
-                let refused = warm.store.data().memory_refused;
+                let refused = warm.store.data().memory.refused;
                 Err(CallError::from_wasmtime(&error, refused))
             }
         }
@@ -423,7 +423,7 @@ impl Instance {
     fn failure(&mut self, store: &mut Store<State>, error: &wasmtime::Error) -> CallError {
         self.failed = true;
         store.data_mut().flush_stdio();
-        CallError::from_wasmtime(error, store.data().memory_refused)
+        CallError::from_wasmtime(error, store.data().memory.refused)
     }
 
     fn fail(&mut self, error: CallError) -> CallError {

@@ -1,14 +1,15 @@
-//! Turns WebAssembly components into running filters.
+//! Turns WebAssembly components into running filters and functions.
 //!
 //! A *component* is what a filter author ships. A [`Filter`] is one version of it, loaded: compiled, configured, and
 //! proven to start. An [`Instance`] is one sandbox of a filter; it lives for one request and is called once for each
-//! phase of an [`Exchange`]. The [`Host`] owns what they share: the engine, the compile threads, the artifact cache and
+//! phase of an [`Exchange`]. A [`Function`] is a component that answers requests itself, and a [`Call`] one request's
+//! answer in the making. The [`Host`] owns what they share: the engine, the compile threads, the artifact cache and
 //! the budget of instances.
 //!
 //! This crate knows Wasmtime and nothing of the proxy around it: requests and responses are `http` types, log lines and
 //! metrics go to a [`Sink`].
 //!
-//! What a filter may import and must export is `filters/wit/filter.wit`.
+//! What a filter may import and must export is `filters/wit/filter.wit`; a function is a standard `wasi:http` 0.2 proxy.
 
 #![warn(missing_docs)]
 
@@ -21,6 +22,7 @@ mod engine;
 mod error;
 mod exchange;
 mod filter;
+mod function;
 mod headers;
 mod host;
 mod imports;
@@ -29,6 +31,7 @@ mod instance;
 mod key_value;
 mod link;
 mod load;
+mod memory;
 mod outbound;
 mod outcome;
 mod shape;
@@ -45,6 +48,9 @@ pub use effects::{Effects, Kept, Notes};
 pub use error::{CallError, CallErrorKind, HostError, LoadError};
 pub use exchange::{Bag, Exchange};
 pub use filter::{BodyMode, Filter, Lane, Live, Phases};
+pub use function::{
+    Call, Function, FunctionInspection, FunctionLimits, FunctionSpec, LogSink, RequestBody, Settled, Tail, Upload,
+};
 pub use host::{Host, Options};
 pub use inspect::Inspection;
 pub use instance::Instance;

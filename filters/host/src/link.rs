@@ -19,7 +19,7 @@ pub const CONTRACT: &str = "lockgate:filter@0.1.0";
 const CONTRACT_PACKAGE: &str = "lockgate:filter/";
 /// What `0.1.0` is compatible with.
 const CONTRACT_SERIES: &str = "0.1.";
-const WASI_SERIES: &str = "0.2.";
+pub(crate) const WASI_SERIES: &str = "0.2.";
 const WASI_PACKAGES: [&str; 7] = ["cli", "clocks", "filesystem", "http", "io", "random", "sockets"];
 const OUTGOING_HANDLER: &str = "wasi:http/outgoing-handler";
 
@@ -49,12 +49,12 @@ pub(crate) fn check_names(shape: &Shape) -> Result<(), LoadError> {
     if unknown.is_empty() { Ok(()) } else { Err(LoadError::UnknownImports(unknown)) }
 }
 
-fn is_of_series(name: &str, series: &str) -> bool {
+pub(crate) fn is_of_series(name: &str, series: &str) -> bool {
     let version = name.rsplit_once('@').and_then(|(_, version)| version.strip_prefix(series));
     version.is_some_and(|patch| !patch.is_empty() && patch.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-fn is_wasi(name: &str) -> bool {
+pub(crate) fn is_wasi(name: &str) -> bool {
     let package = name.strip_prefix("wasi:").and_then(|rest| rest.split('/').next());
     package.is_some_and(|package| WASI_PACKAGES.contains(&package)) && is_of_series(name, WASI_SERIES)
 }
@@ -81,7 +81,7 @@ pub(crate) fn linker(engine: &Engine, component: &Component, lane: Lane) -> Resu
 }
 
 /// Defines every WASI function that `component` imports as one that traps.
-fn link_stubs(linker: &mut Linker<State>, engine: &Engine, component: &Component) -> Result<()> {
+pub(crate) fn link_stubs<T: 'static>(linker: &mut Linker<T>, engine: &Engine, component: &Component) -> Result<()> {
     linker.allow_shadowing(true);
     let component = component.component_type();
     // A resource that an interface uses from another one is listed in both. It is the other's: a second type for it would
@@ -99,7 +99,7 @@ fn link_stubs(linker: &mut Linker<State>, engine: &Engine, component: &Component
                 ComponentItem::ComponentFunc(_) => {
                     let full_name = format!("{unversioned}#{export}");
                     instance.func_new(export, move |_, _, _, _| {
-                        bail!("`{full_name}` was called: the filter has not been granted what it is for")
+                        bail!("`{full_name}` was called: it has not been granted what it is for")
                     })?;
                 }
                 ComponentItem::Resource(resource) if !owned.contains(&resource) => {

@@ -53,7 +53,7 @@ pub(crate) fn lane(shape: &Shape, granted: bool) -> Lane {
 pub(crate) fn load(host: &Host, spec: &FilterSpec, progress: &dyn Progress) -> Result<Arc<Filter>, LoadError> {
     let began = Instant::now();
     let shape = examine(&spec.component)?;
-    check_limits(host, spec)?;
+    check_ceilings(host, spec.limits.memory_bytes, spec.limits.table_elements)?;
     let lane = lane(&shape, !spec.grants.outbound.is_empty());
     let version = VersionId::of(&spec.component, &spec.settings, &spec.grants);
     let key = Cache::key(&host.engines.serve, &version.component, &version.settings);
@@ -74,7 +74,7 @@ pub(crate) fn load(host: &Host, spec: &FilterSpec, progress: &dyn Progress) -> R
     if lane == Lane::Fibre && exports.on_response_body.is_some() {
         return Err(LoadError::ResponseBodyWaits);
     }
-    let need = need(host, spec, &shape, &component, lane)?;
+    let need = need(host, spec.limits.memory_bytes, &shape, &component, lane == Lane::Fibre)?;
     let mismatch = |error: wasmtime::Error| LoadError::Mismatch(format!("{error:#}"));
     let linker = link::linker(&host.engines.serve, &component, lane).map_err(mismatch)?;
     let pre = linker.instantiate_pre(&component).map_err(mismatch)?;
@@ -109,14 +109,15 @@ pub(crate) fn load(host: &Host, spec: &FilterSpec, progress: &dyn Progress) -> R
     Ok(filter)
 }
 
-fn check_limits(host: &Host, spec: &FilterSpec) -> Result<(), LoadError> {
-    let (wanted, most) = (spec.limits.memory_bytes, host.instance_memory_bytes_max);
+/// Checks limits against what any instance can have.
+pub(crate) fn check_ceilings(host: &Host, memory_bytes: u64, table_elements: u32) -> Result<(), LoadError> {
+    let (wanted, most) = (memory_bytes, host.instance_memory_bytes_max);
     if wanted > most {
         return Err(LoadError::Limits(format!(
             "may have {wanted} bytes of memory; the most that an instance can have is {most}"
         )));
     }
-    let wanted = spec.limits.table_elements;
+    let wanted = table_elements;
     if wanted > TABLE_ELEMENTS_MAX {
         return Err(LoadError::Limits(format!(
             "may have tables of {wanted} elements; the most is {TABLE_ELEMENTS_MAX}"
@@ -171,7 +172,7 @@ fn make(host: &Host, spec: &FilterSpec, progress: &dyn Progress) -> Result<(Mani
     Ok((Manifest { declarations, not_snapshotted }, code))
 }
 
-fn compile_error(error: &wasmtime::Error) -> LoadError {
+pub(crate) fn compile_error(error: &wasmtime::Error) -> LoadError {
     LoadError::Compile(format!("{error:#}"))
 }
 
@@ -189,21 +190,27 @@ pub(crate) fn exports(component: &Component) -> Exports {
     }
 }
 
-fn need(host: &Host, spec: &FilterSpec, shape: &Shape, component: &Component, lane: Lane) -> Result<Need, LoadError> {
+/// Returns the slots that one instance takes.
+pub(crate) fn need(
+    host: &Host,
+    memory_bytes: u64,
+    shape: &Shape,
+    component: &Component,
+    waits: bool,
+) -> Result<Need, LoadError> {
     let Some(resources) = component.resources_required() else {
         return Err(LoadError::Mismatch("it imports modules or components, which no host provides".to_owned()));
     };
     let first = resources.max_initial_memory_size.unwrap_or(0).saturating_mul(PAGE_BYTES);
-    if first > spec.limits.memory_bytes {
-        let limit = spec.limits.memory_bytes;
-        return Err(LoadError::Limits(format!("needs {first} bytes of memory to start; its limit is {limit}")));
+    if first > memory_bytes {
+        return Err(LoadError::Limits(format!("needs {first} bytes of memory to start; its limit is {memory_bytes}")));
     }
     let need = Need {
         component_instances: 1,
         core_instances: shape.core_instances,
         memories: resources.num_memories,
         tables: resources.num_tables,
-        stacks: u32::from(lane == Lane::Fibre),
+        stacks: u32::from(waits),
     };
     match host.budget.can_never_hold(need) {
         Some((kind, need, total)) => {
@@ -221,14 +228,18 @@ fn probe(filter: &Arc<Filter>) -> Result<(), LoadError> {
         Lane::Inline => crate::snapshot::finish(async { Ok(instance.probe().await) })
             .map_err(|error| LoadError::Mismatch(error.to_string()))?
             .map_err(LoadError::Start),
-        // On a thread of its own: this one may be driving a runtime, and none may be driven inside another.
-        Lane::Fibre => std::thread::scope(|scope| {
-            let probe = scope.spawn(|| {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                let runtime = runtime.map_err(|error| LoadError::Mismatch(error.to_string()))?;
-                runtime.block_on(instance.probe()).map_err(LoadError::Start)
-            });
-            probe.join().unwrap_or_else(|_| Err(LoadError::Mismatch("starting it panicked".to_owned())))
-        }),
+        Lane::Fibre => on_a_runtime(async { instance.probe().await.map_err(LoadError::Start) }),
     }
+}
+
+/// Runs what waits, on a thread of its own: this one may be driving a runtime, and none may be driven inside another.
+pub(crate) fn on_a_runtime(waiting: impl Future<Output = Result<(), LoadError>> + Send) -> Result<(), LoadError> {
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.map_err(|error| LoadError::Mismatch(error.to_string()))?;
+            runtime.block_on(waiting)
+        });
+        running.join().unwrap_or_else(|_| Err(LoadError::Mismatch("starting it panicked".to_owned())))
+    })
 }

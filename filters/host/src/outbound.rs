@@ -3,13 +3,10 @@
 //!
 //! There is one way out, [`Hooks::send_request`]: the crate that implements `wasi:http` is built without its own.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::uri::Scheme;
 use http_body_util::BodyExt;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -17,10 +14,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use parking_lot::Mutex;
-use tokio::io::AsyncWrite;
 use wasmtime::component::{Linker, Resource};
-use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
-use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::p2::bindings::http::types as wire;
 use wasmtime_wasi_http::p2::types::{HostFutureIncomingResponse, HostOutgoingRequest};
@@ -30,8 +24,8 @@ use wasmtime_wasi_http::{
 
 use crate::sink::Level;
 use crate::spec::OutboundGrant;
-use crate::state::{LOG_LINE_BYTES_MAX, State};
-use crate::wasi;
+use crate::state::State;
+use crate::wasi::{self, Print, Printer};
 
 /// Time to connect, TLS included: filters sit in the path of requests, and their deadlines are shorter still.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -82,8 +76,8 @@ impl Outbound {
         let printed = Printed::default();
         // Nothing is granted but what is named here: no folder, no variable, no socket.
         let wasi = WasiCtx::builder()
-            .stdout(Printer { level: Level::Info, printed: printed.clone() })
-            .stderr(Printer { level: Level::Warn, printed: printed.clone() })
+            .stdout(Printer::new(Level::Info, printed.clone()))
+            .stderr(Printer::new(Level::Warn, printed.clone()))
             .allow_tcp(false)
             .allow_udp(false)
             .allow_ip_name_lookup(false)
@@ -173,51 +167,79 @@ struct Hooks {
 
 type Sent = (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>);
 
+/// A request on its way.
+pub(crate) type Sending = Box<dyn Future<Output = Result<Sent, Error>> + Send>;
+
 impl WasiHttpHooks for Hooks {
     fn send_request(
         &mut self,
         request: http::Request<WasiBody>,
         options: Option<RequestOptions>,
         _finished: Box<dyn Future<Output = Result<(), Error>> + Send>,
-    ) -> Box<dyn Future<Output = Result<Sent, Error>> + Send> {
-        let uri = request.uri();
-        let tls = uri.scheme() == Some(&Scheme::HTTPS);
-        // An address of version 6 is written in brackets in a URI, and may be in a grant.
-        let bare = |host: &str| host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let host = bare(uri.host().unwrap_or_default());
-        let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        let connections = self.access.as_ref().and_then(|access| {
-            let covered = access.grants.iter().any(|grant| {
-                grant.covers(tls, &host, port)
-                    || OutboundGrant { host: bare(&grant.host), ..grant.clone() }.covers(tls, &host, port)
-            });
-            covered.then(|| access.connections.clone())
-        });
-        let Some(connections) = connections else {
-            let scheme = if tls { "https" } else { "http" };
-            self.printed.push(
-                Level::Warn,
-                format!("an outbound request to `{scheme}://{host}:{port}` was denied: no grant covers it\n")
-                    .as_bytes(),
-            );
-            return Box::new(async { Err(Error::HttpRequestDenied) });
-        };
-        if let Some(denied) = &self.kept_in {
-            denied.store(true, Ordering::Relaxed);
-            return Box::new(async { Err(Error::HttpRequestDenied) });
+    ) -> Sending {
+        match granted(self.access.as_ref(), &request) {
+            Err(problem) => {
+                self.printed.push(Level::Warn, format!("{problem}\n").as_bytes());
+                denied()
+            }
+            Ok(connections) => match &self.kept_in {
+                Some(kept_in) => {
+                    kept_in.store(true, Ordering::Relaxed);
+                    denied()
+                }
+                None => dispatch(connections, request, options),
+            },
         }
-        let wait = options.and_then(|options| options.first_byte_timeout);
-        Box::new(async move {
-            let response = connections.request(request);
-            let response = match wait {
-                Some(wait) => tokio::time::timeout(wait, response).await.map_err(|_| Error::ConnectionReadTimeout)?,
-                None => response.await,
-            };
-            let response = response.map_err(|error| failure(&error))?;
-            let finished: Box<dyn Future<Output = Result<(), Error>> + Send> = Box::new(async { Ok(()) });
-            Ok((response.map(|body| body.map_err(Error::from).boxed_unsync()), finished))
-        })
     }
+}
+
+/// Returns the connections by which a request may go.
+///
+/// # Errors
+///
+/// No grant covers it; what is to be said about that.
+pub(crate) fn granted(access: Option<&Access>, request: &http::Request<WasiBody>) -> Result<Connections, String> {
+    let uri = request.uri();
+    let tls = uri.scheme() == Some(&Scheme::HTTPS);
+    // An address of version 6 is written in brackets in a URI, and may be in a grant.
+    let bare = |host: &str| host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let host = bare(uri.host().unwrap_or_default());
+    let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
+    let connections = access.and_then(|access| {
+        let covered = access.grants.iter().any(|grant| {
+            grant.covers(tls, &host, port)
+                || OutboundGrant { host: bare(&grant.host), ..grant.clone() }.covers(tls, &host, port)
+        });
+        covered.then(|| access.connections.clone())
+    });
+    connections.ok_or_else(|| {
+        let scheme = if tls { "https" } else { "http" };
+        format!("an outbound request to `{scheme}://{host}:{port}` was denied: no grant covers it")
+    })
+}
+
+/// Returns what a guest gets for a request that is not sent.
+pub(crate) fn denied() -> Sending {
+    Box::new(async { Err(Error::HttpRequestDenied) })
+}
+
+/// Sends a request.
+pub(crate) fn dispatch(
+    connections: Connections,
+    request: http::Request<WasiBody>,
+    options: Option<RequestOptions>,
+) -> Sending {
+    let wait = options.and_then(|options| options.first_byte_timeout);
+    Box::new(async move {
+        let response = connections.request(request);
+        let response = match wait {
+            Some(wait) => tokio::time::timeout(wait, response).await.map_err(|_| Error::ConnectionReadTimeout)?,
+            None => response.await,
+        };
+        let response = response.map_err(|error| failure(&error))?;
+        let finished: Box<dyn Future<Output = Result<(), Error>> + Send> = Box::new(async { Ok(()) });
+        Ok((response.map(|body| body.map_err(Error::from).boxed_unsync()), finished))
+    })
 }
 
 fn failure(error: &hyper_util::client::legacy::Error) -> Error {
@@ -252,60 +274,8 @@ impl Printed {
     }
 }
 
-#[derive(Clone)]
-struct Printer {
-    level: Level,
-    printed: Printed,
-}
-
-impl IsTerminal for Printer {
-    fn is_terminal(&self) -> bool {
-        false
-    }
-}
-
-impl StdoutStream for Printer {
-    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
-        Box::new(self.clone())
-    }
-
-    fn p2_stream(&self) -> Box<dyn OutputStream> {
-        Box::new(self.clone())
-    }
-}
-
-impl AsyncWrite for Printer {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-        self.printed.push(self.level, bytes);
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-#[wasmtime_wasi::async_trait]
-impl Pollable for Printer {
-    async fn ready(&mut self) {}
-}
-
-#[wasmtime_wasi::async_trait]
-impl OutputStream for Printer {
-    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        self.printed.push(self.level, &bytes);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> StreamResult<()> {
-        Ok(())
-    }
-
-    fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(LOG_LINE_BYTES_MAX)
+impl Print for Printed {
+    fn print(&self, level: Level, bytes: &[u8]) {
+        self.push(level, bytes);
     }
 }

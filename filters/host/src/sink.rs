@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// A point in the life of a filter at which its code runs.
+/// A point in the life of a filter, or a function, at which its code runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
@@ -20,6 +20,8 @@ pub enum Phase {
     OnResponse,
     /// A piece of the response's body.
     OnResponseBody,
+    /// A function answers a request.
+    Handle,
 }
 
 impl Phase {
@@ -32,6 +34,7 @@ impl Phase {
             Self::OnRequestBody => "on-request-body",
             Self::OnResponse => "on-response",
             Self::OnResponseBody => "on-response-body",
+            Self::Handle => "handle",
         }
     }
 }
@@ -60,7 +63,8 @@ pub enum Level {
 pub struct CallInfo<'a> {
     /// The request's id; empty while a filter is loaded.
     pub request_id: &'a str,
-    /// `stable` or `canary`, as given to [`Filter::acquire`](crate::Filter::acquire).
+    /// `stable` or `canary`, as given to [`Filter::acquire`](crate::Filter::acquire) or
+    /// [`Function::call`](crate::Function::call).
     pub track: &'static str,
     /// What was being called.
     pub phase: Phase,

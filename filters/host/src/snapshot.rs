@@ -81,7 +81,7 @@ impl<'a> Configuring<'a> {
         store.data_mut().set_deadline(Instant::now(), deadline);
         let failed = |store: &mut Store<State>, error: &wasmtime::Error| {
             store.data_mut().flush_stdio();
-            let mut failure = CallError::from_wasmtime(error, store.data().memory_refused);
+            let mut failure = CallError::from_wasmtime(error, store.data().memory.refused);
             if failure.kind == CallErrorKind::Deadline {
                 failure.message = format!("it took longer than {deadline:?}");
             }

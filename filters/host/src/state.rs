@@ -1,6 +1,5 @@
 //! What an instance carries with it: the store's data. Host functions see nothing else.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -12,6 +11,7 @@ use crate::effects::{Cell, Effects, Notes};
 use crate::engine::epochs;
 use crate::exchange::Exchange;
 use crate::key_value::KeyValue;
+use crate::memory::{Alive, Memory};
 use crate::outbound::{Access, Outbound};
 use crate::sink::{CallInfo, Level, Phase, Sink};
 use crate::spec::Limits;
@@ -34,9 +34,7 @@ pub(crate) struct Shared {
     /// Where it may send requests; none where nothing is granted.
     pub(crate) access: Option<Access>,
     pub(crate) sink: OnceLock<Arc<dyn Sink>>,
-    pub(crate) live_instances: AtomicU32,
-    pub(crate) live_memory_bytes: AtomicU64,
-    pub(crate) lines_dropped: AtomicU64,
+    pub(crate) alive: Alive,
 }
 
 impl Shared {
@@ -48,18 +46,7 @@ impl Shared {
         key_value: Arc<KeyValue>,
         access: Option<Access>,
     ) -> Self {
-        Self {
-            name,
-            settings,
-            limits,
-            metrics,
-            key_value,
-            access,
-            sink: OnceLock::new(),
-            live_instances: AtomicU32::new(0),
-            live_memory_bytes: AtomicU64::new(0),
-            lines_dropped: AtomicU64::new(0),
-        }
+        Self { name, settings, limits, metrics, key_value, access, sink: OnceLock::new(), alive: Alive::default() }
     }
 }
 
@@ -90,17 +77,14 @@ pub(crate) struct State {
     pub(crate) table: ResourceTable,
     /// What only filters with `wasi:http` need; made when first asked for.
     pub(crate) outbound: Option<Box<Outbound>>,
-    pub(crate) memory_bytes: u64,
-    /// The limiter has said no: an abort that follows is about memory.
-    pub(crate) memory_refused: bool,
-    growing_bytes: u64,
+    pub(crate) memory: Memory,
     lines: u32,
     events: u32,
 }
 
 impl State {
     pub(crate) fn new(shared: Arc<Shared>, track: &'static str, effects: Effects) -> Self {
-        shared.live_instances.fetch_add(1, Ordering::Relaxed);
+        shared.alive.begin();
         Self {
             shared,
             exchange: Box::new(Exchange::vacant()),
@@ -114,9 +98,7 @@ impl State {
             stdio: Stdio::default(),
             table: ResourceTable::new(),
             outbound: None,
-            memory_bytes: 0,
-            memory_refused: false,
-            growing_bytes: 0,
+            memory: Memory::default(),
             lines: 0,
             events: 0,
         }
@@ -203,7 +185,7 @@ impl State {
             return;
         }
         if self.lines > LOG_LINES_MAX {
-            self.shared.lines_dropped.fetch_add(1, Ordering::Relaxed);
+            self.shared.alive.drop_line();
             return;
         }
         let message = &message[..message.floor_char_boundary(LOG_LINE_BYTES_MAX)];
@@ -222,7 +204,7 @@ impl State {
         }
         self.events = self.events.saturating_add(1);
         if self.events > EVENTS_MAX {
-            self.shared.lines_dropped.fetch_add(1, Ordering::Relaxed);
+            self.shared.alive.drop_line();
             return;
         }
         if let Some(sink) = self.shared.sink.get() {
@@ -264,42 +246,21 @@ fn thread_time() -> Duration {
 
 impl wasmtime::ResourceLimiter for State {
     fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
-        let grows = desired.saturating_sub(current) as u64;
-        let wanted = self.memory_bytes.saturating_add(grows);
-        let limit = self.shared.limits.memory_bytes;
-        if wanted > limit {
-            self.memory_refused = true;
-            // An error rather than a refusal, which most guests turn into an abort that does not say why.
-            bail!("{wanted} bytes of memory were wanted; the limit is {limit}");
-        }
-        self.memory_bytes = wanted;
-        self.growing_bytes = grows;
-        self.shared.live_memory_bytes.fetch_add(grows, Ordering::Relaxed);
-        Ok(true)
+        self.memory.grow(&self.shared.alive, self.shared.limits.memory_bytes, current, desired)
     }
 
     fn memory_grow_failed(&mut self, error: wasmtime::Error) -> Result<()> {
-        self.memory_bytes -= self.growing_bytes;
-        self.shared.live_memory_bytes.fetch_sub(self.growing_bytes, Ordering::Relaxed);
-        self.growing_bytes = 0;
-        self.memory_refused = true;
-        tracing::debug!(filter = &*self.shared.name, error = format!("{error:#}"), "a memory could not grow");
+        self.memory.grow_failed(&self.shared.alive, &error);
         Ok(())
     }
 
     fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
-        let limit = self.shared.limits.table_elements as usize;
-        if desired > limit {
-            self.memory_refused = true;
-            bail!("a table of {desired} elements was wanted; the limit is {limit}");
-        }
-        Ok(true)
+        self.memory.check_table(self.shared.limits.table_elements, desired)
     }
 }
 
 impl Drop for State {
     fn drop(&mut self) {
-        self.shared.live_memory_bytes.fetch_sub(self.memory_bytes, Ordering::Relaxed);
-        self.shared.live_instances.fetch_sub(1, Ordering::Relaxed);
+        self.memory.end(&self.shared.alive);
     }
 }

@@ -11,6 +11,7 @@
 
 mod clocks;
 mod io;
+mod printer;
 mod random;
 mod stdio;
 
@@ -20,7 +21,8 @@ use wasmtime_wasi::filesystem::Descriptor;
 use wasmtime_wasi::p2::bindings::filesystem::types::DirectoryEntryStream;
 use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddressFamily};
 
-pub(crate) use self::stdio::{Stdio, text};
+pub(crate) use self::printer::{Print, Printer};
+pub(crate) use self::stdio::{Line, Stdio, text};
 use crate::state::State;
 
 /// The version under which all interfaces are linked. Any 0.2 that a component names is matched to it.

@@ -55,6 +55,7 @@ fn described() -> OpenApiRouter<Context> {
         .routes(routes!(state::config))
         .routes(routes!(state::routes))
         .routes(routes!(state::filters))
+        .routes(routes!(state::functions))
         .routes(routes!(state::upstreams))
         .routes(routes!(state::audit))
         .routes(routes!(events::events))

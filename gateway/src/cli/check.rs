@@ -48,9 +48,12 @@ impl Check {
         let path = self.path.unwrap_or(self.config.path);
         let name = path.display();
         let loaded = lockgate_config::load(&path)?;
-        let Config { routes, filters, rollouts, .. } = &loaded.config;
+        let Config { routes, filters, functions, rollouts, .. } = &loaded.config;
         let warnings = Warnings::of(&loaded.config, &loaded.source);
         let mut checked = format!("{}, {}", count(routes.len(), "route"), count(filters.len(), "filter"));
+        if !functions.is_empty() {
+            checked = format!("{checked}, {}", count(functions.len(), "function"));
+        }
         let mut overlaid = String::new();
         if !self.no_components {
             let draft = Draft::read(&path, &mut Fingerprint::default(), None)?;
@@ -58,10 +61,10 @@ impl Check {
             if !untimely.is_empty() {
                 return Err(Report::new(draft.facts.source.clone(), untimely).into());
             }
-            let versions = draft.versions();
+            let versions = draft.versions().len() + draft.functions().len();
             let host = host(&draft.facts.config).map_err(Failure::failed)?;
-            draft.load(&versions, &host, &*progress_of_command())?;
-            checked = format!("{checked} in {}", count(versions.len(), "version"));
+            draft.load_all(&host, &*progress_of_command())?;
+            checked = format!("{checked} in {}", count(versions, "version"));
             overlaid = match draft.overlaid() {
                 Ok(Some(yaml)) => {
                     format!("\nthe state of the rollouts overlays it; to commit what is in force:\n\n{yaml}")

@@ -19,11 +19,10 @@ pub(super) struct Compile {
 impl Compile {
     pub(super) fn run(self) -> Result<(), Failure> {
         let draft = Draft::read_components(&self.config.path)?;
-        let versions = draft.versions();
         let host = host(&draft.facts.config).map_err(Failure::failed)?;
-        draft.load(&versions, &host, &*progress_of_command())?;
+        let loaded = draft.load_all(&host, &*progress_of_command())?;
         let stats = host.cache().stats();
-        let versions = count(versions.len(), "version");
+        let versions = count(loaded.filters.len() + loaded.functions.len(), "version");
         print(&format!("{versions}: {} compiled, {} in the cache already", stats.misses, stats.hits))
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use lockgate_host::{Host, Inspection, Lane, Options};
+use lockgate_host::{FunctionInspection, Host, Inspection, Lane, LoadError, Need, Options};
 
 use super::Failure;
 use super::output::{print, print_json, size};
@@ -32,9 +32,41 @@ impl Inspect {
             std::fs::read(&self.path).map_err(|error| Failure::input(format_args!("cannot read `{name}`: {error}")))?;
         let scratch = Scratch::new()?;
         let host = Host::new(scratch.options()).map_err(Failure::failed)?;
-        let inspection = host.inspect(&bytes).map_err(|error| Failure::input(format_args!("`{name}` {error}")))?;
-        if self.json { print_json(&inspection) } else { print(&render(&self.path, &inspection)) }
+        match host.inspect(&bytes) {
+            Ok(found) if self.json => print_json(&found),
+            Ok(found) => print(&render(&self.path, &found)),
+            // What is no filter may be a function; where it is neither, what keeps it from being a filter is told.
+            Err(error) => match host.inspect_function(&bytes) {
+                Ok(found) if self.json => print_json(&found),
+                Ok(found) => print(&render_function(&self.path, &found)),
+                Err(LoadError::NoHandler { .. }) => Err(Failure::input(format_args!("`{name}` {error}"))),
+                Err(error) => Err(Failure::input(format_args!("`{name}` {error}"))),
+            },
+        }
     }
+}
+
+fn render_function(path: &Path, inspection: &FunctionInspection) -> String {
+    let outbound = if inspection.wants_outbound { "asked for; needs a grant" } else { "never asked for" };
+    lines([
+        ("component", format!("{}, {}", path.display(), size(inspection.component_bytes))),
+        ("sha256", format!("{:#}", inspection.digest)),
+        ("world", format!("{}: a function", inspection.world)),
+        ("outbound HTTP", outbound.to_owned()),
+        ("machine code", size(inspection.code_bytes)),
+        ("initial memory", size(inspection.memory_bytes_initial)),
+        ("an instance is", instance(inspection.need)),
+        ("exports", inspection.exports.join(", ")),
+        ("imports", inspection.imports.join(", ")),
+    ])
+}
+
+fn instance(need: Need) -> String {
+    format!("{} core instances, {} memories, {} tables", need.core_instances, need.memories, need.tables)
+}
+
+fn lines<const N: usize>(lines: [(&str, String); N]) -> String {
+    lines.into_iter().map(|(name, value)| format!("{name:<15} {value}\n")).collect()
 }
 
 /// A folder for a host that keeps nothing.
@@ -93,8 +125,7 @@ fn render(path: &Path, inspection: &Inspection) -> String {
             format!("asked for; needs a grant, and runs on the {} lane with it", lane(inspection.lane_with_outbound))
         }
     };
-    let need = inspection.need;
-    let lines = [
+    lines([
         ("component", format!("{}, {}", path.display(), size(inspection.component_bytes))),
         ("sha256", format!("{:#}", inspection.digest)),
         ("contract", inspection.contract.to_owned()),
@@ -104,12 +135,8 @@ fn render(path: &Path, inspection: &Inspection) -> String {
         ("outbound HTTP", outbound),
         ("machine code", size(inspection.code_bytes)),
         ("initial memory", size(inspection.memory_bytes_initial)),
-        (
-            "an instance is",
-            format!("{} core instances, {} memories, {} tables", need.core_instances, need.memories, need.tables),
-        ),
+        ("an instance is", instance(inspection.need)),
         ("exports", inspection.exports.join(", ")),
         ("imports", inspection.imports.join(", ")),
-    ];
-    lines.into_iter().map(|(name, value)| format!("{name:<15} {value}\n")).collect()
+    ])
 }

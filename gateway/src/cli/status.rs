@@ -9,7 +9,7 @@ use super::client::Gateway;
 use super::output::{Table, print, print_json, size};
 use super::rollout;
 
-/// Show what the running gateway does: filters and their versions, rollouts, quarantine, the last reload.
+/// Show what the running gateway does: filters and functions with their versions, rollouts, quarantine, the last reload.
 #[derive(Debug, Args)]
 pub(super) struct Status {
     #[command(flatten)]
@@ -57,6 +57,22 @@ fn render(status: &Value) -> String {
     }
     if !filters.is_empty() {
         parts.push(filters.render());
+    }
+    let mut functions = Table::new(&["FUNCTION", "VERSION", "ROLE", "COMPONENT", "INSTANCES", "MEMORY"]);
+    for function in list("functions") {
+        for version in function["versions"].as_array().into_iter().flatten() {
+            functions.row([
+                text(function, "name"),
+                text(version, "label"),
+                text(version, "role"),
+                text(version, "component"),
+                version["instances"].to_string(),
+                size(version["memory_bytes"].as_u64().unwrap_or(0)),
+            ]);
+        }
+    }
+    if !functions.is_empty() {
+        parts.push(functions.render());
     }
     let trouble = list("filters").iter().filter_map(|filter| Some((text(filter, "name"), filter["trouble"].as_str()?)));
     parts.extend(trouble.map(|(name, trouble)| format!("{name}: {trouble}\n")));

@@ -8,6 +8,7 @@ use lockgate_config::model::{self, AccessLog, Config};
 use lockgate_config::units::Weight;
 
 use crate::control::facts::Facts;
+use crate::control::function::FunctionVersion;
 use crate::control::snapshot::{Link, Listening, Pair, Rollout, Route, Snapshot, Target};
 use crate::control::upstream::Upstream;
 use crate::control::version::Version;
@@ -23,6 +24,8 @@ use crate::track::{Track, Tracks};
 pub struct Chosen {
     /// One for each of the configuration's filters, in its order.
     pub filters: Vec<Chose<Version>>,
+    /// One for each of the configuration's functions, in its order.
+    pub functions: Vec<Chose<FunctionVersion>>,
     /// One for each of the configuration's upstreams, in its order.
     pub upstreams: Vec<Chose<Upstream>>,
     /// The canary's share for each of the configuration's rollouts, in its order; used while it is under way.
@@ -72,6 +75,12 @@ pub fn build(generation: u64, facts: &Facts, chosen: &Chosen, metrics: &Metrics,
             canary.resolve(Track::Canary, metrics);
         }
     }
+    for chose in &chosen.functions {
+        chose.stable.resolve(Track::Stable, metrics);
+        if let Some((_, canary)) = &chose.canary {
+            canary.resolve(Track::Canary, metrics);
+        }
+    }
     Snapshot {
         generation,
         router: Router::new(config.routes.iter().map(|route| &route.matcher)),
@@ -110,16 +119,19 @@ fn build_route(config: &Config, chosen: &Chosen, metrics: &Metrics, shadows: &Sh
             })
         })
         .collect();
-    let model::Target::Upstream { upstream, alternatives } = &route.target;
-    let upstreams: Box<[_]> = std::iter::once(upstream)
-        .chain(alternatives)
-        .filter_map(|&index| chosen.upstreams.get(index))
-        .map(|chose| slots.pair(chose))
-        .collect();
-    let names = std::iter::once(upstream)
-        .chain(alternatives)
-        .filter_map(|&index| Some(Arc::clone(&config.upstreams.get(index)?.name)))
-        .collect();
+    let target = match &route.target {
+        model::Target::Upstream { upstream, alternatives } => {
+            let all = || std::iter::once(upstream).chain(alternatives);
+            Target::Upstream {
+                upstreams: all()
+                    .filter_map(|&index| chosen.upstreams.get(index))
+                    .map(|chose| slots.pair(chose))
+                    .collect(),
+                names: all().filter_map(|&index| Some(Arc::clone(&config.upstreams.get(index)?.name))).collect(),
+            }
+        }
+        model::Target::Function { function } => Target::Function(slots.pair(&chosen.functions[*function])),
+    };
     Route {
         name: Arc::clone(&route.name),
         shadowed: chain.iter().any(|link| link.shadow.is_some()),
@@ -127,7 +139,7 @@ fn build_route(config: &Config, chosen: &Chosen, metrics: &Metrics, shadows: &Sh
         upgrades: route.upgrades.clone().into(),
         compress: route.compress.clone().into(),
         rollouts: slots.0.into_boxed_slice(),
-        target: Target::Upstream { upstreams, names },
+        target,
         series: metrics.route(&route.name),
     }
 }

@@ -4,13 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use lockgate_config::model::{FailureMode, Filter, FilterPolicy, FilterVersion, ShadowLimits};
+use lockgate_config::model::{FailureMode, Filter, FilterPolicy, FilterVersion, Function, Plan, Rollout, ShadowLimits, Stage};
 use lockgate_config::units::Weight;
 use lockgate_host::{Digest, VersionId};
 
 use crate::control::build::{Chose, Chosen};
 use crate::control::facts::{Facts, grants};
 use crate::control::judging::Counters;
+use crate::control::function::FunctionVersion;
 use crate::control::quarantine::Entry;
 use crate::control::rollout::State;
 use crate::control::state::{Kept, Saved};
@@ -32,6 +33,10 @@ pub struct Loaded {
     pub stable: Vec<Arc<Version>>,
     /// The canary of each rollout, in the configuration's order; none for one that moves an upstream.
     pub canaries: Vec<Option<Arc<Version>>>,
+    /// The stable version of each function, in the configuration's order.
+    pub functions: Vec<Arc<FunctionVersion>>,
+    /// The canary of each rollout that moves a function, in the configuration's order of rollouts.
+    pub function_canaries: Vec<Option<Arc<FunctionVersion>>>,
     /// In the configuration's order.
     pub upstreams: Vec<Arc<Upstream>>,
     /// Those that serve in the place of quarantined ones.
@@ -51,6 +56,22 @@ impl Loaded {
             }
         }
         self.spare(filter, id)
+    }
+
+    /// Returns a version of a function that is loaded under just this policy.
+    pub fn function(&self, function: &Function, id: &VersionId) -> Option<&Arc<FunctionVersion>> {
+        let known = self.facts.function(&function.name)?;
+        if self.facts.config.functions[known].policy != function.policy {
+            return None;
+        }
+        self.function_versions(known).into_iter().find(|version| version.id() == id)
+    }
+
+    /// Returns the versions of a function that are loaded.
+    pub fn function_versions(&self, function: usize) -> Vec<&Arc<FunctionVersion>> {
+        let rollout = self.facts.rollout_of_function(function);
+        let canary = rollout.and_then(|(rollout, ..)| self.function_canaries[rollout].as_ref());
+        std::iter::once(&self.functions[function]).chain(canary).collect()
     }
 
     /// Returns a loaded last good version.
@@ -141,6 +162,20 @@ pub fn chosen(loaded: &Loaded, saved: &Saved, counters: &Counters) -> Chosen {
             .filter(|(rollout, ..)| under_way(*rollout))
             .and_then(|(rollout, ..)| Some((rollout, Arc::clone(loaded.canaries[rollout].as_ref()?)))),
     };
+    let function = |index: usize| {
+        let rollout = facts.rollout_of_function(index).map(|(rollout, ..)| rollout);
+        let canary = rollout.and_then(|rollout| Some((rollout, loaded.function_canaries[rollout].as_ref()?)));
+        let stable = Arc::clone(&loaded.functions[index]);
+        match canary {
+            Some((rollout, canary)) if state(facts, saved, rollout).is_some_and(State::is_promoted) => {
+                Chose { stable: Arc::clone(canary), canary: None }
+            }
+            Some((rollout, canary)) if under_way(rollout) => {
+                Chose { stable, canary: Some((rollout, Arc::clone(canary))) }
+            }
+            Some(_) | None => Chose { stable, canary: None },
+        }
+    };
     let upstream = |index: usize| {
         let of = |index: usize| Arc::clone(&loaded.upstreams[index]);
         match facts.rollout_of_upstream(index) {
@@ -156,6 +191,7 @@ pub fn chosen(loaded: &Loaded, saved: &Saved, counters: &Counters) -> Chosen {
     let weight = |rollout: usize| state(facts, saved, rollout).map_or(Weight::ZERO, State::weight_in_effect);
     Chosen {
         filters: (0..facts.config.filters.len()).map(filter).collect(),
+        functions: (0..facts.config.functions.len()).map(function).collect(),
         upstreams: (0..facts.config.upstreams.len()).map(upstream).collect(),
         weights: (0..facts.config.rollouts.len()).map(weight).collect(),
         counts: (0..facts.config.rollouts.len()).map(|rollout| counters.of(facts, saved, rollout)).collect(),

@@ -3,7 +3,9 @@
 
 use std::fmt::{self, Write as _};
 
-use lockgate_config::model::{FilterVersion, Host, RolloutSubject, Upstream, UpstreamProtocol};
+use lockgate_config::model::{
+    FilterVersion, FunctionVersion, Grants, Host, RolloutSubject, Upstream, UpstreamProtocol,
+};
 use lockgate_config::units::format_duration;
 use serde_json::Value;
 
@@ -25,6 +27,7 @@ impl fmt::Display for Export<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { facts, saved } = self;
         let (mut filters, mut upstreams, mut rollouts) = (String::new(), String::new(), String::new());
+        let mut functions = String::new();
         for (index, rollout) in facts.config.rollouts.iter().enumerate() {
             let Some(state) = state(facts, saved, index).filter(|state| state.differs_from_file()) else { continue };
             let name = &rollout.name;
@@ -37,6 +40,15 @@ impl fmt::Display for Export<'_> {
                     )?;
                     writeln!(filters, "  {}:", key(&filter.name))?;
                     version(&mut filters, facts, &filter.version, canary)?;
+                }
+                (Phase::Promoted, RolloutSubject::Function { function, canary }) => {
+                    let function = &facts.config.functions[*function];
+                    writeln!(
+                        functions,
+                        "  # `{name}` is promoted. Remove it from `rollouts`, and give the function its canary's version."
+                    )?;
+                    writeln!(functions, "  {}:", key(&function.name))?;
+                    function_version(&mut functions, facts, &function.version, canary)?;
                 }
                 (Phase::Promoted, RolloutSubject::Upstream { upstream, canary }) => {
                     let upstream = &facts.config.upstreams[*upstream].name;
@@ -66,7 +78,8 @@ impl fmt::Display for Export<'_> {
                 (Phase::Ramping, _) => weight(&mut rollouts, name, state)?,
             }
         }
-        let sections = [("upstreams", upstreams), ("filters", filters), ("rollouts", rollouts)];
+        let sections =
+            [("upstreams", upstreams), ("filters", filters), ("functions", functions), ("rollouts", rollouts)];
         if sections.iter().all(|(_, content)| content.is_empty()) {
             return f.write_str("# the file says what is in force\n");
         }
@@ -93,13 +106,37 @@ fn version(text: &mut String, facts: &Facts, stable: &FilterVersion, canary: &Fi
         writeln!(text, "    settings: {}", canary.settings_written)?;
     }
     if canary.grants != stable.grants {
-        let outbound = canary.grants.outbound.iter().map(|grant| {
-            let scheme = if grant.tls { "https" } else { "http" };
-            quoted(&format!("{scheme}://{}:{}", grant.host, grant.port))
-        });
-        writeln!(text, "    grants: {{ outbound: [{}] }}", outbound.collect::<Vec<_>>().join(", "))?;
+        grants(text, &canary.grants)?;
     }
     Ok(())
+}
+
+/// Writes what of a canary differs from the function's own version.
+fn function_version(
+    text: &mut String,
+    facts: &Facts,
+    stable: &FunctionVersion,
+    canary: &FunctionVersion,
+) -> fmt::Result {
+    if canary.component != stable.component {
+        let path = facts.shown(&canary.component).display().to_string();
+        writeln!(text, "    component: {}", quoted(&path))?;
+    }
+    if canary.vars_written != stable.vars_written {
+        writeln!(text, "    vars: {}", canary.vars_written)?;
+    }
+    if canary.grants != stable.grants {
+        grants(text, &canary.grants)?;
+    }
+    Ok(())
+}
+
+fn grants(text: &mut String, grants: &Grants) -> fmt::Result {
+    let outbound = grants.outbound.iter().map(|grant| {
+        let scheme = if grant.tls { "https" } else { "http" };
+        quoted(&format!("{scheme}://{}:{}", grant.host, grant.port))
+    });
+    writeln!(text, "    grants: {{ outbound: [{}] }}", outbound.collect::<Vec<_>>().join(", "))
 }
 
 fn settings(text: &mut String, upstream: &Upstream) -> fmt::Result {

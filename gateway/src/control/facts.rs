@@ -4,9 +4,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use lockgate_config::model::{self, Config, Filter, FilterVersion, ListenAddress, RolloutSubject};
+use lockgate_config::model::{self, Config, Filter, FilterVersion, Function, FunctionVersion, ListenAddress, RolloutSubject};
 use lockgate_config::problem::{Place, Problem, Source};
-use lockgate_host::{FilterSpec, Grants, Isolation, Limits, OutboundGrant, VersionId};
+use lockgate_host::{FilterSpec, FunctionLimits, FunctionSpec, Grants, Isolation, Limits, OutboundGrant, VersionId};
 use serde_json::Value;
 
 use crate::control::rollout::Versions;
@@ -23,6 +23,8 @@ pub struct Facts {
     pub source: Source,
     /// The stable version of each filter, in the configuration's order.
     pub stable: Vec<VersionId>,
+    /// The stable version of each function, in the configuration's order.
+    pub functions: Vec<VersionId>,
     /// The canary of each rollout, in the configuration's order; none for one that moves an upstream.
     pub canaries: Vec<Option<VersionId>>,
     /// How TLS ends on each listener, in the configuration's order; none in the clear.
@@ -37,11 +39,12 @@ impl Facts {
         config: Config,
         source: Source,
         stable: Vec<VersionId>,
+        functions: Vec<VersionId>,
         canaries: Vec<Option<VersionId>>,
         terms: Vec<Option<Arc<Terms>>>,
     ) -> Self {
         let meaning = lockgate_config::dump(&config);
-        Self { config: Arc::new(config), source, stable, canaries, terms, meaning }
+        Self { config: Arc::new(config), source, stable, functions, canaries, terms, meaning }
     }
 
     /// Returns whether nothing but the file's layout differs.
@@ -49,6 +52,7 @@ impl Facts {
         let files = |facts: &Self| facts.terms.iter().flatten().map(|terms| terms.files()).collect::<Vec<_>>();
         // The dump hides secrets. Those of settings are in the versions' digests.
         self.stable == other.stable
+            && self.functions == other.functions
             && self.canaries == other.canaries
             && self.config.admin.token == other.config.admin.token
             && files(self) == files(other)
@@ -109,13 +113,28 @@ impl Facts {
         self.config.filters.iter().position(|filter| &*filter.name == name)
     }
 
+    /// Returns the index of a function.
+    pub fn function(&self, name: &str) -> Option<usize> {
+        self.config.functions.iter().position(|function| &*function.name == name)
+    }
+
     /// Returns the index of the rollout that moves a filter, and its canary.
     pub fn rollout_of_filter(&self, filter: usize) -> Option<(usize, &FilterVersion, VersionId)> {
         self.config.rollouts.iter().enumerate().find_map(|(index, rollout)| match &rollout.subject {
             RolloutSubject::Filter { filter: moved, canary } if *moved == filter => {
                 Some((index, canary, self.canaries[index]?))
             }
-            RolloutSubject::Filter { .. } | RolloutSubject::Upstream { .. } => None,
+            _ => None,
+        })
+    }
+
+    /// Returns the index of the rollout that moves a function, and its canary.
+    pub fn rollout_of_function(&self, function: usize) -> Option<(usize, &FunctionVersion, VersionId)> {
+        self.config.rollouts.iter().enumerate().find_map(|(index, rollout)| match &rollout.subject {
+            RolloutSubject::Function { function: moved, canary } if *moved == function => {
+                Some((index, canary, self.canaries[index]?))
+            }
+            _ => None,
         })
     }
 
@@ -123,7 +142,7 @@ impl Facts {
     pub fn rollout_of_upstream(&self, upstream: usize) -> Option<(usize, usize)> {
         self.config.rollouts.iter().enumerate().find_map(|(index, rollout)| match rollout.subject {
             RolloutSubject::Upstream { upstream: moved, canary } if moved == upstream => Some((index, canary)),
-            RolloutSubject::Filter { .. } | RolloutSubject::Upstream { .. } => None,
+            _ => None,
         })
     }
 
@@ -143,6 +162,10 @@ impl Facts {
             format!("{}@{}", upstream.name, digest_of(upstream))
         };
         match self.config.rollouts[rollout].subject {
+            RolloutSubject::Function { function: index, .. } => Versions {
+                stable: filter(&self.functions[index]),
+                canary: self.canaries[rollout].as_ref().map(filter).unwrap_or_default(),
+            },
             RolloutSubject::Filter { filter: index, .. } => Versions {
                 stable: filter(&self.stable[index]),
                 canary: self.canaries[rollout].as_ref().map(filter).unwrap_or_default(),
@@ -213,12 +236,7 @@ pub fn spec(filter: &Filter, settings: &str, grants: Grants, component: Arc<[u8]
         component,
         settings: settings.to_owned(),
         grants,
-        isolation: match filter.policy.isolation {
-            model::Isolation::Request => Isolation::Request,
-            model::Isolation::Reused { requests, memory } => {
-                Isolation::Reused { requests, memory_bytes: memory.bytes() }
-            }
-        },
+        isolation: isolation(filter.policy.isolation),
         limits: Limits {
             deadline: limits.deadline,
             configure_deadline: limits.configure_deadline,
@@ -229,5 +247,36 @@ pub fn spec(filter: &Filter, settings: &str, grants: Grants, component: Arc<[u8]
             body_bytes: limits.body.bytes(),
             key_value_bytes: limits.key_value.bytes(),
         },
+    }
+}
+
+/// Returns what the host is to load: a version of a function under its policy.
+pub fn function_spec(function: &Function, version: &FunctionVersion, component: Arc<[u8]>) -> FunctionSpec {
+    let limits = function.policy.limits;
+    FunctionSpec {
+        name: Arc::clone(&function.name),
+        component,
+        vars: vars(version),
+        grants: grants(&version.grants),
+        isolation: isolation(function.policy.isolation),
+        limits: FunctionLimits {
+            deadline: limits.deadline,
+            cpu: limits.cpu,
+            memory_bytes: limits.memory.bytes(),
+            table_elements: limits.table_elements,
+            instances: limits.instances,
+        },
+    }
+}
+
+/// Returns a function's environment as the host takes it.
+pub fn vars(version: &FunctionVersion) -> Vec<(String, String)> {
+    version.vars.iter().map(|(name, value)| (name.clone(), value.reveal().to_owned())).collect()
+}
+
+fn isolation(isolation: model::Isolation) -> Isolation {
+    match isolation {
+        model::Isolation::Request => Isolation::Request,
+        model::Isolation::Reused { requests, memory } => Isolation::Reused { requests, memory_bytes: memory.bytes() },
     }
 }

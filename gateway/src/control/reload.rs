@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use lockgate_config::model::{Config, Filter, FilterVersion, RolloutSubject, Server};
+use lockgate_config::model::{Config, Filter, FilterVersion, Function, FunctionVersion, RolloutSubject, Server};
 use lockgate_config::problem::{Place, Problem, Report, Source};
-use lockgate_host::{Digest, FilterSpec, Host, HostError, LoadError, Progress, VersionId};
+use lockgate_host::{Digest, FilterSpec, FunctionSpec, Host, HostError, LoadError, Progress, VersionId};
 use parking_lot::Mutex;
 
 use crate::control::Actor;
 use crate::control::export::Export;
-use crate::control::facts::{Facts, grants, shown, spec};
+use crate::control::facts::{Facts, function_spec, grants, shown, spec, vars};
 use crate::control::reconcile::reconcile;
 use crate::control::rollout::State;
 use crate::control::state::{Store, StoreError};
@@ -44,6 +44,26 @@ pub struct Wanted<'a> {
     pub version: &'a FilterVersion,
     /// Which one that is.
     pub id: VersionId,
+}
+
+/// A version of a function that the file names.
+#[derive(Clone, Copy, Debug)]
+pub struct WantedFunction<'a> {
+    /// The function.
+    pub function: &'a Function,
+    /// The version, as the file has it.
+    pub version: &'a FunctionVersion,
+    /// Which one that is.
+    pub id: VersionId,
+}
+
+/// What was loaded, in the order in which it was wanted.
+#[derive(Debug)]
+pub struct Brought {
+    /// Versions of filters.
+    pub filters: Vec<Arc<lockgate_host::Filter>>,
+    /// Versions of functions.
+    pub functions: Vec<Arc<lockgate_host::Function>>,
 }
 
 /// Returns how a host is made for a configuration: the same for a gateway that serves and a command that only checks, so
@@ -103,8 +123,11 @@ impl Draft {
     ) -> Result<Self, Report> {
         let mut reader = Reader { source: &source, seen, components: BTreeMap::new(), problems: Vec::new() };
         let stable = config.filters.iter().map(|filter| reader.read(&filter.version)).collect::<Vec<_>>();
+        let functions = config.functions.iter().map(|function| reader.read_function(&function.version));
+        let functions = functions.collect::<Vec<_>>();
         let canaries = config.rollouts.iter().map(|rollout| match &rollout.subject {
             RolloutSubject::Filter { canary, .. } => reader.read(canary),
+            RolloutSubject::Function { canary, .. } => reader.read_function(canary),
             RolloutSubject::Upstream { .. } => None,
         });
         let canaries = canaries.collect::<Vec<_>>();
@@ -115,10 +138,11 @@ impl Draft {
         }
         let components = components.into_iter().filter_map(|(path, read)| Some((path, read?.1))).collect();
         let stable = stable.into_iter().flatten().collect();
-        Ok(Self { facts: Arc::new(Facts::new(config, source, stable, canaries, terms)), components })
+        let functions = functions.into_iter().flatten().collect();
+        Ok(Self { facts: Arc::new(Facts::new(config, source, stable, functions, canaries, terms)), components })
     }
 
-    /// Returns every version that the file names: the filters' stable ones, then the rollouts' canaries.
+    /// Returns every version of a filter that the file names: the stable ones, then the rollouts' canaries.
     pub fn versions(&self) -> Vec<Wanted<'_>> {
         let facts = &self.facts;
         let filters = &facts.config.filters;
@@ -134,9 +158,25 @@ impl Draft {
         stable.chain(canaries).collect()
     }
 
-    /// Returns the bytes of a version's component.
-    pub fn component(&self, version: &FilterVersion) -> Option<&Arc<[u8]>> {
-        self.components.get(&version.component)
+    /// Returns every version of a function that the file names: the stable ones, then the rollouts' canaries.
+    pub fn functions(&self) -> Vec<WantedFunction<'_>> {
+        let facts = &self.facts;
+        let functions = &facts.config.functions;
+        let stable = functions.iter().zip(&facts.functions);
+        let stable = stable.map(|(function, id)| WantedFunction { function, version: &function.version, id: *id });
+        let canaries = facts.config.rollouts.iter().zip(&facts.canaries);
+        let canaries = canaries.filter_map(|(rollout, id)| match (&rollout.subject, id) {
+            (RolloutSubject::Function { function, canary }, Some(id)) => {
+                Some(WantedFunction { function: &functions[*function], version: canary, id: *id })
+            }
+            _ => None,
+        });
+        stable.chain(canaries).collect()
+    }
+
+    /// Returns the bytes of a component that the file names.
+    pub fn component(&self, path: &Path) -> Option<&Arc<[u8]>> {
+        self.components.get(path)
     }
 
     /// Returns what the state on disk overlays in the file, as the YAML that would bring the file up to it; none where the
@@ -152,7 +192,16 @@ impl Draft {
         Ok(saved.rollouts.values().any(State::differs_from_file).then(|| Export { facts, saved: &saved }.to_string()))
     }
 
-    /// Loads versions, several at a time, and returns their filters in the same order.
+    /// Loads everything that the file names, for those who only want to know whether it loads.
+    ///
+    /// # Errors
+    ///
+    /// All that were refused, each at its place.
+    pub fn load_all(&self, host: &Host, progress: &(dyn Progress + Sync)) -> Result<Brought, Report> {
+        self.load(&self.versions(), &self.functions(), host, progress)
+    }
+
+    /// Loads versions, several at a time, and returns them in the same order.
     ///
     /// # Errors
     ///
@@ -160,25 +209,46 @@ impl Draft {
     pub fn load(
         &self,
         wanted: &[Wanted<'_>],
+        wanted_functions: &[WantedFunction<'_>],
         host: &Host,
         progress: &(dyn Progress + Sync),
-    ) -> Result<Vec<Arc<lockgate_host::Filter>>, Report> {
+    ) -> Result<Brought, Report> {
         let specs: Vec<FilterSpec> = wanted
             .iter()
             .map(|wanted| {
-                let component = self.component(wanted.version).cloned().unwrap_or_default();
+                let component = self.component(&wanted.version.component).cloned().unwrap_or_default();
                 spec(wanted.filter, wanted.version.settings.reveal(), grants(&wanted.version.grants), component)
             })
             .collect();
         let mut problems = Vec::new();
         let mut filters = Vec::new();
-        for (outcome, wanted) in load_all(host, &specs, progress).into_iter().zip(wanted) {
+        let loading = |spec: &FilterSpec| host.load(spec, progress);
+        for (outcome, wanted) in load_each(&specs, loading).into_iter().zip(wanted) {
             match outcome {
                 Ok(filter) => filters.push(filter),
                 Err(error) => problems.push(problem(&self.facts.source, wanted, &error)),
             }
         }
-        if problems.is_empty() { Ok(filters) } else { Err(Report::new(self.facts.source.clone(), problems)) }
+        let specs: Vec<FunctionSpec> = wanted_functions
+            .iter()
+            .map(|wanted| {
+                let component = self.component(&wanted.version.component).cloned().unwrap_or_default();
+                function_spec(wanted.function, wanted.version, component)
+            })
+            .collect();
+        let mut functions = Vec::new();
+        let loading = |spec: &FunctionSpec| host.load_function(spec, progress);
+        for (outcome, wanted) in load_each(&specs, loading).into_iter().zip(wanted_functions) {
+            match outcome {
+                Ok(function) => functions.push(function),
+                Err(error) => problems.push(function_problem(&self.facts.source, wanted, &error)),
+            }
+        }
+        if problems.is_empty() {
+            Ok(Brought { filters, functions })
+        } else {
+            Err(Report::new(self.facts.source.clone(), problems))
+        }
     }
 }
 
@@ -220,7 +290,18 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn read(&mut self, version: &FilterVersion) -> Option<VersionId> {
-        let path = &version.component;
+        let component = self.component(&version.component, &version.component_place)?;
+        let without = VersionId::of(&[], version.settings.reveal(), &grants(&version.grants));
+        Some(VersionId { component, ..without })
+    }
+
+    fn read_function(&mut self, version: &FunctionVersion) -> Option<VersionId> {
+        let component = self.component(&version.component, &version.component_place)?;
+        let without = FunctionSpec::version_of(&[], &vars(version), &grants(&version.grants));
+        Some(VersionId { component, ..without })
+    }
+
+    fn component(&mut self, path: &Path, place: &Place) -> Option<Digest> {
         if !self.components.contains_key(path) {
             self.seen.note(path);
             let read = match std::fs::read(path) {
@@ -228,30 +309,25 @@ impl Reader<'_> {
                 Err(error) => {
                     let message = format!("cannot read component `{}`: {error}", shown(self.source, path).display());
                     let hint = "paths are relative to the configuration file's folder";
-                    self.problems.push(Problem::new(message, version.component_place.clone()).hint(hint));
+                    self.problems.push(Problem::new(message, place.clone()).hint(hint));
                     None
                 }
             };
-            self.components.insert(path.clone(), read);
+            self.components.insert(path.to_owned(), read);
         }
-        let (component, _) = self.components.get(path)?.as_ref()?;
-        let without = VersionId::of(&[], version.settings.reveal(), &grants(&version.grants));
-        Some(VersionId { component: *component, ..without })
+        self.components.get(path)?.as_ref().map(|(digest, _)| *digest)
     }
 }
 
-fn load_all(
-    host: &Host,
-    specs: &[FilterSpec],
-    progress: &(dyn Progress + Sync),
-) -> Vec<Result<Arc<lockgate_host::Filter>, LoadError>> {
+/// Does `load` for each of `specs`, several at a time.
+fn load_each<S: Sync, T: Send>(specs: &[S], load: impl Fn(&S) -> T + Sync) -> Vec<T> {
     let next = AtomicUsize::new(0);
-    let outcomes: Vec<Mutex<Option<_>>> = specs.iter().map(|_| Mutex::new(None)).collect();
+    let outcomes: Vec<Mutex<Option<T>>> = specs.iter().map(|_| Mutex::new(None)).collect();
     std::thread::scope(|scope| {
         for _ in 0..specs.len().min(LOADS_MAX) {
             scope.spawn(|| {
                 while let Some(index) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| *n < specs.len()) {
-                    *outcomes[index].lock() = Some(host.load(&specs[index], progress));
+                    *outcomes[index].lock() = Some(load(&specs[index]));
                 }
             });
         }
@@ -268,6 +344,16 @@ fn problem(source: &Source, wanted: &Wanted<'_>, error: &LoadError) -> Problem {
         }
         LoadError::ConfigureFailed(_) => (format!("filter `{}`: {error}", filter.name), &version.settings_place),
         LoadError::Limits(_) => (format!("filter `{}`: {error}", filter.name), &filter.place),
+        _ => (format!("component `{}` {error}", shown(source, &version.component).display()), &version.component_place),
+    };
+    Problem::new(message, place.clone())
+}
+
+/// As [`problem`], for a function.
+fn function_problem(source: &Source, wanted: &WantedFunction<'_>, error: &LoadError) -> Problem {
+    let WantedFunction { function, version, .. } = wanted;
+    let (message, place): (String, &Place) = match error {
+        LoadError::Limits(_) => (format!("function `{}`: {error}", function.name), &function.place),
         _ => (format!("component `{}` {error}", shown(source, &version.component).display()), &version.component_place),
     };
     Problem::new(message, place.clone())

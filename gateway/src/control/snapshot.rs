@@ -10,6 +10,7 @@ use http::HeaderValue;
 use ipnet::IpNet;
 use lockgate_config::model::{Coding, FailureMode, Hsts, ListenAddress, Listener, RequestLimits};
 
+use crate::control::function::FunctionVersion;
 use crate::control::upstream::Upstream;
 use crate::control::version::Version;
 use crate::metrics::{ListenerSeries, Metrics, RouteSeries, TrackSeries};
@@ -149,6 +150,8 @@ pub enum Target {
         /// Their names, in the same order.
         names: Arc<[Arc<str>]>,
     },
+    /// A component that answers by itself, in its versions.
+    Function(Pair<FunctionVersion>),
 }
 
 /// A stable version, and a canary while a rollout is under way.

@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 use crate::control::choose::{self, Loaded, barred, state};
 use crate::control::drain::DrainingView;
 use crate::control::explain;
+use crate::control::function::FunctionVersion;
 use crate::control::history::Latency;
 use crate::control::judging::Looked;
 use crate::control::quarantine::Entry;
@@ -43,6 +44,8 @@ pub struct Status {
     pub routes: Vec<RouteView>,
     /// In the configuration's order.
     pub filters: Vec<FilterView>,
+    /// In the configuration's order.
+    pub functions: Vec<FunctionView>,
     /// In the configuration's order.
     pub upstreams: Vec<UpstreamView>,
     /// In the configuration's order.
@@ -99,8 +102,10 @@ pub struct RouteView {
     pub headers: Vec<String>,
     /// In the order of the request.
     pub filters: Vec<String>,
-    /// The upstream that answers, unless a filter chooses another.
-    pub upstream: String,
+    /// The upstream that answers, unless a filter chooses another; none where a function answers.
+    pub upstream: Option<String>,
+    /// The function that answers; none where an upstream does.
+    pub function: Option<String>,
     /// What a filter may choose.
     pub alternatives: Vec<String>,
 }
@@ -122,6 +127,40 @@ pub struct FilterView {
     pub versions: Vec<VersionView>,
     /// Labels of the versions that it can fall back to, the best first.
     pub last_good: Vec<String>,
+}
+
+/// A function.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct FunctionView {
+    /// Its name.
+    pub name: String,
+    /// `request` or `reused`.
+    pub isolation: &'static str,
+    /// The label of the version that serves the stable track.
+    pub serving: String,
+    /// The versions that are loaded; of older ones, only metrics remain.
+    pub versions: Vec<FunctionVersionView>,
+}
+
+/// A loaded version of a function.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct FunctionVersionView {
+    /// What stands for the version in metrics, logs and commands.
+    pub label: String,
+    /// SHA-256 of the component, in hex.
+    pub component_digest: String,
+    /// SHA-256 of the environment, in hex.
+    pub vars_digest: String,
+    /// SHA-256 of the grants, in hex.
+    pub grants_digest: String,
+    /// Where the component was read.
+    pub component: String,
+    /// What it does now: `stable`, `canary`, or `none`.
+    pub role: &'static str,
+    /// Instances alive, idle ones that wait for reuse included.
+    pub instances: u32,
+    /// Their linear memory.
+    pub memory_bytes: u64,
 }
 
 /// A loaded version of a filter.
@@ -306,6 +345,7 @@ impl Published {
             last_reload: self.last_reload.clone(),
             routes: config.routes.iter().map(|route| self.route(route)).collect(),
             filters: (0..config.filters.len()).map(|index| self.filter(index)).collect(),
+            functions: (0..config.functions.len()).map(|index| self.function(index)).collect(),
             upstreams: (0..config.upstreams.len()).map(|index| self.upstream(index)).collect(),
             rollouts: (0..config.rollouts.len())
                 .filter_map(|index| self.rollout(index, current, Some(looked)))
@@ -334,6 +374,11 @@ impl Published {
             RolloutSubject::Filter { filter, .. } => (
                 format!("filter {}", facts.config.filters[filter].name),
                 label_of(&facts.stable[filter]).to_string(),
+                facts.canaries[index].as_ref().map(|id| label_of(id).to_string()).unwrap_or_default(),
+            ),
+            RolloutSubject::Function { function, .. } => (
+                format!("function {}", facts.config.functions[function].name),
+                label_of(&facts.functions[function]).to_string(),
                 facts.canaries[index].as_ref().map(|id| label_of(id).to_string()).unwrap_or_default(),
             ),
             RolloutSubject::Upstream { upstream, canary } => (
@@ -401,14 +446,55 @@ impl Published {
                 FailureMode::Open => "open",
                 FailureMode::FallBack { .. } => "fall-back",
             },
-            isolation: match filter.policy.isolation {
-                model::Isolation::Request => "request",
-                model::Isolation::Reused { .. } => "reused",
-            },
+            isolation: isolation(filter.policy.isolation),
             serving: serving.label().to_string(),
             trouble,
             versions: self.loaded.versions(index).into_iter().map(|version| self.version(index, version)).collect(),
             last_good: last_good.iter().map(|kept| label_of(&kept.version).to_string()).collect(),
+        }
+    }
+
+    fn function(&self, index: usize) -> FunctionView {
+        let facts = &self.loaded.facts;
+        let function = &facts.config.functions[index];
+        let rollout = facts.rollout_of_function(index);
+        let state = rollout.and_then(|(rollout, ..)| state(facts, &self.saved, rollout));
+        let canary = rollout.map(|(_, version, id)| (id, version));
+        // What the promoted canary serves, it serves as the stable version.
+        let serving = match canary {
+            Some((canary, _)) if state.is_some_and(State::is_promoted) => canary,
+            _ => facts.functions[index],
+        };
+        let view = |version: &Arc<FunctionVersion>| {
+            let id = version.id();
+            let is_canary = canary.is_some_and(|(canary, _)| canary == *id);
+            let live = version.function().live();
+            let path = match canary {
+                Some((_, canary)) if is_canary => &canary.component,
+                _ => &function.version.component,
+            };
+            FunctionVersionView {
+                label: version.label().to_string(),
+                component_digest: format!("{:#}", id.component),
+                vars_digest: format!("{:#}", id.settings),
+                grants_digest: format!("{:#}", id.grants),
+                component: facts.shown(path).display().to_string(),
+                role: if *id == serving {
+                    "stable"
+                } else if is_canary && state.is_some_and(State::is_under_way) {
+                    "canary"
+                } else {
+                    "none"
+                },
+                instances: live.instances,
+                memory_bytes: live.memory_bytes,
+            }
+        };
+        FunctionView {
+            name: function.name.to_string(),
+            isolation: isolation(function.policy.isolation),
+            serving: label_of(&serving).to_string(),
+            versions: self.loaded.function_versions(index).into_iter().map(view).collect(),
         }
     }
 
@@ -488,8 +574,15 @@ impl Published {
 
     fn route(&self, route: &model::Route) -> RouteView {
         let config = &self.loaded.facts.config;
-        let model::Target::Upstream { upstream, alternatives } = &route.target;
         let name = |index: &usize| config.upstreams[*index].name.to_string();
+        let (upstream, function, alternatives) = match &route.target {
+            model::Target::Upstream { upstream, alternatives } => {
+                (Some(name(upstream)), None, alternatives.iter().map(name).collect())
+            }
+            model::Target::Function { function } => {
+                (None, Some(config.functions[*function].name.to_string()), Vec::new())
+            }
+        };
         let matcher = &route.matcher;
         RouteView {
             name: route.name.to_string(),
@@ -505,8 +598,9 @@ impl Published {
                 })
                 .collect(),
             filters: route.filters.iter().map(|index| config.filters[*index].name.to_string()).collect(),
-            upstream: name(upstream),
-            alternatives: alternatives.iter().map(name).collect(),
+            upstream,
+            function,
+            alternatives,
         }
     }
 }
@@ -517,6 +611,13 @@ fn quarantine(entry: &Entry) -> QuarantineView {
         version: label_of(&entry.version).to_string(),
         why: entry.why.to_string(),
         since: entry.since,
+    }
+}
+
+fn isolation(isolation: model::Isolation) -> &'static str {
+    match isolation {
+        model::Isolation::Request => "request",
+        model::Isolation::Reused { .. } => "reused",
     }
 }
 

@@ -22,17 +22,44 @@ pub struct Version {
     label: Arc<str>,
     series: [OnceLock<Arc<VersionSeries>>; 2],
     failures: Option<FailureWindow>,
-    log: Mutex<LogBudget>,
+    log: LogBudget,
 }
 
 /// Failures of one version that are logged in a second: a filter that fails on every request must not fill the disk.
 const LOGGED_PER_SECOND: u32 = 10;
 
+/// Keeps a version that fails on every request from filling the log. The lock is taken on failures only.
 #[derive(Debug)]
-struct LogBudget {
+pub(super) struct LogBudget(Mutex<Logged>);
+
+#[derive(Debug)]
+struct Logged {
     second: Instant,
     logged: u32,
     unlogged: u64,
+}
+
+impl LogBudget {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(Logged { second: Instant::now(), logged: 0, unlogged: 0 }))
+    }
+
+    /// Returns whether a failure may be logged, and how many were not since the last one that was.
+    pub(super) fn may_log(&self) -> Option<u64> {
+        let mut budget = self.0.lock();
+        let now = Instant::now();
+        if now.duration_since(budget.second) >= Duration::from_secs(1) {
+            budget.second = now;
+            budget.logged = 0;
+        }
+        if budget.logged < LOGGED_PER_SECOND {
+            budget.logged += 1;
+            Some(std::mem::take(&mut budget.unlogged))
+        } else {
+            budget.unlogged += 1;
+            None
+        }
+    }
 }
 
 /// A version has failed as often as its failure mode bears. Sent by the data plane, once for each version.
@@ -79,13 +106,7 @@ impl Version {
                 report: report.clone(),
             }),
         };
-        Arc::new(Self {
-            filter,
-            label,
-            series: [OnceLock::new(), OnceLock::new()],
-            failures,
-            log: Mutex::new(LogBudget { second: Instant::now(), logged: 0, unlogged: 0 }),
-        })
+        Arc::new(Self { filter, label, series: [OnceLock::new(), OnceLock::new()], failures, log: LogBudget::new() })
     }
 
     /// Returns the running filter.
@@ -113,22 +134,9 @@ impl Version {
         self.series[track as usize].get().map(|series| &**series)
     }
 
-    /// Returns whether a failure may be logged, and how many were not since the last one that was. The lock is taken on
-    /// failures only.
+    /// Returns whether a failure may be logged, and how many were not since the last one that was.
     pub fn may_log(&self) -> Option<u64> {
-        let mut budget = self.log.lock();
-        let now = Instant::now();
-        if now.duration_since(budget.second) >= Duration::from_secs(1) {
-            budget.second = now;
-            budget.logged = 0;
-        }
-        if budget.logged < LOGGED_PER_SECOND {
-            budget.logged += 1;
-            Some(std::mem::take(&mut budget.unlogged))
-        } else {
-            budget.unlogged += 1;
-            None
-        }
+        self.log.may_log()
     }
 
     /// Counts a failure against the window of `on_failure: fall-back`, and reports the version when it is full. The lock

@@ -32,7 +32,7 @@ pub fn exports(filter: &Filter, phase: Phase) -> bool {
         Phase::OnRequestBody => exported.on_request_body,
         Phase::OnResponse => exported.on_response,
         Phase::OnResponseBody => exported.on_response_body,
-        Phase::Start | Phase::Configure => false,
+        Phase::Start | Phase::Configure | Phase::Handle => false,
     }
 }
 
@@ -152,6 +152,36 @@ impl VersionSeries {
     }
 
     /// Counts a failure. `kind` is one of the host's, or `outcome` where the filter itself said that it failed.
+    pub fn failure(&self, kind: &str) {
+        if let Some((_, counter)) = self.failures.iter().find(|(known, _)| *known == kind) {
+            counter.inc();
+        }
+    }
+}
+
+/// How calls of functions end.
+pub const FUNCTION_OUTCOMES: [&str; 2] = ["respond", "fail"];
+
+/// Handles of one version of a function on one track.
+#[derive(Debug)]
+pub struct FunctionSeries {
+    /// In the order of [`FUNCTION_OUTCOMES`].
+    pub(super) calls: [IntCounter; 2],
+    pub(super) duration: Histogram,
+    pub(super) busy: Counter,
+    pub(super) failures: Box<[(&'static str, IntCounter)]>,
+    pub(super) _lease: Lease,
+}
+
+impl FunctionSeries {
+    /// Counts a call that ended, well or not; `busy` is for how long it kept a thread.
+    pub fn call(&self, well: bool, duration: Duration, busy: Duration) {
+        self.calls[usize::from(!well)].inc();
+        self.duration.observe(duration.as_secs_f64());
+        self.busy.inc_by(busy.as_secs_f64());
+    }
+
+    /// Counts a failure, by one of the host's kinds.
     pub fn failure(&self, kind: &str) {
         if let Some((_, counter)) = self.failures.iter().find(|(known, _)| *known == kind) {
             counter.inc();

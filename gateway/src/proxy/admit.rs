@@ -1,6 +1,7 @@
 //! What happens to a request before its first filter: who asks, for what, which route, which tracks.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HOST, LOCATION, UPGRADE};
@@ -238,7 +239,11 @@ pub fn route_and_split(session: &Session, context: &mut Context) -> Result<(), R
         _ => false,
     };
     if !route.chain.is_empty() {
-        let Target::Upstream { names, .. } = &route.target;
+        let names = match &route.target {
+            Target::Upstream { names, .. } => Arc::clone(names),
+            // There is nothing to choose from.
+            Target::Function(_) => Arc::default(),
+        };
         let captures = Captures::sample(route, context.tracks, &context.id, context.started);
         context.chain = Chain::enter(&route.chain, context.tracks, captures);
         context.exchange = Some(Box::new(Exchange::new(
@@ -247,7 +252,7 @@ pub fn route_and_split(session: &Session, context: &mut Context) -> Result<(), R
             context.client,
             context.id.clone(),
             route.name.clone(),
-            names.clone(),
+            names,
         )));
     }
     if too_long { Err(Fault::BodyTooLarge.into()) } else { Ok(()) }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use lockgate_host::{BodyMode, Exchange, Response};
 
+use crate::control::function::FunctionVersion;
 use crate::control::snapshot::{Link, Pair, Route, Snapshot, SnapshotCell, Target};
 use crate::control::upstream::Upstream;
 use crate::proxy::arrival::{Arrival, Tunnel};
@@ -46,8 +47,10 @@ pub struct Context {
     pub exchange: Option<Box<Exchange>>,
     /// The request's body.
     pub body: RequestBody,
-    /// The last attempt at the target.
+    /// The last attempt at the upstream.
     pub attempt: Option<Attempt>,
+    /// The function that answers.
+    pub answering: Option<Answering>,
     /// What kept the request from its target's answer. The first fault stays: what follows is its consequence.
     pub fault: Option<Fault>,
     /// What the operating system or Pingora say of the fault, for the log.
@@ -81,6 +84,23 @@ impl Default for RequestBody {
     fn default() -> Self {
         Self { mode: BodyMode::None, whole: None, received: 0, filtered: false }
     }
+}
+
+/// A function at work.
+#[derive(Debug)]
+pub struct Answering {
+    /// The function, in the version of the request's track.
+    pub version: Arc<FunctionVersion>,
+    /// Which track that is.
+    pub track: Track,
+    /// When it began.
+    pub started: Instant,
+    /// Time to the header of the response.
+    pub header_after: Option<Duration>,
+    /// Time for which it kept a thread busy.
+    pub busy: Duration,
+    /// `respond` or `fail`; none while it is not known.
+    pub outcome: Option<&'static str>,
 }
 
 /// An attempt at the target.
@@ -146,6 +166,7 @@ impl Context {
             exchange: None,
             body: RequestBody::default(),
             attempt: None,
+            answering: None,
             fault: None,
             reason: None,
             answer: None,
@@ -169,9 +190,17 @@ impl Context {
 
     /// Returns the upstream that the request goes to: the route's, or the one that a filter chose, on its track.
     pub fn upstream(&self) -> Option<(&Arc<Upstream>, Track)> {
-        let Target::Upstream { upstreams, .. } = &self.route()?.target;
+        let Target::Upstream { upstreams, .. } = &self.route()?.target else { return None };
         let chosen = self.exchange.as_ref().map_or(0, |exchange| exchange.upstream);
         upstreams.get(chosen).map(|pair: &Pair<Upstream>| pair.on(self.tracks))
+    }
+
+    /// Returns the function that answers, on the request's track; none where an upstream does.
+    pub fn function(&self) -> Option<(&Arc<FunctionVersion>, Track)> {
+        match &self.route()?.target {
+            Target::Function(versions) => Some(versions.on(self.tracks)),
+            Target::Upstream { .. } => None,
+        }
     }
 
     /// Returns the scheme of the request's address.

@@ -10,6 +10,8 @@ pub enum Source {
     Downstream,
     /// A filter.
     Filter,
+    /// The function that is the target.
+    Function,
     /// The target.
     Upstream,
     /// Ourselves, or our configuration.
@@ -22,6 +24,7 @@ impl Source {
         match self {
             Self::Downstream => "downstream",
             Self::Filter => "filter",
+            Self::Function => "function",
             Self::Upstream => "upstream",
             Self::Gateway => "gateway",
         }
@@ -92,6 +95,10 @@ faults! {
     FilterFailed = Filter "filter_failed" 503 "filter unavailable";
     /// A filter could not be started: its instances, or the pool, are used up.
     FilterExhausted = Filter "filter_exhausted" 503 "filter unavailable";
+    /// The function that is to answer failed.
+    FunctionFailed = Function "function_failed" 503 "function unavailable";
+    /// The function could not be started: its instances, or the pool, are used up.
+    FunctionExhausted = Function "function_exhausted" 503 "function unavailable";
     /// The upstream has no address.
     NoEndpoint = Upstream "no_endpoint" 503 "no endpoint available";
     /// No endpoint could be connected to.

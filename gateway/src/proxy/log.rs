@@ -130,6 +130,7 @@ impl AccessLog {
 /// - `tls.client` is who has shown a certificate.
 /// - `status` is 0 where the client was gone before there was one.
 /// - `filters` are the route's, with version and track, in the order of the chain; one without `outcome` was not called.
+/// - `function.busy_ms` is for how long it kept a thread; without `outcome` the client was gone before there was one.
 /// - `error.reason` is what the operating system or Pingora says, where they say something.
 fn put_together(line: &mut Vec<u8>, session: &Session, context: &Context, status: u16, duration: Duration) {
     let request = session.req_header();
@@ -173,6 +174,18 @@ fn put_together(line: &mut Vec<u8>, session: &Session, context: &Context, status
             if let Some(after) = attempt.header_after {
                 object.millis("header_ms", after);
             }
+        });
+    }
+    if let Some(answering) = &context.answering {
+        object.object("function", |object| {
+            object.text("name", answering.version.function().name());
+            object.text("version", answering.version.label());
+            object.text("track", answering.track.as_str());
+            object.optional_text("outcome", answering.outcome);
+            if let Some(after) = answering.header_after {
+                object.millis("header_ms", after);
+            }
+            object.millis("busy_ms", answering.busy);
         });
     }
     let chain = context.route().map_or(&[][..], |route| &route.chain);

@@ -12,8 +12,8 @@ const TIMERS_MAX: usize = 256;
 #[derive(Debug, Default)]
 pub(crate) struct Stdio {
     handles: u32,
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
+    stdout: Line,
+    stderr: Line,
     /// Instants of the monotonic clock, in ns; none where the timer was dropped.
     timers: Vec<Option<u64>>,
 }
@@ -66,33 +66,46 @@ impl Stdio {
     /// Returns what was printed since the last line break.
     pub(crate) fn take_unfinished(&mut self) -> Vec<(Level, String)> {
         let streams = [(Level::Info, &mut self.stdout), (Level::Warn, &mut self.stderr)];
-        streams
-            .into_iter()
-            .filter(|(_, bytes)| !bytes.is_empty())
-            .map(|(level, bytes)| (level, text(&mem::take(bytes))))
-            .collect()
+        streams.into_iter().filter_map(|(level, line)| Some((level, line.take()?))).collect()
+    }
+}
+
+/// A line that is being printed.
+#[derive(Debug, Default)]
+pub(crate) struct Line(Vec<u8>);
+
+impl Line {
+    /// Takes what was printed, and hands each line that it finishes to `finished`.
+    pub(crate) fn feed(&mut self, printed: &[u8], mut finished: impl FnMut(String)) {
+        for piece in printed.split_inclusive(|&byte| byte == b'\n') {
+            let ends = piece.ends_with(b"\n");
+            let piece = piece.strip_suffix(b"\n").unwrap_or(piece);
+            // The rest of a line that is too long anyway need not be kept.
+            let room = (LOG_LINE_BYTES_MAX + 1).saturating_sub(self.0.len());
+            self.0.extend_from_slice(&piece[..piece.len().min(room)]);
+            if ends {
+                finished(text(&self.0));
+                self.0.clear();
+            }
+        }
+    }
+
+    /// Returns what was printed since the last line break, if anything was.
+    pub(crate) fn take(&mut self) -> Option<String> {
+        let bytes = mem::take(&mut self.0);
+        (!bytes.is_empty()).then(|| text(&bytes))
     }
 }
 
 impl State {
     /// Takes what was printed to standard output (logged as `info`) or error (`warn`).
     pub(super) fn print(&mut self, level: Level, printed: &[u8]) {
-        let stream = |state: &mut Self| match level {
-            Level::Warn => mem::take(&mut state.stdio.stderr),
-            _ => mem::take(&mut state.stdio.stdout),
+        let stream = |stdio: &mut Stdio| match level {
+            Level::Warn => mem::take(&mut stdio.stderr),
+            _ => mem::take(&mut stdio.stdout),
         };
-        let mut line = stream(self);
-        for piece in printed.split_inclusive(|&byte| byte == b'\n') {
-            let finished = piece.ends_with(b"\n");
-            let piece = piece.strip_suffix(b"\n").unwrap_or(piece);
-            // The rest of a line that is too long anyway need not be kept.
-            let room = (LOG_LINE_BYTES_MAX + 1).saturating_sub(line.len());
-            line.extend_from_slice(&piece[..piece.len().min(room)]);
-            if finished {
-                self.log(level, &text(&line));
-                line.clear();
-            }
-        }
+        let mut line = stream(&mut self.stdio);
+        line.feed(printed, |line| self.log(level, &line));
         match level {
             Level::Warn => self.stdio.stderr = line,
             _ => self.stdio.stdout = line,

@@ -4,6 +4,7 @@
 mod cache;
 mod contract;
 mod effects;
+mod functions;
 mod isolation;
 mod limits;
 mod outbound;

@@ -14,7 +14,7 @@ use crate::admin::problem::Problem;
 use crate::control::Cause;
 use crate::control::Reloaded;
 use crate::control::audit::AuditEntry;
-use crate::control::status::{FilterView, RouteView, Status, UpstreamView};
+use crate::control::status::{FilterView, FunctionView, RouteView, Status, UpstreamView};
 
 /// Entries of the audit log that are returned where nobody says how many.
 const AUDIT_DEFAULT: usize = 50;
@@ -46,6 +46,12 @@ pub(super) async fn routes(ControlPlane(control): ControlPlane) -> Json<Vec<Rout
 #[utoipa::path(get, path = "/api/v1/filters", tag = "state", responses((status = 200, body = Vec<FilterView>)))]
 pub(super) async fn filters(ControlPlane(control): ControlPlane) -> Json<Vec<FilterView>> {
     Json(control.status().filters.clone())
+}
+
+/// The functions, with their versions
+#[utoipa::path(get, path = "/api/v1/functions", tag = "state", responses((status = 200, body = Vec<FunctionView>)))]
+pub(super) async fn functions(ControlPlane(control): ControlPlane) -> Json<Vec<FunctionView>> {
+    Json(control.status().functions.clone())
 }
 
 /// The upstreams, with their addresses

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockgate_config::model::Filter;
+use lockgate_config::model::{Filter, Rollout, RolloutSubject};
 use lockgate_config::problem::Report;
 use lockgate_host::{Host, Progress, VersionId};
 use parking_lot::Mutex;
@@ -17,6 +17,7 @@ use super::blocking;
 use crate::control::choose::{Loaded, fallbacks, named};
 use crate::control::facts::{Facts, spec};
 use crate::control::judging::Counters;
+use crate::control::function::FunctionVersion;
 use crate::control::reconcile::reconcile;
 use crate::control::reload::Draft;
 use crate::control::state::{Kept, Saved, Store};
@@ -144,21 +145,61 @@ pub(super) async fn load(
         // A filter's stable version and its canary may be the same, halfway to the next state of a file.
         missing.sort_by(|a, b| (&a.filter.name, a.id).cmp(&(&b.filter.name, b.id)));
         missing.dedup_by(|a, b| (&a.filter.name, a.id) == (&b.filter.name, b.id));
-        let filters = draft.load(&missing, &tools.host, &*tools.progress).map_err(Refusal::Load)?;
-        for (wanted, filter) in missing.iter().zip(filters) {
+        let mut functions: BTreeMap<(Arc<str>, VersionId), Arc<FunctionVersion>> = BTreeMap::new();
+        let mut missing_functions = Vec::new();
+        for wanted in draft.functions() {
+            let key = (Arc::clone(&wanted.function.name), wanted.id);
+            match current.as_ref().and_then(|current| current.function(wanted.function, &wanted.id)) {
+                Some(version) => drop(functions.insert(key, Arc::clone(version))),
+                None => missing_functions.push(wanted),
+            }
+        }
+        missing_functions.sort_by(|a, b| (&a.function.name, a.id).cmp(&(&b.function.name, b.id)));
+        missing_functions.dedup_by(|a, b| (&a.function.name, a.id) == (&b.function.name, b.id));
+        let brought = draft.load(&missing, &missing_functions, &tools.host, &*tools.progress).map_err(Refusal::Load)?;
+        for (wanted, function) in missing_functions.iter().zip(brought.functions) {
+            let version = FunctionVersion::new(function, &tools.metrics);
+            functions.insert((Arc::clone(&wanted.function.name), wanted.id), version);
+        }
+        for (wanted, filter) in missing.iter().zip(brought.filters) {
             let version = Version::new(filter, wanted.filter.policy.on_failure, &tools.metrics, &tools.failing);
             versions.insert((Arc::clone(&wanted.filter.name), wanted.id), version);
         }
-        let fresh = missing.len();
+        let fresh = missing.len() + missing_functions.len();
         // In the order of `Draft::versions`: first the filters, then the canaries.
         let mut found = draft
             .versions()
             .into_iter()
             .filter_map(|wanted| versions.get(&(Arc::clone(&wanted.filter.name), wanted.id)).cloned());
         let stable = found.by_ref().take(facts.config.filters.len()).collect();
-        let canaries = facts.canaries.iter().map(|id| id.as_ref().and_then(|_| found.next())).collect();
+        let rollouts = facts.config.rollouts.iter().zip(&facts.canaries);
+        let canary_of = |(rollout, id): (&Rollout, &Option<VersionId>)| match rollout.subject {
+            RolloutSubject::Filter { .. } => id.as_ref().and_then(|_| found.next()),
+            RolloutSubject::Function { .. } | RolloutSubject::Upstream { .. } => None,
+        };
+        let canaries = rollouts.map(canary_of).collect();
+        let function = |name: &Arc<str>, id: &VersionId| functions.get(&(Arc::clone(name), *id)).cloned();
+        let stable_functions = facts.config.functions.iter().zip(&facts.functions);
+        let stable_functions = stable_functions.filter_map(|(of, id)| function(&of.name, id)).collect();
+        let rollouts = facts.config.rollouts.iter().zip(&facts.canaries);
+        let function_canaries = rollouts
+            .map(|(rollout, id)| match rollout.subject {
+                RolloutSubject::Function { function: moved, .. } => {
+                    function(&facts.config.functions[moved].name, id.as_ref()?)
+                }
+                RolloutSubject::Filter { .. } | RolloutSubject::Upstream { .. } => None,
+            })
+            .collect();
         let spares = current.map(|current| current.spares_for(&facts)).unwrap_or_default();
-        let loaded = Loaded { facts: Arc::clone(&draft.facts), stable, canaries, upstreams, spares };
+        let loaded = Loaded {
+            facts: Arc::clone(&draft.facts),
+            stable,
+            canaries,
+            functions: stable_functions,
+            function_canaries,
+            upstreams,
+            spares,
+        };
         Ok(Ready { loaded, fresh })
     })
     .await
@@ -188,7 +229,7 @@ async fn upstreams(facts: &Facts, current: Option<&Loaded>, metrics: &Metrics) -
 fn keep_components(draft: &Draft, tools: &Tools) -> Result<(), Refusal> {
     let store = tools.store.lock();
     for (version, id) in named(&draft.facts) {
-        if let Some(bytes) = draft.component(version) {
+        if let Some(bytes) = draft.component(&version.component) {
             store.keep_component(&id.component, bytes).map_err(|error| Refusal::State(error.to_string()))?;
         }
     }

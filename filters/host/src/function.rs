@@ -1,0 +1,167 @@
+//! A [`Function`] is one version of a component that answers requests itself: a `wasi:http` 0.2 proxy, built by anyone
+//! with any toolchain. It is loaded as a filter is (compiled, sealed, proven to start), and called once for each
+//! request: a [`Call`] runs the guest on a stack of its own and hands its answer out piece by piece.
+//!
+//! Nothing is granted but what the [`FunctionSpec`] names. All of WASI 0.2 links, and is Wasmtime's own, which waits
+//! without holding a thread.
+
+mod body;
+mod call;
+mod load;
+mod run;
+mod spec;
+mod state;
+mod turn;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+
+pub use self::body::{RequestBody, Upload};
+pub use self::call::{Call, Settled, Tail};
+pub use self::load::FunctionInspection;
+pub(crate) use self::load::{inspect, load};
+use self::run::Warm;
+pub use self::spec::{FunctionLimits, FunctionSpec};
+use self::state::State;
+use self::turn::Shared;
+use crate::budget::{Budget, Need, Reservation};
+use crate::error::{CallError, CallErrorKind};
+use crate::filter::Live;
+use crate::sink::{CallInfo, Level};
+use crate::spec::{Isolation, VersionId};
+
+/// Unused instances that a function with `reused` isolation keeps.
+const IDLE_MAX: usize = 64;
+
+/// Where a function's log lines go, its standard output and error among them. Called on proxy threads in the middle of
+/// a guest's call: it must not block.
+pub type LogSink = dyn Fn(&CallInfo<'_>, Level, &str) + Send + Sync;
+
+/// One version of a function, ready to serve. Made by [`Host::load_function`](crate::Host::load_function).
+pub struct Function {
+    version: VersionId,
+    shared: Arc<Shared>,
+    pre: ProxyPre<State>,
+    isolation: Isolation,
+    need: Need,
+    budget: Arc<Budget>,
+    /// Instances in use and idle.
+    taken: AtomicU32,
+    idle: Mutex<Vec<Idle>>,
+}
+
+/// An instance that waits for its next request.
+struct Idle {
+    // In this order: slots are given back when the store no longer fills them.
+    warm: Warm,
+    reservation: Reservation,
+}
+
+impl std::fmt::Debug for Function {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Function")
+            .field("name", &self.shared.name)
+            .field("version", &self.version)
+            .field("live", &self.live())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Function {
+    /// Returns the function's name in the configuration.
+    pub fn name(&self) -> &Arc<str> {
+        &self.shared.name
+    }
+
+    /// Returns which version this is.
+    pub fn version(&self) -> &VersionId {
+        &self.version
+    }
+
+    /// Returns how long its instances live.
+    pub fn isolation(&self) -> Isolation {
+        self.isolation
+    }
+
+    /// Returns what the function may use up.
+    pub fn limits(&self) -> &FunctionLimits {
+        &self.shared.limits
+    }
+
+    /// Returns the slots that each of its instances takes.
+    pub fn need(&self) -> Need {
+        self.need
+    }
+
+    /// Sets where log lines go. Once, before the first request; later calls are without effect.
+    pub fn bind(&self, sink: Arc<LogSink>) {
+        // A second sink is a mistake of the caller's that does no harm: the first stays.
+        let _ = self.shared.sink.set(sink);
+    }
+
+    /// Returns what the function has in memory now. Cheap enough for every scrape.
+    pub fn live(&self) -> Live {
+        self.shared.alive.live()
+    }
+
+    /// Begins to answer a request, on a fresh instance, or on one that served before where isolation is `reused`. The
+    /// guest runs when the call is asked for its response, not before.
+    ///
+    /// `track` and `request_id` are what log lines are told with; `tls` says how the client came. The request's target
+    /// is path and query, its authority that of the `host` header.
+    ///
+    /// # Errors
+    ///
+    /// Kind `exhausted`: the function's `instances`, or the slots of the whole gateway, are all in use.
+    pub fn call(
+        self: &Arc<Self>,
+        track: &'static str,
+        request_id: Arc<str>,
+        tls: bool,
+        request: http::Request<RequestBody>,
+    ) -> Result<Call, CallError> {
+        let (warm, reservation) = self.acquire()?;
+        Ok(run::begin(self, warm, reservation, track, request_id, tls, request))
+    }
+
+    /// Returns an instance that is there already, if there is one, and its slots.
+    fn acquire(&self) -> Result<(Option<Warm>, Reservation), CallError> {
+        if let Isolation::Reused { .. } = self.isolation
+            && let Some(Idle { warm, reservation }) = self.idle.lock().pop()
+        {
+            return Ok((Some(warm), reservation));
+        }
+        let limit = self.shared.limits.instances;
+        if self.taken.fetch_add(1, Ordering::Relaxed) >= limit {
+            self.taken.fetch_sub(1, Ordering::Relaxed);
+            let message = format!("all {limit} instances of the function are in use");
+            return Err(CallError::new(CallErrorKind::Exhausted, message));
+        }
+        match self.budget.reserve(self.need) {
+            Ok(reservation) => Ok((None, reservation)),
+            Err(kind) => {
+                self.taken.fetch_sub(1, Ordering::Relaxed);
+                Err(CallError::new(CallErrorKind::Exhausted, format!("no {kind} are left in the gateway's pool")))
+            }
+        }
+    }
+
+    /// Takes an instance back, or lets it go.
+    fn give_back(&self, warm: Option<Warm>, reservation: Reservation) {
+        if let (Isolation::Reused { requests, memory_bytes }, Some(warm)) = (self.isolation, warm)
+            && warm.requests < requests
+            && warm.memory_bytes() <= memory_bytes
+            && !self.budget.is_tight()
+        {
+            let mut idle = self.idle.lock();
+            if idle.len() < IDLE_MAX {
+                idle.push(Idle { warm, reservation });
+                return;
+            }
+        }
+        self.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,183 @@
+//! Loading: from a component's bytes to a [`Function`] that has been proven to start. As for filters, without
+//! `configure`: what a function is told, it is told by its environment.
+
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use serde::Serialize;
+use wasmtime::component::{Component, Linker};
+use wasmtime::{Engine, Result};
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+
+use super::spec::FunctionSpec;
+use super::state::State;
+use super::turn::Shared;
+use super::{Function, run};
+use crate::artifact::Manifest;
+use crate::budget::Need;
+use crate::cache::Cache;
+use crate::error::LoadError;
+use crate::host::Host;
+use crate::link::{self, is_of_series, is_wasi};
+use crate::load::{check_ceilings, compile_error, on_a_runtime};
+use crate::memory::Alive;
+use crate::outbound::Access;
+use crate::shape::Shape;
+use crate::sink::{Progress, Stage};
+use crate::spec::Digest;
+
+/// What a function exports.
+const HANDLER: &str = "wasi:http/incoming-handler";
+/// What stands for the settings in an artifact's key: functions have none, and an environment is no part of the code.
+const NO_SETTINGS: &[u8] = b"wasi:http/proxy@0.2";
+
+/// Looks at a component's bytes.
+///
+/// # Errors
+///
+/// What no function can be.
+fn examine(component: &[u8]) -> Result<Shape, LoadError> {
+    let shape = Shape::of(component)?;
+    let exports = |interface: &str| shape.exports.iter().any(|name| name.split('@').next() == Some(interface));
+    let handler = shape
+        .exports
+        .iter()
+        .any(|name| name.strip_prefix(HANDLER).is_some_and(|_| is_of_series(name, link::WASI_SERIES)));
+    if !handler {
+        let hint = if exports("wasi:http/handler") {
+            "; it is for `wasi:http` 0.3: build it for 0.2"
+        } else if exports("wasi:cli/run") {
+            "; it is a command: build it for the world `wasi:http/proxy`"
+        } else if shape.exports.iter().any(|name| name.starts_with("lockgate:filter/")) {
+            "; it is a filter: name it under `filters`"
+        } else {
+            "; build it for the world `wasi:http/proxy`"
+        };
+        return Err(LoadError::NoHandler { exports: shape.exports, hint });
+    }
+    let unknown: Vec<_> = shape.imports.iter().filter(|name| !is_wasi(name)).cloned().collect();
+    if unknown.is_empty() { Ok(shape) } else { Err(LoadError::UnknownFunctionImports(unknown)) }
+}
+
+pub(crate) fn load(host: &Host, spec: &FunctionSpec, progress: &dyn Progress) -> Result<Arc<Function>, LoadError> {
+    let began = Instant::now();
+    let shape = examine(&spec.component)?;
+    check_ceilings(host, spec.limits.memory_bytes, spec.limits.table_elements)?;
+    let version = spec.version();
+    let key = Cache::key(&host.engines.serve, &version.component, &Digest::of(NO_SETTINGS));
+    let (component, _) = host.cache.alone(key, || match host.cache.load(&host.engines.serve, key) {
+        Some(found) => {
+            progress.stage(&spec.name, Stage::CacheHit);
+            Ok(found)
+        }
+        None => {
+            let began = Instant::now();
+            progress.stage(&spec.name, Stage::Compiling { bytes: spec.component.len() as u64 });
+            let code = host.compiler.install(|| host.engines.serve.precompile_component(&spec.component));
+            let code = code.map_err(|error| compile_error(&error))?;
+            let manifest = Manifest::default();
+            let component = host.cache.keep(&host.engines.serve, key, &manifest, &code, began.elapsed());
+            Ok((component.map_err(|error| compile_error(&error))?, manifest))
+        }
+    })?;
+    let need = crate::load::need(host, spec.limits.memory_bytes, &shape, &component, true)?;
+    let pre = pre(&host.engines.serve, &component).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
+    let access = (!spec.grants.outbound.is_empty())
+        .then(|| Access { grants: spec.grants.outbound.clone().into(), connections: host.connections() });
+    let function = Arc::new(Function {
+        version,
+        shared: Arc::new(Shared {
+            name: Arc::clone(&spec.name),
+            vars: spec.vars.clone(),
+            limits: spec.limits,
+            access,
+            sink: OnceLock::new(),
+            alive: Alive::default(),
+        }),
+        pre,
+        isolation: spec.isolation,
+        need,
+        budget: Arc::clone(&host.budget),
+        taken: AtomicU32::new(0),
+        idle: Default::default(),
+    });
+    progress.stage(&spec.name, Stage::Probing);
+    on_a_runtime(probe(&function))?;
+    let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    progress.stage(&spec.name, Stage::Ready { millis });
+    Ok(function)
+}
+
+/// Starts one instance, before any traffic depends on it.
+async fn probe(function: &Arc<Function>) -> Result<(), LoadError> {
+    let (_, reservation) = function.acquire().map_err(LoadError::Start)?;
+    let store = run::store(function);
+    store.data().turn.begin("", "".into());
+    let started = run::probe(function, store).await;
+    function.give_back(None, reservation);
+    started.map_err(LoadError::Start)
+}
+
+fn pre(engine: &Engine, component: &Component) -> Result<ProxyPre<State>> {
+    let mut linker = Linker::new(engine);
+    // What a later 0.2 has and ours does not, traps when it is called.
+    link::link_stubs(&mut linker, engine, component)?;
+    linker.allow_shadowing(true);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    ProxyPre::new(linker.instantiate_pre(component)?)
+}
+
+/// What a component that answers requests is, and what it would need. Nothing of it has run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FunctionInspection {
+    /// The world that it fits.
+    pub world: &'static str,
+    /// Digest of its bytes.
+    pub digest: Digest,
+    /// Size of the component.
+    pub component_bytes: u64,
+    /// Size of the machine code that it compiles to.
+    pub code_bytes: u64,
+    /// Interfaces that it exports.
+    pub exports: Vec<String>,
+    /// Interfaces that it imports.
+    pub imports: Vec<String>,
+    /// It would send HTTP requests, if it were granted any.
+    pub wants_outbound: bool,
+    /// Core modules in it.
+    pub core_modules: u32,
+    /// Slots that one instance takes.
+    pub need: Need,
+    /// Bytes of the largest memory that it starts with.
+    pub memory_bytes_initial: u64,
+}
+
+pub(crate) fn inspect(host: &Host, bytes: &[u8]) -> Result<FunctionInspection, LoadError> {
+    let shape = examine(bytes)?;
+    let engine = &host.engines.prepare;
+    let component = host.compiler.install(|| Component::from_binary(engine, bytes));
+    let component = component.map_err(|error| compile_error(&error))?;
+    pre(engine, &component).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
+    let resources = component.resources_required();
+    Ok(FunctionInspection {
+        world: "wasi:http/proxy@0.2",
+        digest: Digest::of(bytes),
+        component_bytes: bytes.len() as u64,
+        code_bytes: component.text().len() as u64,
+        wants_outbound: link::wants_outbound(&shape),
+        core_modules: shape.core_modules,
+        need: Need {
+            component_instances: 1,
+            core_instances: shape.core_instances,
+            memories: resources.as_ref().map_or(0, |resources| resources.num_memories),
+            tables: resources.as_ref().map_or(0, |resources| resources.num_tables),
+            stacks: 1,
+        },
+        memory_bytes_initial: resources.and_then(|resources| resources.max_initial_memory_size).unwrap_or(0)
+            * (64 << 10),
+        exports: shape.exports,
+        imports: shape.imports,
+    })
+}

@@ -1,0 +1,430 @@
+//! The target is a function: it answers here, before Pingora would look for an upstream. Its response passes the chain as
+//! an upstream's does, and both bodies stream: a piece of the request is read when the guest waits for it, a piece of the
+//! response is sent when the guest has written it, and nothing piles up in between. One task does all of it, so a client
+//! that goes away takes the guest with it.
+
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_LENGTH, DATE, EXPECT, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderName, Method, StatusCode, Version};
+use lockgate_host::{Call, CallError, CallErrorKind, RequestBody, Settled, Upload};
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::HttpTask;
+use pingora::protocols::http::date::get_cached_date;
+use pingora::proxy::{ProxyHttp as _, Session};
+use pingora::{Error, ErrorType};
+
+use crate::control::function::FunctionVersion;
+use crate::metrics::FUNCTION_OUTCOMES;
+use crate::proxy::Gateway;
+use crate::proxy::context::{Answering, Context};
+use crate::proxy::fault::Fault;
+use crate::proxy::forward;
+use crate::track::Track;
+
+/// Bytes of a response that are gathered, if they are there at once, before its header is sent: a short response then
+/// has a length, and goes out in one piece.
+const GATHERED_BYTES_MAX: usize = 64 << 10;
+
+/// Answers a request by its route's function.
+///
+/// # Errors
+/// The function failed, or the client did: Pingora has the fault answered, or the response cut off.
+pub async fn answer(gateway: &Gateway, session: &mut Session, context: &mut Context) -> pingora::Result<()> {
+    let Some((version, track)) = context.function().map(|(version, track)| (Arc::clone(version), track)) else {
+        return Err(gateway.fault(context, Fault::Internal));
+    };
+    context.answering = Some(Answering {
+        version: Arc::clone(&version),
+        track,
+        started: Instant::now(),
+        header_after: None,
+        busy: Duration::ZERO,
+        outcome: None,
+    });
+    if let Some((chain, links, _)) = context.filters() {
+        context.response_body = chain.acts_on_response_body(links);
+    }
+    let (body, client) = bodies(session, context);
+    let tls = context.scheme() == "https";
+    let request = request(session, context, body)?;
+    let mut call = match version.function().call(track.as_str(), Arc::clone(&context.id), tls, request) {
+        Ok(call) => call,
+        Err(error) => return Err(failed(gateway, context, &error, Duration::ZERO)),
+    };
+    let answered = Exchange { gateway, session, context, client }.run(&mut call).await;
+    let busy = call.busy();
+    match answered {
+        Ok(()) => {
+            finished(context, busy);
+            settle(call, version, track, &context.id).await;
+            Ok(())
+        }
+        Err(Ended::Function(error)) => Err(failed(gateway, context, &error, busy)),
+        Err(Ended::Otherwise(error)) => {
+            if let Some(answering) = &mut context.answering {
+                answering.busy = busy;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Returns what the function is given of the request's body, and what is to be done for it.
+fn bodies(session: &mut Session, context: &Context) -> (RequestBody, Client) {
+    if let Some(whole) = &context.body.whole {
+        return (RequestBody::whole(whole.clone()), Client::Watched);
+    }
+    if session.as_downstream_mut().is_body_done() {
+        return (RequestBody::whole(Bytes::new()), Client::Watched);
+    }
+    let (body, upload) = RequestBody::pulled();
+    let expects = session.req_header().headers.get(EXPECT);
+    let expects = expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    (body, Client::Sends { upload, expects, last: false })
+}
+
+/// Returns the request as the function sees it: as an upstream would, without what belongs to the connection.
+fn request(session: &Session, context: &Context, body: RequestBody) -> pingora::Result<http::Request<RequestBody>> {
+    let mut header = session.req_header().clone();
+    forward::to_upstream(&mut header, context)?;
+    let mut parts: http::request::Parts = header.into();
+    let named: Vec<HeaderName> = parts
+        .headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .collect();
+    for name in named {
+        parts.headers.remove(name);
+    }
+    parts.headers.remove(EXPECT);
+    Ok(http::Request::from_parts(parts, body))
+}
+
+/// Why a request got no whole answer.
+enum Ended {
+    /// The function is to blame.
+    Function(CallError),
+    /// The client is, or a filter; what that means has been noted.
+    Otherwise(Box<Error>),
+}
+
+impl From<Box<Error>> for Ended {
+    fn from(error: Box<Error>) -> Self {
+        Self::Otherwise(error)
+    }
+}
+
+impl From<CallError> for Ended {
+    fn from(error: CallError) -> Self {
+        Self::Function(error)
+    }
+}
+
+/// What the client is doing.
+enum Client {
+    /// It sends a body.
+    Sends {
+        upload: Upload,
+        /// It waits to be told to.
+        expects: bool,
+        /// The last piece has been read.
+        last: bool,
+    },
+    /// It has sent everything, or nobody wants the rest: it may go away.
+    Watched,
+    /// It has said something that is no request's body. What it is will be seen when the response is done.
+    Unwatched,
+}
+
+/// What happened at the client's side.
+enum Event {
+    /// The guest waits for a piece.
+    Wanted,
+    /// It will not want any more.
+    Unwanted,
+    /// The client is gone.
+    Gone,
+    /// The client spoke out of turn.
+    Spoke,
+}
+
+/// A request, its function, and its client.
+struct Exchange<'a> {
+    gateway: &'a Gateway,
+    session: &'a mut Session,
+    context: &'a mut Context,
+    client: Client,
+}
+
+impl Exchange<'_> {
+    async fn run(&mut self, call: &mut Call) -> Result<(), Ended> {
+        let parts = loop {
+            tokio::select! {
+                biased;
+                parts = call.response() => break parts?,
+                event = next(&mut self.client, self.session) => self.attend(event).await?,
+            }
+        };
+        if let Some(answering) = &mut self.context.answering {
+            answering.header_after = Some(answering.started.elapsed());
+        }
+        let head = self.session.req_header().method == Method::HEAD;
+        let bodiless = head || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let mut early = Early { ended: bodiless, ..Early::default() };
+        if !bodiless {
+            early.gather(call).await?;
+        }
+        self.send_header(parts, &mut early, bodiless).await?;
+        if early.ended {
+            return Ok(());
+        }
+        loop {
+            let frame = tokio::select! {
+                biased;
+                frame = call.frame() => frame.transpose()?,
+                event = next(&mut self.client, self.session) => {
+                    self.attend(event).await?;
+                    continue;
+                }
+            };
+            let Some(frame) = frame else {
+                self.send_end(None).await?;
+                return Ok(());
+            };
+            match frame.into_data() {
+                Ok(bytes) => {
+                    let bytes = self.filter(bytes, false)?;
+                    self.session.write_response_body(Some(bytes), false).await?;
+                }
+                Err(frame) => {
+                    self.send_end(frame.into_trailers().ok()).await?;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    async fn send_header(
+        &mut self,
+        parts: http::response::Parts,
+        early: &mut Early,
+        bodiless: bool,
+    ) -> Result<(), Ended> {
+        let mut header = ResponseHeader::from(parts);
+        forward::strip_hop_by_hop(&mut header);
+        if !header.headers.contains_key(DATE) {
+            header.insert_header(DATE, get_cached_date())?;
+        }
+        let http1 = self.session.req_header().version == Version::HTTP_11;
+        if self.context.response_body {
+            forward::open_length(&mut header, bodiless)?;
+            if !http1 {
+                header.remove_header(&TRANSFER_ENCODING);
+            }
+        } else if !bodiless && !header.headers.contains_key(CONTENT_LENGTH) {
+            if early.ended && early.trailers.is_none() {
+                header.insert_header(CONTENT_LENGTH, early.bytes)?;
+            } else if http1 {
+                header.insert_header(TRANSFER_ENCODING, "chunked")?;
+            }
+        }
+        if early.ended && !self.session.as_downstream_mut().is_body_done() {
+            // What the client still sends of a body that nobody wants would be taken for its next request.
+            self.session.as_downstream_mut().set_keepalive(None);
+        }
+        self.gateway.response_filter(self.session, &mut header, self.context).await?;
+        let ends =
+            bodiless || (early.ended && early.bytes == 0 && early.trailers.is_none() && !self.context.response_body);
+        let mut tasks = vec![HttpTask::Header(Box::new(header), ends)];
+        for bytes in std::mem::take(&mut early.pieces) {
+            let bytes = self.filter(bytes, false)?;
+            tasks.push(HttpTask::Body(Some(bytes), false));
+        }
+        if early.ended && !ends {
+            self.push_end(&mut tasks, early.trailers.take())?;
+        }
+        self.session.write_response_tasks(tasks).await?;
+        Ok(())
+    }
+
+    async fn send_end(&mut self, trailers: Option<HeaderMap>) -> Result<(), Ended> {
+        let mut tasks = Vec::with_capacity(2);
+        self.push_end(&mut tasks, trailers)?;
+        self.session.write_response_tasks(tasks).await?;
+        Ok(())
+    }
+
+    /// Ends the response. HTTP/1.1 gets no trailers: Pingora does not speak them.
+    fn push_end(&mut self, tasks: &mut Vec<HttpTask>, trailers: Option<HeaderMap>) -> Result<(), Ended> {
+        let last = self.filter(Bytes::new(), true)?;
+        match trailers.filter(|_| self.session.as_downstream().is_http2()) {
+            Some(trailers) => {
+                if !last.is_empty() {
+                    tasks.push(HttpTask::Body(Some(last), false));
+                }
+                tasks.push(HttpTask::Trailer(Some(Box::new(trailers))));
+            }
+            None => tasks.push(HttpTask::Body(Some(last), true)),
+        }
+        Ok(())
+    }
+
+    /// Passes a piece of the response's body along the chain.
+    fn filter(&mut self, bytes: Bytes, end: bool) -> Result<Bytes, Ended> {
+        let mut piece = Some(bytes);
+        self.gateway.response_body_filter(self.session, &mut piece, end, self.context)?;
+        Ok(piece.unwrap_or_default())
+    }
+
+    /// Does what an event at the client's side asks for.
+    async fn attend(&mut self, event: Event) -> Result<(), Ended> {
+        match event {
+            Event::Wanted => self.pass_piece().await,
+            Event::Unwanted => {
+                self.client = Client::Watched;
+                if !self.session.as_downstream_mut().is_body_done() {
+                    // Nobody reads the rest, and to read it would be the only way to hear that the client is gone.
+                    self.client = Client::Unwatched;
+                }
+                Ok(())
+            }
+            Event::Gone => Err(self.gateway.fault(self.context, Fault::ClientGone).into()),
+            Event::Spoke => {
+                self.client = Client::Unwatched;
+                // A byte of it has been read: the connection is of no use after this.
+                self.session.as_downstream_mut().set_keepalive(None);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads a piece of the request's body, and hands it over.
+    async fn pass_piece(&mut self) -> Result<(), Ended> {
+        let Client::Sends { upload, expects, last } = &mut self.client else { return Ok(()) };
+        if *last {
+            upload.end();
+            self.client = Client::Watched;
+            return Ok(());
+        }
+        let session = &mut *self.session;
+        if std::mem::take(expects) {
+            session.as_downstream_mut().write_continue_response().await?;
+        }
+        let mut piece = match session.as_downstream_mut().read_request_body().await {
+            Ok(piece) => piece,
+            Err(error) => {
+                upload.fail();
+                return Err(error.into_down().into());
+            }
+        };
+        *last = piece.is_none() || session.as_downstream_mut().is_body_done();
+        self.gateway.request_body_filter(session, &mut piece, *last, self.context).await?;
+        match piece.filter(|piece| !piece.is_empty()) {
+            Some(piece) => upload.push(piece),
+            // Held back by a filter, or there is none: the guest goes on waiting, or is at the end.
+            None if *last => {
+                upload.end();
+                self.client = Client::Watched;
+            }
+            None => {}
+        }
+        Ok(())
+    }
+}
+
+/// Waits for the next event at the client's side. Reads nothing that would be lost when it is dropped.
+async fn next(client: &mut Client, session: &mut Session) -> Event {
+    match client {
+        Client::Sends { upload, .. } => {
+            if upload.wanted().await {
+                Event::Wanted
+            } else {
+                Event::Unwanted
+            }
+        }
+        Client::Watched => match session.as_downstream_mut().read_body_or_idle(true).await {
+            Err(error) if matches!(error.etype(), ErrorType::ConnectError) => Event::Spoke,
+            Err(_) => Event::Gone,
+            Ok(_) => Event::Spoke,
+        },
+        Client::Unwatched => std::future::pending().await,
+    }
+}
+
+/// What there is of a response's body when its header is sent.
+#[derive(Default)]
+struct Early {
+    pieces: Vec<Bytes>,
+    bytes: usize,
+    trailers: Option<HeaderMap>,
+    ended: bool,
+}
+
+impl Early {
+    /// Takes what is there without waiting.
+    async fn gather(&mut self, call: &mut Call) -> Result<(), CallError> {
+        while self.bytes < GATHERED_BYTES_MAX && !self.ended {
+            match call.frame_now().await {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(None) => self.ended = true,
+                Poll::Ready(Some(frame)) => match frame?.into_data() {
+                    Ok(bytes) => {
+                        self.bytes += bytes.len();
+                        self.pieces.push(bytes);
+                    }
+                    Err(frame) => {
+                        self.trailers = frame.into_trailers().ok();
+                        self.ended = true;
+                    }
+                },
+            }
+        }
+        Ok(())
+    }
+}
+
+fn finished(context: &mut Context, busy: Duration) {
+    let Some(answering) = &mut context.answering else { return };
+    answering.busy = busy;
+    answering.outcome = Some(FUNCTION_OUTCOMES[0]);
+    if let Some(series) = answering.version.series(answering.track) {
+        series.call(true, answering.started.elapsed(), busy);
+    }
+}
+
+/// Accounts for a function's failure, and returns the error by which it is answered.
+fn failed(gateway: &Gateway, context: &mut Context, error: &CallError, busy: Duration) -> Box<Error> {
+    if let Some(answering) = &mut context.answering {
+        answering.busy = busy;
+        answering.outcome = Some(FUNCTION_OUTCOMES[1]);
+        if let Some(series) = answering.version.series(answering.track) {
+            series.call(false, answering.started.elapsed(), busy);
+        }
+        answering.version.failed(answering.track, &context.id, error);
+    }
+    let exhausted = error.kind == CallErrorKind::Exhausted;
+    gateway.fault(context, if exhausted { Fault::FunctionExhausted } else { Fault::FunctionFailed })
+}
+
+/// Lets a guest that goes on after its response do so, beside the connection. The client has its answer: what fails
+/// now is counted and logged, and nobody's fault.
+async fn settle(call: Call, version: Arc<FunctionVersion>, track: Track, request_id: &Arc<str>) {
+    match call.settle().await {
+        Settled::Ended(Ok(())) => {}
+        Settled::Ended(Err(error)) => version.failed(track, request_id, &error),
+        Settled::Running(tail) => {
+            let request_id = Arc::clone(request_id);
+            tokio::spawn(async move {
+                if let Err(error) = tail.run().await {
+                    version.failed(track, &request_id, &error);
+                }
+            });
+        }
+    }
+}
