@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::control::rollout::Versions;
 use crate::control::time::Timestamp;
 use crate::control::upstream::digest_of;
+use crate::control::upstream::tls::Material;
 use crate::tls::{Certificate, Terms};
 
 /// What the file says.
@@ -28,6 +29,8 @@ pub struct Facts {
     pub canaries: Vec<Option<VersionId>>,
     /// How TLS ends on each listener, in the configuration's order; none in the clear.
     pub terms: Vec<Option<Arc<Terms>>>,
+    /// What was read for TLS to each upstream, in the configuration's order.
+    pub upstream_tls: Vec<Option<Material>>,
     /// The configuration without its places, to tell whether a file means the same as another.
     meaning: Value,
 }
@@ -40,9 +43,10 @@ impl Facts {
         stable: Vec<VersionId>,
         canaries: Vec<Option<VersionId>>,
         terms: Vec<Option<Arc<Terms>>>,
+        upstream_tls: Vec<Option<Material>>,
     ) -> Self {
         let meaning = lockgate_config::dump(&config);
-        Self { config: Arc::new(config), source, stable, canaries, terms, meaning }
+        Self { config: Arc::new(config), source, stable, canaries, terms, upstream_tls, meaning }
     }
 
     /// Returns whether nothing but the file's layout differs.
@@ -51,6 +55,7 @@ impl Facts {
         // The dump hides secrets. Those of settings are in the versions' digests.
         self.stable == other.stable
             && self.canaries == other.canaries
+            && self.upstream_tls == other.upstream_tls
             && self.config.admin.token == other.config.admin.token
             && files(self) == files(other)
             && self.meaning == other.meaning

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use lockgate_host::{BodyMode, Exchange, Response};
 
 use crate::control::snapshot::{Link, Pair, Route, Snapshot, SnapshotCell, Target};
-use crate::control::upstream::Upstream;
+use crate::control::upstream::member::InFlight;
+use crate::control::upstream::{Admitted, Upstream};
 use crate::proxy::arrival::Arrival;
 use crate::proxy::chain::Chain;
 use crate::proxy::fault::Fault;
@@ -45,6 +46,8 @@ pub struct Context {
     pub body: RequestBody,
     /// The last attempt at the target.
     pub attempt: Option<Attempt>,
+    /// What holds for all attempts.
+    pub attempts: Attempts,
     /// What kept the request from its target's answer. The first fault stays: what follows is its consequence.
     pub fault: Option<Fault>,
     /// What a filter answered while the request was on its way already.
@@ -72,6 +75,21 @@ impl Default for RequestBody {
     }
 }
 
+/// All attempts at the target.
+#[derive(Debug, Default)]
+pub struct Attempts {
+    /// When the first began.
+    pub began: Option<Instant>,
+    /// Counts the request at its upstream.
+    pub admitted: Option<Admitted>,
+    /// Addresses that failed.
+    pub tried: Vec<SocketAddr>,
+    /// A status was answered that is worth another attempt.
+    pub again: bool,
+    /// The endpoint is in trouble: to wait a little is kinder.
+    pub pause: bool,
+}
+
 /// An attempt at the target.
 #[derive(Debug)]
 pub struct Attempt {
@@ -81,6 +99,8 @@ pub struct Attempt {
     pub track: Track,
     /// The endpoint.
     pub address: Option<SocketAddr>,
+    /// Counts the request there.
+    pub endpoint: Option<InFlight>,
     /// Counted from 1.
     pub number: u32,
     /// When it began.
@@ -132,6 +152,7 @@ impl Context {
             exchange: None,
             body: RequestBody::default(),
             attempt: None,
+            attempts: Attempts::default(),
             fault: None,
             answer: None,
             response_body: false,

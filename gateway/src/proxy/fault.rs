@@ -86,8 +86,10 @@ faults! {
     FilterFailed = Filter "filter_failed" 503 "filter unavailable";
     /// A filter could not be started: its instances, or the pool, are used up.
     FilterExhausted = Filter "filter_exhausted" 503 "filter unavailable";
-    /// The upstream has no address.
+    /// The upstream has no address, or none that is well.
     NoEndpoint = Upstream "no_endpoint" 503 "no endpoint available";
+    /// As many requests as the upstream may be given are under way.
+    UpstreamOverloaded = Upstream "overloaded" 503 "upstream overloaded";
     /// No endpoint could be connected to.
     ConnectFailed = Upstream "connect_failed" 502 "upstream unavailable";
     /// Connecting, writing or waiting for the answer took too long.

@@ -29,6 +29,12 @@ pub const BUCKETS: u16 = 10_000;
 pub struct Bucket(u16);
 
 impl Bucket {
+    fn of(hash: u64) -> Self {
+        // The high bits of a product, not a remainder: no bias, and no division.
+        let bucket = (u128::from(hash) * u128::from(BUCKETS)) >> 64;
+        Self(u16::try_from(bucket).unwrap_or(BUCKETS - 1))
+    }
+
     /// Returns the number, below [`BUCKETS`].
     pub const fn number(self) -> u16 {
         self.0
@@ -134,10 +140,7 @@ impl Split {
 
     /// Returns the bucket of a key.
     pub fn bucket_of(&self, key: &[u8]) -> Bucket {
-        let hash = xxh3_64_with_seed(key, self.seed);
-        // The high bits of a product, not a remainder: no bias, and no division.
-        let bucket = (u128::from(hash) * u128::from(BUCKETS)) >> 64;
-        Bucket(u16::try_from(bucket).unwrap_or(BUCKETS - 1))
+        Bucket::of(self.hash(key))
     }
 
     /// Returns the track of a bucket.
@@ -150,28 +153,45 @@ impl Split {
         if let Some(track) = self.asked_for(request) {
             return Decision { track, bucket: None, why: Why::Override };
         }
-        for (index, key) in self.keys.iter().enumerate() {
-            let bucket = match key {
+        match self.key_of(request) {
+            Some((index, hash)) => {
+                let bucket = Bucket::of(hash);
+                Decision { track: self.track_of(bucket), bucket: Some(bucket), why: Why::Key(index) }
+            }
+            None => Decision { track: Track::Stable, bucket: None, why: Why::NoKey },
+        }
+    }
+
+    /// Returns the hash of the first key that a request has, with the salt; none where it has none of them.
+    pub fn key_hash(&self, request: &Attributes<'_>) -> Option<u64> {
+        self.key_of(request).map(|(_, hash)| hash)
+    }
+
+    /// Returns the index of the first key that a request has, and its hash.
+    fn key_of(&self, request: &Attributes<'_>) -> Option<(usize, u64)> {
+        self.keys.iter().enumerate().find_map(|(index, key)| {
+            let hash = match key {
                 Key::Header(name) => request
                     .headers
                     .get(name)
                     .map(http::HeaderValue::as_bytes)
                     .filter(|value| !value.is_empty())
-                    .map(|value| self.bucket_of(value)),
-                Key::Cookie(name) => cookie(request.headers, name).map(|v| self.bucket_of(v)),
-                Key::Query(name) => parameter(request.query, name).map(|v| self.bucket_of(v)),
-                Key::ClientIp => Some(self.bucket_of_address(request.client)),
-                Key::Path => Some(self.bucket_of(request.path.as_bytes())),
-            };
-            if let Some(bucket) = bucket {
-                return Decision { track: self.track_of(bucket), bucket: Some(bucket), why: Why::Key(index) };
-            }
-        }
-        Decision { track: Track::Stable, bucket: None, why: Why::NoKey }
+                    .map(|value| self.hash(value)),
+                Key::Cookie(name) => cookie(request.headers, name).map(|v| self.hash(v)),
+                Key::Query(name) => parameter(request.query, name).map(|v| self.hash(v)),
+                Key::ClientIp => Some(self.hash_of_address(request.client)),
+                Key::Path => Some(self.hash(request.path.as_bytes())),
+            }?;
+            Some((index, hash))
+        })
     }
 
-    /// Returns the bucket of an address: of its text, so that it can be asked for by hand.
-    fn bucket_of_address(&self, address: IpAddr) -> Bucket {
+    fn hash(&self, key: &[u8]) -> u64 {
+        xxh3_64_with_seed(key, self.seed)
+    }
+
+    /// Returns the hash of an address: of its text, so that it can be asked for by hand.
+    fn hash_of_address(&self, address: IpAddr) -> u64 {
         // The longest address in text has 45 characters.
         let mut text = [0_u8; 48];
         let mut rest = &mut text[..];
@@ -179,7 +199,7 @@ impl Split {
             Ok(()) => 48 - rest.len(),
             Err(_) => 0,
         };
-        self.bucket_of(&text[..written])
+        self.hash(&text[..written])
     }
 
     fn asked_for(&self, request: &Attributes<'_>) -> Option<Track> {
