@@ -17,5 +17,13 @@ use criterion::{criterion_group, criterion_main};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-criterion_group!(micro, split::benches, route::benches, call::benches, chain::benches, function::benches, snapshot::benches);
+criterion_group!(
+    micro,
+    split::benches,
+    route::benches,
+    call::benches,
+    chain::benches,
+    function::benches,
+    snapshot::benches
+);
 criterion_main!(micro);

@@ -14,7 +14,10 @@ use lockgate::metrics::Metrics;
 use lockgate_config::model::{Config, FailureMode};
 use lockgate_config::problem::Source;
 use lockgate_guests::Guest;
-use lockgate_host::{Exchange, Filter, FilterSpec, Function, FunctionLimits, FunctionSpec, Grants, Host, Isolation, Limits, Options, Silent};
+use lockgate_host::{
+    Exchange, Filter, FilterSpec, Function, FunctionLimits, FunctionSpec, Grants, Host, Isolation, Limits, Options,
+    Silent,
+};
 use tempfile::TempDir;
 use tokio::sync::mpsc::unbounded_channel;
 

@@ -1,9 +1,13 @@
 //! The resolved configuration as data, for people to read: every default is there, and no secret.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value, json};
 
 use crate::model::{
-    AccessLog, Alpn, Coding, Config, Decider, FailureMode, FilterLimits, FilterPolicy, FilterVersion, FunctionVersion, Guard, Isolation, KeyPart, Listener, OnBad, Plan, Rollout, RolloutSubject, Route, Server, ShadowLimits, SlownessGuard, Stage, Target, Tls, TlsVersion, Upstream, UpstreamProtocol,
+    AccessLog, Alpn, Balance, Coding, Config, Decider, FailureMode, FilterLimits, FilterPolicy, FilterVersion,
+    FunctionVersion, Guard, Health, HealthCheck, Isolation, KeyPart, Listener, OnBad, Plan, Rollout, RolloutSubject,
+    Route, Server, ShadowLimits, SlownessGuard, Stage, Target, Tls, TlsVersion, Upstream, UpstreamProtocol,
 };
 use crate::units::format_duration;
 
@@ -133,12 +137,25 @@ fn tls(tls: &Tls) -> Value {
     value
 }
 
-fn upstream(upstream: &Upstream) -> Value {
-    json!({
-        "endpoints": texts(upstream.endpoints.iter()),
+/// Returns an upstream's settings as they would be written in full.
+#[must_use]
+pub fn upstream(upstream: &Upstream) -> Value {
+    let retries = &upstream.retries;
+    let mut value = json!({
+        "endpoints": upstream.endpoints.iter().map(|(endpoint, weight)| match weight {
+            1 => json!(endpoint.to_string()),
+            weight => json!({ "address": endpoint.to_string(), "weight": weight }),
+        }).collect::<Value>(),
+        "balance": match &upstream.balance {
+            Balance::RoundRobin => json!("round_robin"),
+            Balance::LeastRequests => json!("least_requests"),
+            Balance::Hash(key) => json!({ "hash": key.iter().map(key_part).collect::<Value>() }),
+        },
         "protocol": match upstream.protocol {
             UpstreamProtocol::Http1 => "http1",
             UpstreamProtocol::H2c => "h2c",
+            UpstreamProtocol::H2 => "h2",
+            UpstreamProtocol::Auto => "auto",
         },
         "timeouts": {
             "connect": format_duration(upstream.timeouts.connect),
@@ -146,9 +163,65 @@ fn upstream(upstream: &Upstream) -> Value {
             "write": format_duration(upstream.timeouts.write),
             "idle": format_duration(upstream.timeouts.idle),
         },
-        "retries": upstream.retries,
+        "retries": {
+            "attempts": retries.attempts,
+            "on": retries.statuses,
+            "budget": retries.budget.to_string(),
+            "backoff": format_duration(retries.backoff),
+            "non_idempotent": retries.non_idempotent,
+        },
         "keepalive_connections": upstream.keepalive_connections,
-    })
+        "ejection": {
+            "failures": upstream.ejection.failures,
+            "for": format_duration(upstream.ejection.duration),
+            "max": upstream.ejection.max.to_string(),
+        },
+        "panic": upstream.panic.to_string(),
+    });
+    if let Some(total) = upstream.timeouts.total {
+        value["timeouts"]["total"] = format_duration(total).into();
+    }
+    if let Some(tls) = &upstream.tls {
+        let mut map = Map::new();
+        let mut put = |key: &str, text: Option<String>| drop(text.map(|text| map.insert(key.into(), text.into())));
+        put("server_name", tls.server_name.clone());
+        put("ca", tls.ca.as_ref().map(|(path, _)| path.display().to_string()));
+        put("cert", tls.identity.as_ref().map(|identity| identity.cert.0.display().to_string()));
+        put("key", tls.identity.as_ref().map(|identity| identity.key.0.display().to_string()));
+        value["tls"] = if map.is_empty() { true.into() } else { map.into() };
+    }
+    if let Some(max) = upstream.requests_max {
+        value["requests"] = max.into();
+    }
+    if upstream.slow_start > Duration::ZERO {
+        value["slow_start"] = format_duration(upstream.slow_start).into();
+    }
+    if let Some(health) = &upstream.health {
+        value["health"] = self::health(health);
+    }
+    value
+}
+
+fn health(health: &Health) -> Value {
+    let mut value = json!({
+        "interval": format_duration(health.interval),
+        "timeout": format_duration(health.timeout),
+        "healthy": health.healthy,
+        "unhealthy": health.unhealthy,
+    });
+    value["check"] = match &health.check {
+        HealthCheck::Http { path, host, statuses } => {
+            value["path"] = path.clone().into();
+            value["statuses"] = statuses.clone().into();
+            if let Some(host) = host {
+                value["host"] = host.clone().into();
+            }
+            "http".into()
+        }
+        HealthCheck::Grpc => "grpc".into(),
+        HealthCheck::Tcp => "tcp".into(),
+    };
+    value
 }
 
 fn version(version: &FilterVersion) -> Map<String, Value> {

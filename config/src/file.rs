@@ -11,7 +11,7 @@ mod listener;
 pub(crate) mod plan;
 mod route;
 mod server;
-mod upstream;
+pub(crate) mod upstream;
 pub(crate) mod written;
 
 use schemars::JsonSchema;
@@ -27,7 +27,8 @@ pub(crate) use self::route::{
     Canary, Coding, HeaderCondition, KeyForm, KeyNamed, KeyWord, Match, Override, Rollout, Route,
 };
 pub(crate) use self::server::{AccessLog, Admin, Server};
-pub(crate) use self::upstream::{Protocol, Upstream, UpstreamForm};
+pub(crate) use self::upstream::{BalanceForm, EndpointForm, Protocol, Upstream, UpstreamForm};
+pub(crate) use self::written::FilePath;
 
 /// The configuration of a Lockgate gateway.
 #[derive(Debug, Default, Deserialize, JsonSchema)]

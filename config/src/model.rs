@@ -13,7 +13,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::problem::Place;
-use crate::units::{ByteSize, Secret, Weight};
+use crate::units::{ByteSize, Secret, Share, Weight};
 
 pub use self::plan::{
     Decider, FailureGuard, FailureKind, Guard, OnBad, Plan, ShadowLimits, SlownessGuard, Stage, Step,
@@ -221,18 +221,123 @@ pub enum ListenAddress {
 pub struct Upstream {
     /// Unique among the upstreams.
     pub name: Arc<str>,
-    /// At least one. Host names are resolved by the gateway, never on a thread that serves requests.
-    pub endpoints: Vec<Endpoint>,
+    /// At least one, each with its share beside the others', 1 to 100. Host names are resolved by the gateway, never on a
+    /// thread that serves requests.
+    pub endpoints: Vec<(Endpoint, u32)>,
+    /// Whose turn it is. Default: one after the other.
+    pub balance: Balance,
     /// All set by default.
     pub timeouts: UpstreamTimeouts,
     /// Which HTTP version is spoken. Default: HTTP/1.1.
     pub protocol: UpstreamProtocol,
-    /// Further endpoints that are tried when connecting fails. Default: 1.
-    pub retries: u32,
+    /// TLS, where it is spoken.
+    pub tls: Option<UpstreamTls>,
+    /// When a request is sent again.
+    pub retries: Retries,
     /// Idle connections kept for reuse, per endpoint. Default: 128.
     pub keepalive_connections: usize,
+    /// Requests under way at the same time, at most. Default: no limit.
+    pub requests_max: Option<u32>,
+    /// How endpoints are asked whether they are well.
+    pub health: Option<Health>,
+    /// When an endpoint is taken out for its failures.
+    pub ejection: Ejection,
+    /// How long an endpoint that came back gets less than its share; zero for not at all.
+    pub slow_start: Duration,
+    /// Share of usable endpoints below which all of them are used. Default: 50 %.
+    pub panic: Share,
     /// Where it stands in the file.
     pub place: Place,
+}
+
+/// Whose turn it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// One after the other, by weight.
+    RoundRobin,
+    /// The less busy of two that are drawn by weight.
+    LeastRequests,
+    /// By consistent hashing of the first of these that the request has.
+    Hash(Vec<KeyPart>),
+}
+
+/// TLS to an upstream. Certificates are always verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// The name that the certificate must have; none: the endpoint's own, which then is no address.
+    pub server_name: Option<String>,
+    /// Trusted authorities, with the place where the file is named; none: the system's.
+    pub ca: Option<(PathBuf, Place)>,
+    /// Certificate chain and private key of the gateway.
+    pub identity: Option<UpstreamIdentity>,
+}
+
+/// What the gateway shows to an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamIdentity {
+    /// The certificate chain's file, and where it is named.
+    pub cert: (PathBuf, Place),
+    /// The private key's file, and where it is named.
+    pub key: (PathBuf, Place),
+}
+
+/// When a request is sent again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retries {
+    /// Further attempts. Default: 1.
+    pub attempts: u32,
+    /// Statuses that are worth one. Default: none.
+    pub statuses: Vec<u16>,
+    /// Further attempts as a share of the requests. Default: 20 %.
+    pub budget: Share,
+    /// The longest pause before the first further attempt; it doubles. Default: 25 ms.
+    pub backoff: Duration,
+    /// Whether a status is a reason for methods that are not idempotent, too. Default: no.
+    pub non_idempotent: bool,
+}
+
+/// How endpoints are asked whether they are well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// What is asked.
+    pub check: HealthCheck,
+    /// Between two checks of an endpoint. Default: 5 s.
+    pub interval: Duration,
+    /// Of one check. Default: 1 s.
+    pub timeout: Duration,
+    /// Successes in a row until an endpoint is well again. Default: 2.
+    pub healthy: u32,
+    /// Failures in a row until it is not. Default: 3.
+    pub unhealthy: u32,
+}
+
+/// What an endpoint is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HealthCheck {
+    /// A GET.
+    Http {
+        /// Path and query. Default: `/`.
+        path: String,
+        /// Default: the endpoint.
+        host: Option<String>,
+        /// Statuses of one that is well; empty for 200 to 299.
+        statuses: Vec<u16>,
+    },
+    /// The standard health service of gRPC.
+    Grpc,
+    /// To take a connection.
+    Tcp,
+}
+
+/// When an endpoint is taken out for its failures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ejection {
+    /// Failures in a row; 0 for never. Default: 5.
+    pub failures: u32,
+    /// How long the first time. Default: 10 s.
+    pub duration: Duration,
+    /// Share of the endpoints that can be out at the same time. Default: 50 %.
+    pub max: Share,
 }
 
 /// One address of an upstream.
@@ -264,6 +369,8 @@ pub struct UpstreamTimeouts {
     pub write: Duration,
     /// Of an unused connection in the pool. Default: 60 s.
     pub idle: Duration,
+    /// Of all attempts together, until the header of a response. Default: none.
+    pub total: Option<Duration>,
 }
 
 /// Which HTTP version is spoken to an upstream.
@@ -273,6 +380,10 @@ pub enum UpstreamProtocol {
     Http1,
     /// HTTP/2 without TLS, by prior knowledge.
     H2c,
+    /// HTTP/2 over TLS.
+    H2,
+    /// HTTP/2 or HTTP/1.1 over TLS, as the endpoint prefers.
+    Auto,
 }
 
 /// A named step in a chain, in its stable version.

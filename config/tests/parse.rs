@@ -40,7 +40,7 @@ fn the_smallest_file_has_all_the_defaults() {
     assert_eq!(config.listeners, [Listener::new(ListenAddress::Tcp("0.0.0.0:8080".parse().unwrap()))]);
     assert_eq!(config.admin.address, ListenAddress::Tcp("127.0.0.1:9901".parse().unwrap()));
     let [upstream] = config.upstreams.as_slice() else { panic!("{config:?}") };
-    assert_eq!((&*upstream.name, upstream.retries, upstream.keepalive_connections), ("app", 1, 128));
+    assert_eq!((&*upstream.name, upstream.retries.attempts, upstream.keepalive_connections), ("app", 1, 128));
     assert_eq!(upstream.timeouts.connect, Duration::from_secs(5));
     let [route] = config.routes.as_slice() else { panic!("{config:?}") };
     assert_eq!((&*route.name, &route.matcher.path), ("/*", &PathPattern::Prefix("/".into())));

@@ -31,7 +31,7 @@ use crate::track::Track;
 use lease::{Lease, Leases};
 pub use series::{
     CallSummary, CustomSeries, FAILED_BY_ITSELF, FUNCTION_OUTCOMES, FunctionSeries, ListenerSeries, OUTCOMES, PHASES,
-    PhaseSeries, RouteSeries, STATUS_CLASSES, ShadowSeries, TrackSeries, UpstreamSeries, VersionSeries, exports,
+    PhaseSeries, Retry, RouteSeries, STATUS_CLASSES, ShadowSeries, TrackSeries, UpstreamSeries, VersionSeries, exports,
 };
 use series::{HANDSHAKE_OK, register};
 
@@ -100,6 +100,10 @@ pub struct Metrics {
     rollout_decisions: IntCounterVec,
     upstream_requests: IntCounterVec,
     upstream_duration: HistogramVec,
+    upstream_retries: IntCounterVec,
+    upstream_ejections: IntCounterVec,
+    upstream_overflows: IntCounterVec,
+    upstream_endpoints: IntGaugeVec,
     quarantined: IntGaugeVec,
     reloads: IntCounterVec,
     cache: CacheFamilies,
@@ -350,6 +354,26 @@ impl Metrics {
                 "Time from choosing an endpoint to the header of its response.",
                 &["upstream"],
                 REQUEST_BUCKETS,
+            )?,
+            upstream_retries: r.counters(
+                "lockgate_upstream_retries_total",
+                "Further attempts at upstreams, by why.",
+                &["upstream", "reason"],
+            )?,
+            upstream_ejections: r.counters(
+                "lockgate_upstream_ejections_total",
+                "Endpoints taken out for a while, since their requests failed one after the other.",
+                &["upstream"],
+            )?,
+            upstream_overflows: r.counters(
+                "lockgate_upstream_overflows_total",
+                "Requests refused since as many as the upstream may be given were under way.",
+                &["upstream"],
+            )?,
+            upstream_endpoints: r.gauges(
+                "lockgate_upstream_endpoints",
+                "Endpoints by state: those that get requests, those whose checks fail, and those out for their failures.",
+                &["upstream", "state"],
             )?,
             quarantined: r.gauges("lockgate_filter_quarantined", "Versions in quarantine.", &["filter", "version"])?,
             reloads: r.counters("lockgate_reloads_total", "Reloads, by how they ended.", &["outcome"])?,
@@ -658,10 +682,21 @@ impl Metrics {
         Arc::new(UpstreamSeries {
             requests: STATUS_CLASSES.map(|class| self.upstream_requests.with_label_values(&[name, class])),
             duration: self.upstream_duration.with_label_values(&[name]),
+            retries: Retry::LABELS.map(|why| self.upstream_retries.with_label_values(&[name, why])),
+            ejections: self.upstream_ejections.with_label_values(&[name]),
+            overflows: self.upstream_overflows.with_label_values(&[name]),
+            usable: self.upstream_endpoints.with_label_values(&[name, "usable"]),
+            unhealthy: self.upstream_endpoints.with_label_values(&[name, "unhealthy"]),
+            ejected: self.upstream_endpoints.with_label_values(&[name, "ejected"]),
             _lease: self.leases.take({
                 let mut series: Vec<_> =
                     STATUS_CLASSES.map(|class| remove(&self.upstream_requests, &[name, class])).into();
                 series.push(remove(&self.upstream_duration, &[name]));
+                series.extend(Retry::LABELS.map(|why| remove(&self.upstream_retries, &[name, why])));
+                series.push(remove(&self.upstream_ejections, &[name]));
+                series.push(remove(&self.upstream_overflows, &[name]));
+                let states = ["usable", "unhealthy", "ejected"];
+                series.extend(states.map(|state| remove(&self.upstream_endpoints, &[name, state])));
                 lease::Series::new(&["upstream", name], series)
             }),
         })

@@ -15,6 +15,7 @@ pub mod function;
 pub mod lend;
 pub mod log;
 pub mod path;
+pub mod reach;
 pub mod respond;
 pub mod route;
 pub mod shadow;
@@ -22,7 +23,7 @@ pub mod sink;
 pub mod split;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -43,7 +44,7 @@ use arrival::Arrival;
 use body::{Bounds, Pace};
 use chain::Verdict;
 use compress::Compression;
-use context::{Attempt, Context, Ids};
+use context::{Context, Ids};
 use fault::Fault;
 use log::AccessLog;
 
@@ -137,25 +138,11 @@ impl ProxyHttp for Gateway {
 
     /// The endpoint, anew for each attempt. Tracks stay as they were decided.
     async fn upstream_peer(&self, session: &mut Session, context: &mut Context) -> pingora::Result<Box<HttpPeer>> {
-        let number = context.attempt.as_ref().map_or(1, |attempt| attempt.number + 1);
-        let Some((upstream, track)) = context.upstream().map(|(upstream, track)| (Arc::clone(upstream), track)) else {
-            return Err(self.fault(context, Fault::Internal));
-        };
-        let peer = upstream.next_peer();
-        context.attempt = Some(Attempt {
-            upstream,
-            track,
-            address: peer.as_ref().and_then(|peer| peer._address.as_inet().copied()),
-            number,
-            started: Instant::now(),
-            status: 0,
-            header_after: None,
-        });
-        let Some(mut peer) = peer else { return Err(self.fault(context, Fault::NoEndpoint)) };
+        let mut peer = reach::next(session, context).await.map_err(|fault| self.fault(context, fault))?;
         if session.is_upgrade_req() {
             forward::allow_upgrade(&mut peer, context);
         }
-        Ok(Box::new(peer))
+        Ok(peer)
     }
 
     fn fail_to_connect(
@@ -165,8 +152,7 @@ impl ProxyHttp for Gateway {
         context: &mut Context,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        let again = context.attempt.as_ref().is_some_and(|attempt| attempt.number <= attempt.upstream.config().retries);
-        error.set_retry(again);
+        error.set_retry(reach::not_connected(context));
         error
     }
 
@@ -178,10 +164,15 @@ impl ProxyHttp for Gateway {
         context: &mut Context,
         client_reused: bool,
     ) -> Box<Error> {
-        // A connection from the pool that the upstream had closed meanwhile. What a filter has seen of a body, it must
-        // not see again; a body that was read ahead is whole at every attempt.
-        let whole = context.body.whole.is_some() || !session.as_ref().retry_buffer_truncated();
-        if session.req_header().method.is_idempotent() && whole && !context.body.filtered {
+        if std::mem::take(&mut context.attempts.again) {
+            error.set_retry(true);
+            return error;
+        }
+        if *error.esource() == ErrorSource::Upstream && !client_reused {
+            reach::failed(context);
+        }
+        // A connection from the pool that the upstream had closed meanwhile.
+        if session.req_header().method.is_idempotent() && reach::is_repeatable(session, context) {
             error.retry.decide_reuse(client_reused);
         } else {
             error.set_retry(false);
@@ -275,6 +266,10 @@ impl ProxyHttp for Gateway {
             attempt.header_after = Some(after);
             attempt.status = response.status.as_u16();
             attempt.upstream.series.record(response.status.as_u16(), after);
+            if reach::answered(session, response.status, context) {
+                let status = ErrorType::HTTPStatus(response.status.as_u16());
+                return Err(Error::explain(status, "worth another attempt").into_up());
+            }
         }
         forward::strip_hop_by_hop(response);
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS && context.tunnel.is_none() {

@@ -298,12 +298,17 @@ async fn serve(options: &Options, config: &Config, data_runtime: Handle) -> Resu
     Ok(())
 }
 
+/// Attempts at an upstream: one, and the sixteen retries that the configuration allows at most.
+const ATTEMPTS_MAX: usize = 17;
+
 /// Sets up the pool of connections to upstreams. It is one for all of them: large enough for what each may keep.
 fn upstream_pool(config: &Config) -> ServerConf {
     let kept = config.upstreams.iter().map(|upstream| upstream.keepalive_connections * upstream.endpoints.len());
     ServerConf {
         threads: config.server.threads,
         upstream_keepalive_pool_size: kept.sum::<usize>().max(1),
+        // Attempts; how many there are, each upstream says.
+        max_retries: ATTEMPTS_MAX,
         ..ServerConf::default()
     }
 }

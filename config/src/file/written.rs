@@ -193,6 +193,58 @@ scalar!(Name, "a name", Name::parse, |name: &Self| name.0.clone(),);
 
 scalar!(Reference, "a name", Reference::parse, |name: &Self| name.0.clone(),);
 
+scalar!(HttpPath, "a path", HttpPath::parse, |path: &Self| path.0.clone(),);
+scalar!(HostText, "a host", HostText::parse, |text: &Self| text.0.clone(),);
+
+/// The path of a request, with a query or without.
+#[derive(Clone, Debug)]
+pub(crate) struct HttpPath(pub(crate) String);
+
+impl HttpPath {
+    fn parse(text: &str) -> Result<Self, TextError> {
+        let sound = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+        sound
+            .then(|| Self(text.to_owned()))
+            .ok_or_else(|| TextError::new("a path such as `/healthz`, without spaces or `#`"))
+    }
+}
+
+/// A host as it stands in a certificate or in a `host` header.
+#[derive(Clone, Debug)]
+pub(crate) struct HostText(pub(crate) String);
+
+impl HostText {
+    fn parse(text: &str) -> Result<Self, TextError> {
+        let sound = !text.is_empty()
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':'));
+        sound.then(|| Self(text.to_ascii_lowercase())).ok_or_else(|| TextError::new("a host such as `app.internal`"))
+    }
+}
+
+/// The status of a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Status(pub(crate) u16);
+
+impl Scalar for Status {
+    const KIND: &'static str = "a status";
+    const PLAIN: Plain = Plain::Number;
+
+    fn read(text: &str) -> Result<Self, TextError> {
+        match text.trim().parse() {
+            Ok(status @ 200..=599) => Ok(Self(status)),
+            _ => Err(TextError::new("a status from 200 to 599")),
+        }
+    }
+
+    fn write(&self) -> String {
+        self.0.to_string()
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": ["integer", "string"], "minimum": 200, "maximum": 599, "pattern": r"^[2-5][0-9]{2}$|\$\{" })
+    }
+}
+
 /// A name that the file declares.
 #[derive(Clone, Debug)]
 pub(crate) struct Name(pub(crate) String);

@@ -31,7 +31,7 @@ impl Resolver<'_> {
                 let node = section.at(&name);
                 let place = section.key_place(&name);
                 let subject = self.subject(&rollout, node, &place, filters, functions);
-                let key = self.key(&rollout.key, node);
+                let key = self.key(&rollout.key, node.at("key"));
                 let moves = self.moves(&rollout, node, &place);
                 let overriding = rollout.overriding.map(|it| self.overriding(it, node.at("override")));
                 let link = rollout.link.map(|link| link.0.0);
@@ -209,8 +209,8 @@ impl Resolver<'_> {
         version
     }
 
-    fn key(&mut self, forms: &[file::KeyForm], node: &Node) -> Vec<KeyPart> {
-        let node = node.at("key");
+    /// Returns what is hashed; the client's address where nothing is said.
+    pub(super) fn key(&mut self, forms: &[file::KeyForm], node: &Node) -> Vec<KeyPart> {
         let mut key = Vec::with_capacity(forms.len());
         for (index, form) in forms.iter().enumerate() {
             let item = node.item(index);

@@ -4,14 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use lockgate_config::model::{FailureMode, Filter, FilterPolicy, FilterVersion, Function, Plan, Rollout, ShadowLimits, Stage};
+use lockgate_config::model::{
+    FailureMode, Filter, FilterPolicy, FilterVersion, Function, Plan, Rollout, ShadowLimits, Stage,
+};
 use lockgate_config::units::Weight;
 use lockgate_host::{Digest, VersionId};
 
 use crate::control::build::{Chose, Chosen};
 use crate::control::facts::{Facts, grants};
-use crate::control::judging::Counters;
 use crate::control::function::FunctionVersion;
+use crate::control::judging::Counters;
 use crate::control::quarantine::Entry;
 use crate::control::rollout::State;
 use crate::control::state::{Kept, Saved};

@@ -3,10 +3,7 @@
 
 use std::fmt::{self, Write as _};
 
-use lockgate_config::model::{
-    FilterVersion, FunctionVersion, Grants, Host, RolloutSubject, Upstream, UpstreamProtocol,
-};
-use lockgate_config::units::format_duration;
+use lockgate_config::model::{FilterVersion, FunctionVersion, Grants, RolloutSubject};
 use serde_json::Value;
 
 use crate::control::choose::state;
@@ -56,8 +53,9 @@ impl fmt::Display for Export<'_> {
                         upstreams,
                         "  # `{name}` is promoted. Remove it from `rollouts`, and give the upstream its canary's settings."
                     )?;
-                    writeln!(upstreams, "  {}:", key(upstream))?;
-                    settings(&mut upstreams, &facts.config.upstreams[*canary])?;
+                    // JSON is YAML.
+                    let settings = lockgate_config::upstream(&facts.config.upstreams[*canary]);
+                    writeln!(upstreams, "  {}: {settings}", key(upstream))?;
                 }
                 (Phase::RolledBack { why } | Phase::Abandoned { why }, _) => {
                     let (why, word) = (one_line(&why.to_string()), state.word().replace('-', " "));
@@ -137,34 +135,6 @@ fn grants(text: &mut String, grants: &Grants) -> fmt::Result {
         quoted(&format!("{scheme}://{}:{}", grant.host, grant.port))
     });
     writeln!(text, "    grants: {{ outbound: [{}] }}", outbound.collect::<Vec<_>>().join(", "))
-}
-
-fn settings(text: &mut String, upstream: &Upstream) -> fmt::Result {
-    let endpoints = upstream.endpoints.iter().map(|endpoint| {
-        let host = match &endpoint.host {
-            Host::Address(address) if address.is_ipv6() => format!("[{address}]"),
-            Host::Address(address) => address.to_string(),
-            Host::Name(name) => name.clone(),
-        };
-        quoted(&format!("{host}:{}", endpoint.port))
-    });
-    let protocol = match upstream.protocol {
-        UpstreamProtocol::Http1 => "http1",
-        UpstreamProtocol::H2c => "h2c",
-    };
-    let timeouts = upstream.timeouts;
-    writeln!(text, "    endpoints: [{}]", endpoints.collect::<Vec<_>>().join(", "))?;
-    writeln!(text, "    protocol: {protocol}")?;
-    writeln!(
-        text,
-        "    timeouts: {{ connect: {}, read: {}, write: {}, idle: {} }}",
-        format_duration(timeouts.connect),
-        format_duration(timeouts.read),
-        format_duration(timeouts.write),
-        format_duration(timeouts.idle)
-    )?;
-    writeln!(text, "    retries: {}", upstream.retries)?;
-    writeln!(text, "    keepalive_connections: {}", upstream.keepalive_connections)
 }
 
 /// Returns a name as a YAML key: as it is where nothing in it means anything to YAML.

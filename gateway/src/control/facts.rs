@@ -4,7 +4,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use lockgate_config::model::{self, Config, Filter, FilterVersion, Function, FunctionVersion, ListenAddress, RolloutSubject};
+use lockgate_config::model::{
+    self, Config, Filter, FilterVersion, Function, FunctionVersion, ListenAddress, RolloutSubject,
+};
 use lockgate_config::problem::{Place, Problem, Source};
 use lockgate_host::{FilterSpec, FunctionLimits, FunctionSpec, Grants, Isolation, Limits, OutboundGrant, VersionId};
 use serde_json::Value;
@@ -12,6 +14,7 @@ use serde_json::Value;
 use crate::control::rollout::Versions;
 use crate::control::time::Timestamp;
 use crate::control::upstream::digest_of;
+use crate::control::upstream::tls::Material;
 use crate::tls::{Certificate, Terms};
 
 /// What the file says.
@@ -29,6 +32,8 @@ pub struct Facts {
     pub canaries: Vec<Option<VersionId>>,
     /// How TLS ends on each listener, in the configuration's order; none in the clear.
     pub terms: Vec<Option<Arc<Terms>>>,
+    /// What was read for TLS to each upstream, in the configuration's order.
+    pub upstream_tls: Vec<Option<Material>>,
     /// The configuration without its places, to tell whether a file means the same as another.
     meaning: Value,
 }
@@ -42,9 +47,10 @@ impl Facts {
         functions: Vec<VersionId>,
         canaries: Vec<Option<VersionId>>,
         terms: Vec<Option<Arc<Terms>>>,
+        upstream_tls: Vec<Option<Material>>,
     ) -> Self {
         let meaning = lockgate_config::dump(&config);
-        Self { config: Arc::new(config), source, stable, functions, canaries, terms, meaning }
+        Self { config: Arc::new(config), source, stable, functions, canaries, terms, upstream_tls, meaning }
     }
 
     /// Returns whether nothing but the file's layout differs.
@@ -54,6 +60,7 @@ impl Facts {
         self.stable == other.stable
             && self.functions == other.functions
             && self.canaries == other.canaries
+            && self.upstream_tls == other.upstream_tls
             && self.config.admin.token == other.config.admin.token
             && files(self) == files(other)
             && self.meaning == other.meaning

@@ -28,6 +28,7 @@ use crate::control::snapshot::SnapshotCell;
 use crate::control::state::{Saved, Store};
 use crate::control::status::{LastReload, Published};
 use crate::control::time::Timestamp;
+use crate::control::upstream::resolve::Resolver;
 use crate::control::version::{Failing, label_of};
 use crate::control::watch::Fingerprint;
 use crate::control::{Actor, Cause, Options, Refusal, Reloaded, RolloutView, StartError};
@@ -150,6 +151,7 @@ impl Keeper {
         }
         let audit = Audit::new(&draft.facts.config.server.state_dir);
         let tools = Arc::new(Tools {
+            resolver: Resolver::new(),
             config: options.config,
             host,
             metrics: Arc::clone(&metrics),
@@ -316,12 +318,9 @@ impl Keeper {
 
     fn tick(&self) {
         self.tools.metrics.sweep(Instant::now());
-        let upstreams = self.loaded.upstreams.clone();
-        tokio::spawn(async move {
-            for upstream in upstreams {
-                upstream.refresh().await;
-            }
-        });
+        for upstream in &self.loaded.upstreams {
+            upstream.show(Instant::now());
+        }
     }
 
     fn reload(&mut self, asked: Asked) {

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use lockgate_config::model::{Config, Filter, FilterVersion, Function, FunctionVersion, RolloutSubject, Server};
+use lockgate_config::model::{
+    Config, Filter, FilterVersion, Function, FunctionVersion, RolloutSubject, Server, Upstream,
+};
 use lockgate_config::problem::{Place, Problem, Report, Source};
 use lockgate_host::{Digest, FilterSpec, FunctionSpec, Host, HostError, LoadError, Progress, VersionId};
 use parking_lot::Mutex;
@@ -20,6 +22,7 @@ use crate::control::reconcile::reconcile;
 use crate::control::rollout::State;
 use crate::control::state::{Store, StoreError};
 use crate::control::time::Timestamp;
+use crate::control::upstream::tls::Material;
 use crate::control::watch::Fingerprint;
 use crate::tls::{self, Terms};
 
@@ -131,6 +134,7 @@ impl Draft {
             RolloutSubject::Upstream { .. } => None,
         });
         let canaries = canaries.collect::<Vec<_>>();
+        let upstream_tls = config.upstreams.iter().map(|upstream| reader.tls(upstream)).collect();
         let Reader { components, problems: unread, .. } = reader;
         problems.extend(unread);
         if !problems.is_empty() {
@@ -139,7 +143,8 @@ impl Draft {
         let components = components.into_iter().filter_map(|(path, read)| Some((path, read?.1))).collect();
         let stable = stable.into_iter().flatten().collect();
         let functions = functions.into_iter().flatten().collect();
-        Ok(Self { facts: Arc::new(Facts::new(config, source, stable, functions, canaries, terms)), components })
+        let facts = Facts::new(config, source, stable, functions, canaries, terms, upstream_tls);
+        Ok(Self { facts: Arc::new(facts), components })
     }
 
     /// Returns every version of a filter that the file names: the stable ones, then the rollouts' canaries.
@@ -316,6 +321,22 @@ impl Reader<'_> {
             self.components.insert(path.to_owned(), read);
         }
         self.components.get(path)?.as_ref().map(|(digest, _)| *digest)
+    }
+
+    /// Reads what TLS to an upstream needs.
+    fn tls(&mut self, upstream: &Upstream) -> Option<Material> {
+        let seen = &mut *self.seen;
+        let mut read = |path: &Path| {
+            seen.note(path);
+            std::fs::read(path)
+        };
+        match Material::read(upstream.tls.as_ref()?, &mut read) {
+            Ok(material) => Some(material),
+            Err(problems) => {
+                self.problems.extend(problems);
+                None
+            }
+        }
     }
 }
 

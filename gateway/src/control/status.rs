@@ -240,10 +240,23 @@ pub struct UpstreamView {
     pub name: String,
     /// The upstream whose endpoints serve its stable track: itself, unless its canary was promoted.
     pub serving: String,
-    /// `http1` or `h2c`.
+    /// `http1`, `h2c`, `h2` or `auto`.
     pub protocol: &'static str,
     /// Its own addresses, as they were last resolved.
-    pub addresses: Vec<String>,
+    pub endpoints: Vec<EndpointView>,
+}
+
+/// An address of an upstream.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct EndpointView {
+    /// Address and port.
+    pub address: String,
+    /// Its share beside the others'.
+    pub weight: u32,
+    /// `usable`, `unhealthy` (its checks fail) or `ejected` (left out for a while, since its requests failed).
+    pub state: &'static str,
+    /// Requests under way.
+    pub requests: u32,
 }
 
 /// A rollout.
@@ -557,6 +570,7 @@ impl Published {
     fn upstream(&self, index: usize) -> UpstreamView {
         let facts = &self.loaded.facts;
         let upstream = &self.loaded.upstreams[index];
+        let (pool, now_ms) = (upstream.pool(), upstream.millis(Instant::now()));
         let promoted = facts
             .rollout_of_upstream(index)
             .filter(|(rollout, _)| state(facts, &self.saved, *rollout).is_some_and(State::is_promoted));
@@ -567,8 +581,23 @@ impl Published {
             protocol: match upstream.config().protocol {
                 model::UpstreamProtocol::Http1 => "http1",
                 model::UpstreamProtocol::H2c => "h2c",
+                model::UpstreamProtocol::H2 => "h2",
+                model::UpstreamProtocol::Auto => "auto",
             },
-            addresses: upstream.addresses().iter().map(ToString::to_string).collect(),
+            endpoints: pool
+                .members()
+                .iter()
+                .map(|member| EndpointView {
+                    address: member.address.to_string(),
+                    weight: member.weight,
+                    state: match (member.is_healthy(), member.is_ejected(now_ms)) {
+                        (false, _) => "unhealthy",
+                        (true, true) => "ejected",
+                        (true, false) => "usable",
+                    },
+                    requests: member.in_flight(),
+                })
+                .collect(),
         }
     }
 

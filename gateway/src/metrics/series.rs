@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use lockgate_host::{Filter, MetricDeclaration, MetricKind, Phase};
 use prometheus::core::{Collector, Metric as _};
-use prometheus::{Counter, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{
+    Counter, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
 
 use super::lease::Lease;
 use crate::proxy::arrival::Cut;
@@ -248,10 +250,42 @@ impl ShadowSeries {
 pub struct UpstreamSeries {
     pub(super) requests: [IntCounter; 6],
     pub(super) duration: Histogram,
+    pub(super) retries: [IntCounter; 2],
+    /// Endpoints taken out for their failures.
+    pub ejections: IntCounter,
+    /// Requests refused since as many as may be were under way.
+    pub overflows: IntCounter,
+    /// Endpoints that get requests.
+    pub usable: IntGauge,
+    /// Endpoints whose checks fail.
+    pub unhealthy: IntGauge,
+    /// Endpoints that are out for their failures.
+    pub ejected: IntGauge,
     pub(super) _lease: Lease,
 }
 
+/// Why a request is sent again.
+#[derive(Clone, Copy, Debug)]
+pub enum Retry {
+    /// It could not be connected.
+    Connect,
+    /// The endpoint answered with a status that is worth it.
+    Status,
+}
+
+impl Retry {
+    /// The label's values, in the order of the discriminants.
+    pub(super) const LABELS: [&str; 2] = ["connect", "status"];
+}
+
 impl UpstreamSeries {
+    /// Counts a further attempt.
+    pub fn retry(&self, why: Retry) {
+        if let Some(counter) = self.retries.get(why as usize) {
+            counter.inc();
+        }
+    }
+
     /// Counts a request. A status of 0 means that the upstream gave none.
     pub fn record(&self, status: u16, duration: Duration) {
         self.requests[usize::from(status / 100).min(5)].inc();

@@ -11,7 +11,8 @@ use lockgate_host::{BodyMode, Exchange, Response};
 
 use crate::control::function::FunctionVersion;
 use crate::control::snapshot::{Link, Pair, Route, Snapshot, SnapshotCell, Target};
-use crate::control::upstream::Upstream;
+use crate::control::upstream::member::InFlight;
+use crate::control::upstream::{Admitted, Upstream};
 use crate::proxy::arrival::{Arrival, Tunnel};
 use crate::proxy::chain::Chain;
 use crate::proxy::compress::Compression;
@@ -51,6 +52,8 @@ pub struct Context {
     pub attempt: Option<Attempt>,
     /// The function that answers.
     pub answering: Option<Answering>,
+    /// What holds for all attempts.
+    pub attempts: Attempts,
     /// What kept the request from its target's answer. The first fault stays: what follows is its consequence.
     pub fault: Option<Fault>,
     /// What the operating system or Pingora say of the fault, for the log.
@@ -103,6 +106,21 @@ pub struct Answering {
     pub outcome: Option<&'static str>,
 }
 
+/// All attempts at the target.
+#[derive(Debug, Default)]
+pub struct Attempts {
+    /// When the first began.
+    pub began: Option<Instant>,
+    /// Counts the request at its upstream.
+    pub admitted: Option<Admitted>,
+    /// Addresses that failed.
+    pub tried: Vec<SocketAddr>,
+    /// A status was answered that is worth another attempt.
+    pub again: bool,
+    /// The endpoint is in trouble: to wait a little is kinder.
+    pub pause: bool,
+}
+
 /// An attempt at the target.
 #[derive(Debug)]
 pub struct Attempt {
@@ -112,6 +130,8 @@ pub struct Attempt {
     pub track: Track,
     /// The endpoint.
     pub address: Option<SocketAddr>,
+    /// Counts the request there.
+    pub endpoint: Option<InFlight>,
     /// Counted from 1.
     pub number: u32,
     /// When it began.
@@ -167,6 +187,7 @@ impl Context {
             body: RequestBody::default(),
             attempt: None,
             answering: None,
+            attempts: Attempts::default(),
             fault: None,
             reason: None,
             answer: None,

@@ -99,8 +99,10 @@ faults! {
     FunctionFailed = Function "function_failed" 503 "function unavailable";
     /// The function could not be started: its instances, or the pool, are used up.
     FunctionExhausted = Function "function_exhausted" 503 "function unavailable";
-    /// The upstream has no address.
+    /// The upstream has no address, or none that is well.
     NoEndpoint = Upstream "no_endpoint" 503 "no endpoint available";
+    /// As many requests as the upstream may be given are under way.
+    UpstreamOverloaded = Upstream "overloaded" 503 "upstream overloaded";
     /// No endpoint could be connected to.
     ConnectFailed = Upstream "connect_failed" 502 "upstream unavailable";
     /// Connecting, writing or waiting for the answer took too long.

@@ -15,4 +15,4 @@ mod upstream;
 
 pub use gateway::{Builder, Gateway, Successor};
 pub use reply::Reply;
-pub use upstream::Upstream;
+pub use upstream::{Identity, Upstream};

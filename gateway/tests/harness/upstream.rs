@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
@@ -37,6 +37,45 @@ struct Shared {
     gate: Semaphore,
     /// Requests that wait there.
     held: tokio::sync::watch::Sender<usize>,
+    /// The status of `/healthz`, and of `/sick`.
+    health: AtomicU16,
+}
+
+/// What a server shows over TLS, and whom it lets in.
+pub struct Identity {
+    /// The server's own certificate and key.
+    pub own: rcgen::CertifiedKey<rcgen::KeyPair>,
+    /// The authority of clients; none to let everybody in.
+    pub clients: Option<rcgen::CertifiedKey<rcgen::KeyPair>>,
+}
+
+impl Identity {
+    /// An identity for a name, signed by itself.
+    pub fn of(name: &str) -> Self {
+        let own = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
+        Self { own, clients: None }
+    }
+
+    fn acceptor(&self) -> tokio_rustls::TlsAcceptor {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider));
+        let builder = builder.with_safe_default_protocol_versions().expect("versions");
+        let builder = match &self.clients {
+            None => builder.with_no_client_auth(),
+            Some(clients) => {
+                let mut roots = rustls::RootCertStore::empty();
+                roots.add(clients.cert.der().clone()).expect("an authority");
+                let verifier =
+                    rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+                builder.with_client_cert_verifier(verifier.expect("a verifier"))
+            }
+        };
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(self.own.signing_key.serialize_der());
+        let mut config =
+            builder.with_single_cert(vec![self.own.cert.der().clone()], key.into()).expect("a key that fits");
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        tokio_rustls::TlsAcceptor::from(Arc::new(config))
+    }
 }
 
 type Body = BoxBody<Bytes, Infallible>;
@@ -48,7 +87,24 @@ impl Upstream {
 
     /// As [`Self::start`]; the name is in the response header `x-upstream`.
     pub async fn named(name: &str) -> Self {
+        Self::serve(name, TcpListener::bind("127.0.0.1:0").await.expect("a free port"), None)
+    }
+
+    /// As [`Self::named`], at an address where another one was.
+    pub async fn at(address: SocketAddr, name: &str) -> Self {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.set_reuseaddr(true).expect("an option");
+        socket.bind(address).expect("the address is free again");
+        Self::serve(name, socket.listen(64).expect("a listener"), None)
+    }
+
+    /// As [`Self::named`], over TLS, with HTTP/1.1 and HTTP/2.
+    pub async fn tls(name: &str, identity: &Identity) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        Self::serve(name, listener, Some(identity.acceptor()))
+    }
+
+    fn serve(name: &str, listener: TcpListener, tls: Option<tokio_rustls::TlsAcceptor>) -> Self {
         let address = listener.local_addr().expect("an address");
         let shared = Arc::new(Shared {
             name: name.to_owned(),
@@ -56,18 +112,28 @@ impl Upstream {
             connections: AtomicUsize::new(0),
             gate: Semaphore::new(0),
             held: tokio::sync::watch::channel(0).0,
+            health: AtomicU16::new(200),
         });
         let serving = Arc::clone(&shared);
         let accepting = tokio::spawn(async move {
+            // Dropped with this task: whoever is connected then finds the server gone.
+            let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let _ = stream.set_nodelay(true);
                 serving.connections.fetch_add(1, Ordering::Relaxed);
-                let shared = Arc::clone(&serving);
-                tokio::spawn(async move {
+                let (shared, tls) = (Arc::clone(&serving), tls.clone());
+                connections.spawn(async move {
                     let service = hyper::service::service_fn(move |request| answer(Arc::clone(&shared), request));
+                    let builder = auto::Builder::new(TokioExecutor::new());
                     // A client that goes away is not this server's concern.
-                    let _ =
-                        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                    match tls {
+                        None => drop(builder.serve_connection(TokioIo::new(stream), service).await),
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                drop(builder.serve_connection(TokioIo::new(stream), service).await);
+                            }
+                        }
+                    }
                 });
             }
         });
@@ -82,6 +148,11 @@ impl Upstream {
     /// Connections that it accepted.
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::Relaxed)
+    }
+
+    /// Sets what `/healthz` and `/sick` answer from now on.
+    pub fn set_health(&self, status: u16) {
+        self.shared.health.store(status, Ordering::Relaxed);
     }
 
     /// Waits until so many requests wait at `/hold`.
@@ -134,6 +205,9 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
             response
                 .header("content-type", "application/grpc")
                 .body(BoxBody::new(StreamBody::new(futures_util::stream::iter(frames))))
+        }
+        ("healthz" | "sick", _) => {
+            response.status(shared.health.load(Ordering::Relaxed)).body(full("so it is\n".to_owned()))
         }
         ("text", _) => response.header("etag", "\"t-1\"").body(full(argument.unwrap_or_default().to_owned())),
         ("hop", _) => response

@@ -16,12 +16,13 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::blocking;
 use crate::control::choose::{Loaded, fallbacks, named};
 use crate::control::facts::{Facts, spec};
-use crate::control::judging::Counters;
 use crate::control::function::FunctionVersion;
+use crate::control::judging::Counters;
 use crate::control::reconcile::reconcile;
 use crate::control::reload::Draft;
 use crate::control::state::{Kept, Saved, Store};
 use crate::control::time::Timestamp;
+use crate::control::upstream::resolve::Resolver;
 use crate::control::upstream::{Upstream, digest_of};
 use crate::control::version::{Failing, Version};
 use crate::control::watch::Fingerprint;
@@ -29,7 +30,7 @@ use crate::control::{Actor, Bind, Refusal};
 use crate::metrics::Metrics;
 use crate::shadow::Shadows;
 
-/// How long a reload waits for an upstream's names. One that takes longer serves as soon as it resolves.
+/// How long a reload waits for an upstream's names and the first checks of its endpoints. What takes longer is known later.
 const RESOLVE_MAX: Duration = Duration::from_secs(5);
 
 /// What the control loop and its jobs work with.
@@ -39,6 +40,7 @@ pub(super) struct Tools {
     pub(super) metrics: Arc<Metrics>,
     pub(super) shadows: Arc<Shadows>,
     pub(super) counters: Arc<Counters>,
+    pub(super) resolver: Resolver,
     pub(super) store: Arc<Mutex<Store>>,
     pub(super) bind: Bind,
     pub(super) progress: Arc<dyn Progress + Send + Sync>,
@@ -128,7 +130,7 @@ pub(super) async fn load(
     tools: Arc<Tools>,
 ) -> Result<Ready, Refusal> {
     let facts = Arc::clone(&draft.facts);
-    let upstreams = upstreams(&facts, current.as_deref(), &tools.metrics).await;
+    let upstreams = upstreams(&facts, current.as_deref(), &tools).await;
     blocking(move || {
         if keeping {
             keep_components(&draft, &tools)?;
@@ -207,21 +209,24 @@ pub(super) async fn load(
 }
 
 /// Makes the upstreams of a file; those whose settings did not change are taken over, with the addresses they know.
-async fn upstreams(facts: &Facts, current: Option<&Loaded>, metrics: &Metrics) -> Vec<Arc<Upstream>> {
+async fn upstreams(facts: &Facts, current: Option<&Loaded>, tools: &Tools) -> Vec<Arc<Upstream>> {
     let mut upstreams = Vec::new();
     let mut fresh = tokio::task::JoinSet::new();
-    for config in &facts.config.upstreams {
+    for (config, tls) in facts.config.upstreams.iter().zip(&facts.upstream_tls) {
         let digest = digest_of(config);
-        let known = current.and_then(|current| current.upstreams.iter().find(|known| known.digest() == digest));
+        let same = |known: &&Arc<Upstream>| known.digest() == digest && known.tls() == tls.as_ref();
+        let known = current.and_then(|current| current.upstreams.iter().find(same));
         upstreams.push(known.cloned().unwrap_or_else(|| {
-            let upstream = Upstream::new(config, metrics);
-            let resolving = Arc::clone(&upstream);
-            fresh.spawn(async move { resolving.refresh().await });
+            let upstream = Upstream::new(config, tls.clone(), &tools.metrics);
+            let (new, resolver) = (Arc::clone(&upstream), tools.resolver.clone());
+            fresh.spawn(async move { new.tend(&resolver).await });
             upstream
         }));
     }
-    // What does not resolve in time is resolved again and again.
-    drop(tokio::time::timeout(RESOLVE_MAX, fresh.join_all()).await);
+    // What takes longer goes on by itself.
+    if tokio::time::timeout(RESOLVE_MAX, async { while fresh.join_next().await.is_some() {} }).await.is_err() {
+        fresh.detach_all();
+    }
     upstreams
 }
 

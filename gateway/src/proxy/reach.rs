@@ -1,0 +1,163 @@
+//! Reaches the target: chooses an endpoint for each attempt, and decides whether there is another one. Tracks stay as they
+//! were decided: an attempt changes the endpoint, never the upstream.
+
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use pingora::proxy::Session;
+use pingora::upstreams::peer::HttpPeer;
+
+use crate::metrics::Retry;
+use crate::proxy::context::{Attempt, Context};
+use crate::proxy::fault::Fault;
+use crate::proxy::split::Attributes;
+
+/// The pause before an attempt doubles at most this often.
+const DOUBLINGS_MAX: u32 = 6;
+
+/// Begins the next attempt, and returns where it goes.
+///
+/// # Errors
+/// The upstream is not there, has no endpoint that is well, or is busy enough; or the time for all attempts is over.
+pub async fn next(session: &Session, context: &mut Context) -> Result<Box<HttpPeer>, Fault> {
+    let number = context.attempt.as_ref().map_or(1, |attempt| attempt.number + 1);
+    let (upstream, track) = context.upstream().ok_or(Fault::Internal)?;
+    let upstream = upstream.clone();
+    // The last attempt's place is free again.
+    context.attempt = None;
+    if context.attempts.admitted.is_none() {
+        upstream.budget.request();
+        let admitted = upstream.admit().ok_or_else(|| {
+            upstream.series.overflows.inc();
+            Fault::UpstreamOverloaded
+        })?;
+        context.attempts.admitted = Some(admitted);
+    }
+    let retries = &upstream.config().retries;
+    if std::mem::take(&mut context.attempts.pause) {
+        tokio::time::sleep(pause(retries.backoff, number, &context.id)).await;
+    }
+    let started = Instant::now();
+    let began = *context.attempts.began.get_or_insert(started);
+    let left = match upstream.config().timeouts.total {
+        Some(total) => {
+            Some(total.checked_sub(started - began).filter(|left| !left.is_zero()).ok_or(Fault::UpstreamTimeout)?)
+        }
+        None => None,
+    };
+    let request = session.req_header();
+    let attributes = Attributes {
+        headers: &request.headers,
+        client: context.client,
+        peer: context.peer.map(|peer| peer.ip()),
+        path: request.uri.path(),
+        query: request.uri.query(),
+    };
+    let endpoint = upstream.choose(&attributes, &context.attempts.tried, started);
+    let peer = endpoint.as_ref().map(|endpoint| {
+        let mut peer = Box::new(upstream.peer(endpoint.member()));
+        if let Some(left) = left {
+            let options = &mut peer.options;
+            for timeout in [
+                &mut options.connection_timeout,
+                &mut options.total_connection_timeout,
+                &mut options.read_timeout,
+                &mut options.write_timeout,
+            ] {
+                *timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
+            }
+        }
+        peer
+    });
+    context.attempt = Some(Attempt {
+        address: endpoint.as_ref().map(|endpoint| endpoint.member().address),
+        upstream,
+        track,
+        endpoint,
+        number,
+        started,
+        status: 0,
+        header_after: None,
+    });
+    peer.ok_or(Fault::NoEndpoint)
+}
+
+/// Notes that connecting failed; returns whether another endpoint is tried.
+pub fn not_connected(context: &mut Context) -> bool {
+    failed(context);
+    let Some(attempt) = &context.attempt else { return false };
+    let retries = &attempt.upstream.config().retries;
+    let again = attempt.number <= retries.attempts && attempt.upstream.budget.take();
+    if again {
+        attempt.upstream.series.retry(Retry::Connect);
+        context.attempts.tried.extend(attempt.address);
+        // Another endpoint is not in trouble; only where there is none other, it is the same one again.
+        context.attempts.pause = attempt.upstream.pool().members().len() <= context.attempts.tried.len();
+    }
+    again
+}
+
+/// Notes that the endpoint gave no answer.
+pub fn failed(context: &Context) {
+    judge(context, false);
+}
+
+/// Notes an answer; returns whether another attempt is worth more.
+pub fn answered(session: &Session, status: StatusCode, context: &mut Context) -> bool {
+    let bad = matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT);
+    judge(context, !bad);
+    let Some(attempt) = &context.attempt else { return false };
+    let retries = &attempt.upstream.config().retries;
+    let again = retries.statuses.contains(&status.as_u16())
+        && attempt.number <= retries.attempts
+        && (retries.non_idempotent || session.req_header().method.is_idempotent())
+        && is_repeatable(session, context)
+        && attempt.upstream.budget.take();
+    if again {
+        attempt.upstream.series.retry(Retry::Status);
+        context.attempts.tried.extend(attempt.address);
+        context.attempts.pause = true;
+        context.attempts.again = true;
+    }
+    again
+}
+
+/// Returns whether the request can be sent again whole. What a filter has seen of a body, it must not see again; a body that
+/// was read ahead is whole at every attempt.
+pub fn is_repeatable(session: &Session, context: &Context) -> bool {
+    let whole = context.body.whole.is_some() || !session.as_ref().retry_buffer_truncated();
+    whole && !context.body.filtered
+}
+
+fn judge(context: &Context, succeeded: bool) {
+    if let Some(attempt) = &context.attempt
+        && let Some(endpoint) = &attempt.endpoint
+    {
+        attempt.upstream.judge(endpoint.member(), succeeded, Instant::now());
+    }
+}
+
+/// Returns how long to wait before an attempt: a random part of a time that doubles, so that clients whose requests failed
+/// together do not come back together ("full jitter"; Brooker, "Exponential backoff and jitter", 2015). What is random is
+/// the request's id.
+fn pause(first: Duration, number: u32, id: &str) -> Duration {
+    let longest = first.saturating_mul(1 << number.saturating_sub(2).min(DOUBLINGS_MAX));
+    let drawn = xxhash_rust::xxh3::xxh3_64_with_seed(id.as_bytes(), u64::from(number));
+    longest.mul_f64(drawn as f64 / u64::MAX as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_and_are_spread_out() {
+        let first = Duration::from_millis(25);
+        for number in 2..20 {
+            let longest = first * (1 << (number - 2).min(6));
+            let pauses: Vec<_> = (0..100).map(|id| pause(first, number, &format!("request-{id}"))).collect();
+            assert!(pauses.iter().all(|pause| *pause <= longest));
+            assert!(pauses.iter().any(|pause| *pause > longest / 2) && pauses.iter().any(|pause| *pause < longest / 2));
+        }
+    }
+}
