@@ -90,6 +90,11 @@ impl Line {
         }
     }
 
+    /// Returns whether nothing was printed since the last line break.
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Returns what was printed since the last line break, if anything was.
     pub(crate) fn take(&mut self) -> Option<String> {
         let bytes = mem::take(&mut self.0);
