@@ -19,6 +19,9 @@ const LINE: RGBColor = RGBColor(0xe2, 0xe5, 0xea);
 /// Points of a line. More would be closer to each other than a screen can show.
 const POINTS_MAX: usize = 100;
 
+/// Buckets of a distribution. With more, chance would draw teeth.
+const BUCKETS_MAX: usize = 40;
+
 /// The width that a chart can have, in CSS pixels.
 pub(super) const WIDTHS: std::ops::RangeInclusive<u32> = 200..=2000;
 
@@ -117,6 +120,17 @@ pub(super) fn failures(slots: &Slots, width: u32) -> Result<String, String> {
     })
 }
 
+/// Returns buckets that are wide enough to be drawn: neighbours are put together.
+fn coarse(latency: &Latency, shown: &std::ops::Range<usize>) -> Latency {
+    let group = shown.len().div_ceil(BUCKETS_MAX).max(1);
+    let counts = latency.counts.each_ref().map(|counts| {
+        let counts = counts.get(shown.clone()).unwrap_or_default();
+        counts.chunks(group).map(|group| group.iter().sum()).collect()
+    });
+    let bounds = latency.bounds[shown.clone()].chunks(group).filter_map(|group| group.last().copied()).collect();
+    Latency { counts, bounds }
+}
+
 /// Draws how long requests took on each track, and where the 99th of a hundred is.
 pub(super) fn latency(latency: &Latency, width: u32) -> Result<String, String> {
     let used = |index: &usize| latency.counts.iter().any(|counts| counts.get(*index).is_some_and(|count| *count > 0));
@@ -124,12 +138,12 @@ pub(super) fn latency(latency: &Latency, width: u32) -> Result<String, String> {
     let (first, last) = (all.clone().find(used).unwrap_or(0), all.rfind(used).unwrap_or(0));
     // A bucket to each side, where lines come down.
     let shown = first.saturating_sub(1)..(last + 2).min(latency.bounds.len());
-    let bounds = &latency.bounds[shown.clone()];
+    let drawn = coarse(latency, &shown);
+    let bounds = &drawn.bounds;
     let lines = Track::ALL.map(|track| {
         let total = latency.total(track).max(1) as f64;
-        let counts = &latency.counts[track as usize];
-        let share = |index: usize| counts.get(index).map_or(0.0, |count| *count as f64 / total);
-        shown.clone().map(|index| (latency.bounds[index], share(index))).collect::<Vec<_>>()
+        let counts = drawn.counts[track as usize].iter();
+        bounds.iter().zip(counts).map(|(bound, count)| (*bound, *count as f64 / total)).collect::<Vec<_>>()
     });
     let top = lines.iter().flatten().map(|(_, share)| *share).fold(0.01, f64::max) * 1.15;
     let mut title = "How long requests took".to_owned();
@@ -139,8 +153,8 @@ pub(super) fn latency(latency: &Latency, width: u32) -> Result<String, String> {
         }
     }
     draw(width, &title, |area| {
-        let (from, to) = match bounds {
-            [from, .., to] => (*from, *to),
+        let (from, to) = match bounds[..] {
+            [from, .., to] => (from, to),
             _ => (0.001, 1.0),
         };
         let mut chart = plot(area, (from..to).log_scale(), 0.0..top)?;

@@ -9,9 +9,11 @@ use lockgate_config::units::Weight;
 use parking_lot::Mutex;
 
 use crate::control::history::{History, Latency, Slots, Span, Totals};
-use crate::control::snapshot::Snapshot;
+use crate::control::snapshot::{Pair, Route, Snapshot, Target};
 use crate::control::status::{Published, RolloutView};
 use crate::control::time::Timestamp;
+use crate::control::version::Version;
+use crate::metrics::{CallSummary, VersionSeries};
 use crate::track::Track;
 
 /// How often it looks.
@@ -77,24 +79,35 @@ impl Watching {
 fn counted(current: &Snapshot, rollout: &str) -> Option<([Totals; 2], Latency)> {
     let index = current.rollouts.iter().position(|known| *known.name == *rollout)?;
     let requests = &current.rollouts[index].requests;
-    let versions = current.routes.iter().find_map(|route| {
+    let summaries = current.routes.iter().find_map(|route| {
         let slot = route.rollouts.iter().position(|known| *known == index)?;
-        let of_slot = |canary: &(u8, _)| usize::from(canary.0) == slot;
-        route.chain.iter().map(|link| &link.versions).find(|pair| pair.canary.as_ref().is_some_and(of_slot))
+        summaries(route, slot)
     });
     let mut latency = Latency::default();
     let totals = Track::ALL.map(|track| {
-        let version = versions.and_then(|pair| match track {
-            Track::Stable => Some(&pair.stable),
-            Track::Canary => pair.canary.as_ref().map(|(_, canary)| canary),
-        });
-        let calls = version.and_then(|version| version.series(track)).map(|series| series.summary());
-        let failures = calls.as_ref().map_or(0, |calls| calls.failures.iter().map(|(_, count)| count).sum());
-        if let Some(calls) = calls {
-            latency.counts[track as usize] = calls.counts;
-            latency.bounds = calls.bounds;
+        let summary = summaries.as_ref().and_then(|summaries| summaries[track as usize].as_ref());
+        let failures = summary.map_or(0, |summary| summary.failures.iter().map(|(_, count)| count).sum());
+        if let Some(summary) = summary {
+            latency.counts[track as usize].clone_from(&summary.counts);
+            latency.bounds.clone_from(&summary.bounds);
         }
         Totals { requests: requests.count(track), failures }
     });
     Some((totals, latency))
+}
+
+/// Returns what both versions of a rollout's subject counted, by track, where a route has it in this slot.
+fn summaries(route: &Route, slot: usize) -> Option<[Option<CallSummary>; 2]> {
+    let of_slot = |canary: Option<u8>| canary.is_some_and(|known| usize::from(known) == slot);
+    let filter = route.chain.iter().map(|link| &link.versions);
+    let mut filter = filter.filter(|pair| of_slot(pair.canary.as_ref().map(|(slot, _)| *slot)));
+    if let Some(Pair { stable, canary: Some((_, canary)) }) = filter.next() {
+        let of = |version: &Version, track| version.series(track).map(VersionSeries::summary);
+        return Some([of(stable, Track::Stable), of(canary, Track::Canary)]);
+    }
+    let Target::Upstream { upstreams, .. } = &route.target;
+    let mut upstream = upstreams.iter().filter(|pair| of_slot(pair.canary.as_ref().map(|(slot, _)| *slot)));
+    let Pair { stable, canary } = upstream.next()?;
+    let (_, canary) = canary.as_ref()?;
+    Some([Some(stable.series.summary()), Some(canary.series.summary())])
 }

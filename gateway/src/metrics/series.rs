@@ -83,10 +83,10 @@ pub struct VersionSeries {
     pub(super) _lease: Lease,
 }
 
-/// What one version counted.
+/// What one version of a filter or an upstream counted.
 #[derive(Clone, Debug, Default)]
 pub struct CallSummary {
-    /// Calls.
+    /// Calls, or requests.
     pub calls: u64,
     /// Those that failed, by kind; without kinds that there were none of.
     pub failures: Vec<(&'static str, u64)>,
@@ -94,6 +94,21 @@ pub struct CallSummary {
     pub counts: Vec<u64>,
     /// The buckets' upper bounds, in seconds.
     pub bounds: Vec<f64>,
+}
+
+impl CallSummary {
+    fn add_durations(&mut self, durations: &Histogram) {
+        let metric = durations.metric();
+        let buckets = metric.get_histogram().get_bucket();
+        self.bounds = buckets.iter().map(|bucket| bucket.upper_bound()).collect();
+        self.counts.resize(buckets.len(), 0);
+        let mut below = 0;
+        for (count, bucket) in self.counts.iter_mut().zip(buckets) {
+            // They are told as Prometheus does: each with those below it.
+            *count += bucket.cumulative_count().saturating_sub(below);
+            below = bucket.cumulative_count();
+        }
+    }
 }
 
 /// Handles of one phase.
@@ -121,16 +136,7 @@ impl VersionSeries {
         let mut summary = CallSummary::default();
         for phase in self.phases.iter().flatten() {
             summary.calls += phase.calls.iter().map(|calls| calls.get()).sum::<u64>();
-            let buckets = phase.duration.metric();
-            let buckets = buckets.get_histogram().get_bucket();
-            summary.bounds = buckets.iter().map(|bucket| bucket.upper_bound()).collect();
-            summary.counts.resize(buckets.len(), 0);
-            let mut below = 0;
-            for (count, bucket) in summary.counts.iter_mut().zip(buckets) {
-                // They are told as Prometheus does: each with those below it.
-                *count += bucket.cumulative_count().saturating_sub(below);
-                below = bucket.cumulative_count();
-            }
+            summary.add_durations(&phase.duration);
         }
         let failed = self.failures.iter().map(|(kind, count)| (*kind, count.get()));
         summary.failures = failed.filter(|(_, count)| *count > 0).collect();
@@ -212,6 +218,17 @@ impl UpstreamSeries {
     pub fn record(&self, status: u16, duration: Duration) {
         self.requests[usize::from(status / 100).min(5)].inc();
         self.duration.observe(duration.as_secs_f64());
+    }
+
+    /// Returns everything that was counted: requests that were answered with an error of the server's, or not at all, are
+    /// failures.
+    pub fn summary(&self) -> CallSummary {
+        let mut summary =
+            CallSummary { calls: self.requests.iter().map(|count| count.get()).sum(), ..Default::default() };
+        let failed = STATUS_CLASSES.into_iter().zip(&self.requests).map(|(class, count)| (class, count.get()));
+        summary.failures = failed.filter(|(class, count)| matches!(*class, "none" | "5xx") && *count > 0).collect();
+        summary.add_durations(&self.duration);
+        summary
     }
 }
 

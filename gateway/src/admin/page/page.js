@@ -6,7 +6,7 @@ const CHART_MS = 4000;
 const ACTIVITY_MAX = 60;
 const $ = (id) => document.getElementById(id);
 
-const known = { status: null, at: 0, before: null, why: new Map(), shadows: new Map(), audit: [], notices: [] };
+const known = { status: null, at: 0, before: null, whys: new Map(), shadows: new Map(), audit: [], notices: [] };
 let span = "recent";
 
 // ---- asking -------------------------------------------------------------------------------------------------------
@@ -193,12 +193,14 @@ function banners(status) {
   ].filter(Boolean);
 }
 
-const STATES = { ramping: "canary", promoted: "good", "rolled-back": "bad", paused: "warn", idle: "" };
+const STATES = {
+  ramping: "canary", shadowing: "canary", promoted: "good", "rolled-back": "bad", abandoned: "bad", paused: "warn", stalled: "warn",
+};
+const OVER = ["promoted", "rolled-back", "abandoned"];
 
 function rollout(view) {
-  const why = known.why.get(view.name) ?? {};
+  const why = known.whys.get(view.name) ?? {};
   const weight = ratio(view.weight);
-  const over = view.state === "promoted" || view.state === "rolled-back";
   return el("article.rollout", { "data-key": view.name, "data-rollout": view.name, "aria-label": `Rollout ${view.name}` },
     el(".head",
       el("h3", view.name),
@@ -209,41 +211,74 @@ function rollout(view) {
         el(`button${style}`, { type: "button", "data-action": action, "data-key": action, "aria-label": `${name}: ${view.name}` }, name)))),
     el(".tracks",
       el("div", el(".who.stable", "Stable"), el(".label", view.stable), el(".soft", `${count(view.requests.stable)} requests`)),
-      el(".share", { "data-part": "weight" }, el("span", view.weight.replace("%", "\u202f%")), el("small", over ? "to the canary, finally" : "to the canary")),
+      el(".share", { "data-part": "weight" }, el("span", view.weight.replace("%", "\u202f%")), el("small", "to the canary")),
       el("div", el(".who.canary", "Canary"), el(".label", view.canary), el(".soft", `${count(view.requests.canary)} requests`))),
     el(".bar", { role: "img", "aria-label": `The canary has ${view.weight}` }, el("span", { "data-share": weight, "data-none": weight === 0 })),
     ladder(view, why),
     verdict(view, why),
     charts(view),
     shadow(view),
-    evidence(view, why));
+    details(view, why));
 }
 
 function buttons(view) {
   if (view.state === "promoted") return [["rollback", "Roll back", ".danger"]];
   if (view.state === "rolled-back") return [["resume", "Resume", ".main"]];
+  if (view.state === "abandoned") return [];
   return [
-    view.pausable && !view.paused && ["pause", "Pause", ""],
-    view.paused && ["resume", "Resume", ".main"],
+    view.steps?.length > 0 && view.state !== "paused" && ["pause", "Pause", ""],
+    view.state === "paused" && ["resume", "Resume", ".main"],
     ["weight", "Set weight", ""],
     ["promote", "Promote", ""],
     ["rollback", "Roll back", ".danger"],
   ].filter(Boolean);
 }
 
-function ladder() {
-  return null;
+/** The steps: those that are done, the one under way with its time, those to come. */
+function ladder({ steps = [], step, hold_left_seconds: rest, state }) {
+  if (!steps.length) return null;
+  const at = state === "promoted" ? steps.length : step - 1;
+  return el("ol.ladder", { "aria-label": "Steps" }, steps.map(({ stage, hold_seconds: hold }, index) => {
+    const now = index === at && !OVER.includes(state);
+    const left = now && typeof rest === "number" ? Math.max(0, rest - since()) : null;
+    const share = left === null || hold === 0 ? null : 1 - left / hold;
+    const text = !now ? `${index < at ? "held" : "holds"} ${long(hold)}`
+      : state === "paused" ? "paused" : left > 0 ? `${long(left)} left` : state === "stalled" ? "too little traffic" : "waits for evidence";
+    return el(`li${index < at ? ".done" : now ? ".now" : ""}`,
+      { "data-key": String(index), "aria-current": now ? "step" : null, "data-share": share },
+      el("b", stage.replace("%", "\u202f%")), text);
+  }));
 }
 
+/** Seconds since the status was asked for. */
+const since = () => (performance.now() - known.at) / 1000;
+
+const CONCLUSIONS = {
+  worse: ["Worse", ".bad"], "not-worse": ["Not worse", ".good"], undecided: ["Not decided yet", ""],
+};
+
+/** What is known of the canary, in a sentence. */
 function verdict(view, why) {
-  const text = why.text ?? (view.why ? `Rolled back: ${view.why}` : null);
-  if (!text) return null;
-  return el(".verdict", { "data-part": "verdict" }, el("span", text));
+  const said = { "rolled-back": ["Rolled back", "bad"], abandoned: ["Given up", "bad"], paused: ["Paused", "warn"] }[view.state];
+  if (said && view.why) return el(`.verdict.${said[1]}`, { "data-part": "verdict" }, el("strong", said[0]), el("span", view.why));
+  const { conclusion } = why.verdict ?? {};
+  if (!conclusion || OVER.includes(view.state)) return null;
+  const [words, style] = CONCLUSIONS[conclusion] ?? [conclusion, ""];
+  return el(`.verdict${style}`, { "data-part": "verdict" }, el("strong", words),
+    el("span", why.sentences.length > 0 ? why.sentences.join(" ") : "The judge has nothing to say yet."));
 }
 
-function evidence(view) {
+/** What each signal shows, and what the file says. */
+function details(view, { verdict: judged }) {
   return el("details", { "data-key": "more" },
     el("summary", "Details"),
+    judged && el(".scroll", el("table",
+      el("thead", el("tr", ["Signal", "Stable", "Canary", "Difference", "At most"].map((name) => el("th", { scope: "col" }, name)))),
+      el("tbody", judged.evidence.map((one) => el("tr", { "data-key": one.signal }, [
+        ["Signal", one.signal.replace("_", " ")], ["Stable", arm(one, one.stable)], ["Canary", arm(one, one.canary)],
+        ["Difference", `${signed(one.estimate)} (${signed(one.interval[0])} to ${signed(one.interval[1])})`],
+        ["At most", signed(one.threshold)],
+      ].map(([name, text]) => el("td", { "data-name": name }, el("span", text)))))))),
     el("dl.figures",
       [["In this state since", new Date(view.since).toLocaleString("en-GB")], ["Weight in the file", view.weight_in_file],
         ["Users are told apart by", view.key.join(", then ")], ["Salt", view.salt]]
@@ -269,6 +304,16 @@ function shadow(view) {
           `${one.kind}${one.name ? ` ${one.name}` : ""} in ${one.phase}: stable ${one.stable ?? "nothing"}, canary ${one.canary ?? "nothing"}`)),
         example.failure && el("li", `canary failed: ${example.failure}`)))))));
 }
+
+/** A track's figure, in its unit. */
+function arm({ signal }, of) {
+  if (!of) return "–";
+  if (typeof of.events === "number") return `${percent(of.value)} (${count(of.events)} of ${count(of.requests)})`;
+  return `${signal.endsWith("memory") ? size(of.value) : brief(of.value)} (${plural(of.requests, "request")})`;
+}
+
+const percent = (ratio) => `${(ratio * 100).toFixed(2)} %`;
+const signed = (ratio) => `${ratio > 0 ? "+" : ratio < 0 ? "−" : ""}${percent(Math.abs(ratio))}`;
 
 const CHARTS = [
   ["traffic", "Requests per second"],
@@ -334,15 +379,14 @@ function gateway(status) {
   ];
 }
 
-/** Merges the audit log with what it does not have: refused reloads, verdicts, drains. */
+/** Merges the audit log, which goes back further, with the notices, which also tell of refused reloads, verdicts, drains. */
 function activity() {
-  const logged = new Set(known.audit.map((entry) => `${entry.time} ${entry.subject} ${entry.action}`));
-  const told = known.notices.filter((notice) => !logged.has(`${notice.time} ${notice.subject} ${notice.action}`));
-  const all = [
-    ...known.audit.map((entry) => ({ time: entry.time, key: `${entry.time} ${entry.subject} ${entry.action}`, text: sentence(entry) })),
-    ...told.map((notice) => ({ time: notice.time, key: String(notice.id), text: notice.text })),
-  ];
-  all.sort((a, b) => (a.time < b.time ? 1 : -1));
+  const merged = new Map();
+  for (const one of [...known.audit, ...known.notices]) {
+    const key = `${one.time} ${one.subject} ${one.action}`;
+    merged.set(key, { key, time: one.time, text: one.text ?? sentence(one) });
+  }
+  const all = [...merged.values()].sort((a, b) => (a.time < b.time ? 1 : a.time > b.time ? -1 : 0));
   if (!all.length) return [el("li", el("span"), el("span.soft", "Nothing yet."))];
   return all.slice(0, ACTIVITY_MAX).map(({ time, key, text }) =>
     el("li", { "data-key": key }, el("time", { datetime: time, title: new Date(time).toLocaleString("en-GB") }, clock(time)), el("span.what", text)));
@@ -361,9 +405,13 @@ async function draw() {
     const { top, bottom, width } = place.getBoundingClientRect();
     return width > 0 && bottom > -200 && top < innerHeight + 400;
   });
-  await Promise.all(places.map(async (place) => {
+  await Promise.all(places.map(chart));
+}
+
+async function chart(place) {
+  try {
     const { rollout: name } = place.closest("[data-rollout]").dataset;
-    const width = Math.round(place.clientWidth);
+    const width = Math.min(2000, Math.max(200, Math.round(place.clientWidth)));
     place.style.setProperty("--wide", width);
     const path = `${rolloutPath(name)}/chart?of=${place.dataset.chart}&span=${span}&width=${width}`;
     const text = await (await ask(path)).text();
@@ -373,7 +421,9 @@ async function draw() {
     drawn.setAttribute("role", "img");
     drawn.setAttribute("aria-label", drawn.querySelector("title")?.textContent ?? "");
     place.replaceChildren(document.importNode(drawn, true));
-  }));
+  } catch (problem) {
+    lost(problem);
+  }
 }
 
 // ---- doing --------------------------------------------------------------------------------------------------------
@@ -483,8 +533,11 @@ function link(state, text) {
   }
 }
 
-function lost() {
-  link("lost", "connection lost");
+let following = false;
+
+/** Says so where the gateway cannot be reached. That it refuses something is another matter. */
+function lost(problem) {
+  if (problem instanceof TypeError) link("lost", "connection lost");
 }
 
 let refreshing = null;
@@ -494,8 +547,14 @@ async function refresh() {
   while (refreshing) await refreshing;
   refreshing = (async () => {
     const [status, audit] = await Promise.all([json("/api/v1/status"), json(`/api/v1/audit?last=${ACTIVITY_MAX}`)]);
+    const shadowed = status.rollouts.filter(({ name, state }) => state === "shadowing" || known.shadows.has(name));
+    const judged = status.rollouts.filter(({ verdict }) => verdict);
+    const whys = await Promise.all(judged.map(async ({ name }) => [name, await json(`${rolloutPath(name)}/why`).catch(() => null)]));
+    const shadows = await Promise.all(shadowed.map(async ({ name }) =>
+      [name, await json(`${rolloutPath(name)}/shadow`).catch(() => null)]));
     if (known.status && performance.now() - known.at > POLL_MS / 2) known.before = { at: known.at, calls: calls(known.status) };
-    Object.assign(known, { status, audit, at: performance.now() });
+    Object.assign(known, { status, audit, whys: new Map(whys), shadows: new Map(shadows), at: performance.now() });
+    if (following) link("live", "live");
     show();
   })();
   try {
@@ -510,10 +569,12 @@ const calls = (status) => new Map(status.filters.flatMap((filter) =>
 
 /** Follows the events for as long as the page is there. `EventSource` could not send the token. */
 async function follow() {
-  let last = null;
+  // From as far back as the gateway remembers.
+  let last = "0";
   for (;;) {
     try {
       const answer = await ask("/api/v1/events", { last });
+      following = true;
       link("live", "live");
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       await refresh();
@@ -527,7 +588,8 @@ async function follow() {
         if (notices.length) {
           last = String(notices.at(-1).id);
           known.notices = [...known.notices, ...notices].slice(-ACTIVITY_MAX);
-          say(notices.at(-1).text);
+          // What is read out is news.
+          if (Date.now() - Date.parse(notices.at(-1).time) < 10_000) say(notices.at(-1).text);
           await refresh();
           await draw();
         }
@@ -535,7 +597,8 @@ async function follow() {
     } catch {
       // The gateway is gone, or another one takes its place: told below, and tried again.
     }
-    lost();
+    following = false;
+    link("lost", "connection lost");
     await new Promise((resolve) => setTimeout(resolve, 1000));
   }
 }
@@ -556,5 +619,7 @@ theme(localStorage.getItem("lockgate-theme"));
 follow();
 repeat(refresh, POLL_MS);
 repeat(draw, CHART_MS);
+// What is left of a step goes down between two answers.
+setInterval(() => document.hidden || show(), 1000);
 addEventListener("resize", () => draw().catch(lost));
 document.addEventListener("visibilitychange", () => document.hidden || refresh().catch(lost));
