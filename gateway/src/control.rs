@@ -60,7 +60,6 @@ use self::state::StoreError;
 use self::status::Published;
 pub use self::status::{RolloutView, Status};
 use self::time::Timestamp;
-use self::time::Timestamp;
 pub use self::watched::Watched;
 use self::watched::Watching;
 pub use self::why::{CountsView, WhyView};

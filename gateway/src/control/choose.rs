@@ -4,9 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use lockgate_config::model::{
-    FailureMode, Filter, FilterPolicy, FilterVersion, Function, Plan, Rollout, ShadowLimits, Stage,
-};
+use lockgate_config::model::{FailureMode, Filter, FilterPolicy, FilterVersion, Function, ShadowLimits};
 use lockgate_config::units::Weight;
 use lockgate_host::{Digest, VersionId};
 

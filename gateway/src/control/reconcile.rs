@@ -62,6 +62,12 @@ pub(super) fn undone_promotions(before: &Facts, saved: &Saved, next: &Facts) -> 
                 let (now, was) = (next.stable[next.filter(name)?], before.canaries[index]?);
                 (format!("filter `{name}`"), label_of(&now), (now != was).then(|| label_of(&was))?)
             }
+            RolloutSubject::Function { function, .. } => {
+                let name = &before.config.functions[function].name;
+                let now = next.config.functions.iter().position(|function| function.name == *name)?;
+                let (now, was) = (next.functions[now], before.canaries[index]?);
+                (format!("function `{name}`"), label_of(&now), (now != was).then(|| label_of(&was))?)
+            }
             RolloutSubject::Upstream { upstream, canary } => {
                 let name = &before.config.upstreams[upstream].name;
                 let now = next.config.upstreams.iter().find(|upstream| upstream.name == *name)?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use lockgate_config::units::Weight;
 use parking_lot::Mutex;
 
+use crate::control::function::FunctionVersion;
 use crate::control::history::{History, Latency, Slots, Span, Totals};
 use crate::control::snapshot::{Pair, Route, Snapshot, Target};
 use crate::control::status::{Published, RolloutView};
@@ -54,7 +55,7 @@ impl Watching {
     pub(super) fn look(&self, published: &Published, current: &Snapshot, now: Timestamp) {
         let rollouts = &published.loaded.facts.config.rollouts;
         let views: Vec<RolloutView> =
-            (0..rollouts.len()).filter_map(|index| published.rollout(index, current)).collect();
+            (0..rollouts.len()).filter_map(|index| published.rollout(index, current, None)).collect();
         let mut kept = self.0.lock();
         kept.retain(|name, kept| {
             views.iter().any(|view| view.name == *name && view.stable == kept.stable && view.canary == kept.canary)
@@ -105,7 +106,14 @@ fn summaries(route: &Route, slot: usize) -> Option<[Option<CallSummary>; 2]> {
         let of = |version: &Version, track| version.series(track).map(VersionSeries::summary);
         return Some([of(stable, Track::Stable), of(canary, Track::Canary)]);
     }
-    let Target::Upstream { upstreams, .. } = &route.target;
+    let upstreams = match &route.target {
+        Target::Upstream { upstreams, .. } => upstreams,
+        Target::Function(Pair { stable, canary: Some((at, canary)) }) if usize::from(*at) == slot => {
+            let of = |version: &FunctionVersion, track| version.series(track).map(|series| series.summary());
+            return Some([of(stable, Track::Stable), of(canary, Track::Canary)]);
+        }
+        Target::Function(_) => return None,
+    };
     let mut upstream = upstreams.iter().filter(|pair| of_slot(pair.canary.as_ref().map(|(slot, _)| *slot)));
     let Pair { stable, canary } = upstream.next()?;
     let (_, canary) = canary.as_ref()?;

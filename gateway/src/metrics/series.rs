@@ -183,6 +183,16 @@ impl FunctionSeries {
         self.busy.inc_by(busy.as_secs_f64());
     }
 
+    /// Returns everything that was counted.
+    pub fn summary(&self) -> CallSummary {
+        let calls = self.calls.iter().map(|calls| calls.get()).sum();
+        let mut summary = CallSummary { calls, ..Default::default() };
+        let failed = self.failures.iter().map(|(kind, count)| (*kind, count.get()));
+        summary.failures = failed.filter(|(_, count)| *count > 0).collect();
+        summary.add_durations(&self.duration);
+        summary
+    }
+
     /// Counts a failure, by one of the host's kinds.
     pub fn failure(&self, kind: &str) {
         if let Some((_, counter)) = self.failures.iter().find(|(known, _)| *known == kind) {

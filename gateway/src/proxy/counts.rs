@@ -255,7 +255,11 @@ mod tests {
     };
 
     fn step(outcome: &'static str) -> Step {
-        Step { outcome: Some(outcome), spent: Duration::from_micros(8), memory_bytes: 3 << 16, ..Step::default() }
+        let mut step = Step::default();
+        step.outcome = Some(outcome);
+        step.spent = Duration::from_micros(8);
+        step.memory_bytes = 3 << 16;
+        step
     }
 
     #[test]

@@ -116,7 +116,7 @@ struct Ends {
 }
 
 impl Pipe {
-    fn poll_piece(&self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn poll_piece(&self, context: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let mut ends = self.0.lock();
         match ends.piece.take() {
             Some(Piece::Data(bytes)) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
@@ -140,7 +140,7 @@ impl Pipe {
         }
     }
 
-    fn poll_wanted(&self, context: &mut Context<'_>) -> Poll<bool> {
+    fn poll_wanted(&self, context: &Context<'_>) -> Poll<bool> {
         let mut ends = self.0.lock();
         if ends.closed || matches!(ends.piece, Some(Piece::End | Piece::Broken)) {
             return Poll::Ready(false);
