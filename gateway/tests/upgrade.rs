@@ -135,6 +135,8 @@ async fn a_kept_alive_connection_outlives_an_upgrade_by_one_response() {
     let (status, said) = gateway.cli(&["upgrade"]).await;
     assert!(status.success(), "{said}");
     let _successor = Successor::in_words(&said);
+    // The successor serves before its predecessor drains.
+    gateway.says("\"draining\"").await;
     client.write_all(b"GET /text/two HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     let second = read_until(&mut client, "two").await;
     assert!(second.to_ascii_lowercase().contains("connection: close"), "{second}");

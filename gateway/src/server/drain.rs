@@ -202,9 +202,9 @@ pub(super) async fn drain(
     use pingora::apps::HttpServerApp as _;
 
     let began = Instant::now();
-    info!(connections = connections.open(), deadline_ms = millis(deadlines.requests), "draining");
     // HTTP/2 clients get a GOAWAY, and each HTTP/1 response says that it is the connection's last.
     shutdown.announced.send_replace(true);
+    info!(connections = connections.open(), deadline_ms = millis(deadlines.requests), "draining");
     let linger = match ending {
         Ending::Stop => LINGER_ON_STOP,
         Ending::HandedOver => LINGER_ON_HAND_OVER,
