@@ -134,6 +134,10 @@ soak: setup ## Replace a filter every second under load; SECONDS=60
 compare: setup ## Compare with other gateways under load; ARGS="--help" tells more
 	@$(CARGO) run --release --locked -p lockgate-benches --bin compare -- $(ARGS)
 
+.PHONY: simulate
+simulate: ## Judge simulated canaries, beside what others use; about half an hour
+	@$(CARGO) run --release --locked -p lockgate-simulate -- --out benches/simulate $(ARGS)
+
 .PHONY: ci
 ci: ## Do what the CI does
 	@.ci/run

@@ -9,9 +9,13 @@
 //! outcomes, so shares stay what they are. The price is that with more active keys than slots, requests go uncounted.
 //! The other choice, to admit a key whose slot is taken, would let keys escape the cap exactly when there are many.
 //!
-//! What is left to one client is `limit` requests in a window. That has to be small beside the tolerance's share of what
-//! the canary counts in a window: with a limit of 4 in a minute, a tolerance of 0.5 % and 20 canary requests a
-//! second, one client can add a third of a percent, and cannot reach the tolerance alone.
+//! What is left to one client is `limit` requests in a window. Two things make that harmless:
+//!
+//! - It is small beside the tolerance's part of what the canary counts in a window. With a limit of 1 in ten seconds, a
+//!   tolerance of 0.5 % and 30 counted canary requests a second, one client can add a third of a percent, and cannot reach
+//!   the tolerance alone.
+//! - It does not come in bursts, as the judge takes requests within a block for independent. So a limit of 1 in ten
+//!   seconds is better than one of 6 in a minute, all of which a storm uses up in the window's first moment.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
