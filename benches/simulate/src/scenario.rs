@@ -265,13 +265,17 @@ impl Watching {
     }
 
     fn count_latency(&mut self, on_canary: bool, bucket: u16) {
-        let counts = |reading: &mut Reading, change: &dyn Fn(&mut Vec<(u16, u64)>)| {
+        let write = |reading: &mut Reading| {
             if let Reading::Quantile(Latencies(counts)) = reading {
-                change(counts);
+                counts.push((bucket, 1));
             }
         };
-        let write = |reading: &mut Reading| counts(reading, &|counts| counts.push((bucket, 1)));
-        self.count(on_canary, write, |reading| counts(reading, &Vec::clear));
+        let clear = |reading: &mut Reading| {
+            if let Reading::Quantile(Latencies(counts)) = reading {
+                counts.clear();
+            }
+        };
+        self.count(on_canary, write, clear);
     }
 }
 
