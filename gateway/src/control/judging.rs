@@ -93,7 +93,7 @@ struct Case {
     seen: Seen,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Seen {
     tracks: [Totals; 2],
     shadow: shadow::tally::Counts,
@@ -129,28 +129,27 @@ impl Cases {
             tracks: Track::ALL.map(|track| counts.map(|counts| counts.read(track)).unwrap_or_default()),
             shadow: shadow.unwrap_or_default(),
         };
-        let fits = |case: &&mut Case| {
+        let name = &*config.name;
+        let known = self.0.get(name).filter(|case| {
             // What was shown to be worse stays so; who resumes it all the same wants it to be looked at anew.
             let anew = case.since != state.since && case.judge.is_worse();
             case.versions == state.versions && *case.judge.guard() == guard && !anew
-        };
-        let case = match self.0.get_mut(&*config.name).filter(fits) {
-            Some(case) if case.since == state.since => case,
-            Some(_) => {
-                let case = self.0.get_mut(&*config.name)?;
+        });
+        match known.map(|case| case.since == state.since) {
+            Some(true) => {}
+            Some(false) => {
+                let case = self.0.get_mut(name)?;
                 case.judge.begin_step();
-                (case.since, case.requests, case.seen) = (state.since, 0, seen.clone_of());
-                case
+                (case.since, case.requests, case.seen) = (state.since, 0, seen.clone());
             }
             None => {
                 // The configuration has checked what a guard must be.
                 let judge = Judge::new(guard).ok()?;
                 let (versions, since) = (state.versions.clone(), state.since);
-                let case = Case { versions, since, judge, requests: 0, seen: seen.clone_of() };
-                self.0.insert(config.name.to_string(), case);
-                self.0.get_mut(&*config.name)?
+                self.0.insert(name.to_owned(), Case { versions, since, judge, requests: 0, seen: seen.clone() });
             }
-        };
+        }
+        let case = self.0.get_mut(name)?;
         case.take(seen);
         let verdict = case.judge.verdict();
         let least = config.guard.as_ref().map_or(0, |guard| guard.min_requests);
@@ -190,12 +189,6 @@ impl Cases {
     /// Returns whether nothing is judged.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
-    }
-}
-
-impl Seen {
-    fn clone_of(&self) -> Self {
-        Self { tracks: self.tracks.clone(), shadow: self.shadow }
     }
 }
 
@@ -310,7 +303,6 @@ pub fn in_its_unit(evidence: &Evidence) -> Evidence {
     let factor = match &*evidence.signal {
         // The judge takes all quantiles for microseconds.
         CALL_DURATION => CALL_UNIT.as_secs_f64() * 1e6,
-        #[expect(clippy::cast_precision_loss, reason = "a small constant")]
         CALL_MEMORY => MEMORY_UNIT_BYTES as f64 * 1e6,
         _ => return evidence.clone(),
     };
@@ -342,5 +334,154 @@ pub fn sentence(evidence: &Evidence) -> String {
             )
         }
         _ => evidence.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use lockgate_config::model::{FailureGuard, OnBad, Plan, RolloutSubject, ShadowLimits};
+    use lockgate_config::problem::Place;
+    use lockgate_config::units::{ByteSize, Share};
+
+    use super::*;
+    use crate::control::rollout::{Event, PlanStep, Stage, step};
+
+    fn share(text: &str) -> Share {
+        text.parse().expect("a share")
+    }
+
+    fn guard() -> model::Guard {
+        model::Guard {
+            failures: Some(FailureGuard { tolerance: share("5%"), of: FailureKind::DEFAULT.to_vec() }),
+            latency: None,
+            denials: Some(share("5%")),
+            call_failures: None,
+            call_duration: None,
+            call_memory: None,
+            agreement: Some(share("99%")),
+            confidence: share("99%"),
+            min_requests: 100,
+            stalled_after: Duration::from_secs(1),
+        }
+    }
+
+    fn config() -> model::Rollout {
+        model::Rollout {
+            name: "r".into(),
+            subject: RolloutSubject::Upstream { upstream: 0, canary: 1 },
+            plan: Plan::Weight(Weight::ZERO),
+            guard: Some(guard()),
+            on_bad: OnBad::RollBack,
+            decider: Decider::Local,
+            shadow: ShadowLimits { sample: Share::ZERO, cpu: Share::ZERO, body: ByteSize(0) },
+            link: None,
+            key: Vec::new(),
+            salt: "r".into(),
+            overriding: None,
+            place: Place::none(),
+        }
+    }
+
+    fn state(stages: &[Stage]) -> State {
+        let versions = Versions { stable: "v1".to_owned(), canary: "v2".to_owned() };
+        let steps = stages.iter().map(|stage| PlanStep { stage: *stage, hold_ms: 0 }).collect();
+        State::begin(versions, &rollout::Plan::Steps(steps), None, Timestamp::from_millis(1_000)).0
+    }
+
+    fn half() -> Stage {
+        Stage::Weight("50%".parse().expect("a weight"))
+    }
+
+    fn totals(requests: u64, failures: u64) -> Totals {
+        Totals { requests, failures, ..Totals::default() }
+    }
+
+    /// Lets a case see so many requests and failures of stable and canary.
+    fn judge(cases: &mut Cases, state: &State, stable: (u64, u64), canary: (u64, u64)) -> Looked {
+        let now = Timestamp::from_millis(2_000);
+        cases.look(&config(), state, None, None, now).expect("it has a guard");
+        let case = cases.0.get_mut("r").expect("it was looked at");
+        let seen = &case.seen.tracks;
+        let add = |before: &Totals, (requests, failures): (u64, u64)| {
+            totals(before.requests + requests, before.failures + failures)
+        };
+        let tracks = [add(&seen[0], stable), add(&seen[1], canary)];
+        case.take(Seen { tracks, shadow: case.seen.shadow });
+        // What there is no counter for reads as nothing, which changes nothing.
+        cases.look(&config(), state, None, None, now).expect("it has a guard")
+    }
+
+    #[test]
+    fn a_canary_that_fails_is_worse_and_one_that_does_not_is_not() {
+        let state = state(&[half()]);
+        let good = judge(&mut Cases::default(), &state, (2_000, 20), (2_000, 20));
+        assert_eq!(good.conclusion, rollout::Conclusion::NotWorse, "{:?}", good.findings);
+        let bad = judge(&mut Cases::default(), &state, (2_000, 20), (2_000, 400));
+        assert_eq!(bad.conclusion, rollout::Conclusion::Worse, "{:?}", bad.findings);
+        assert!(bad.findings[0].starts_with("failures: "), "{:?}", bad.findings);
+    }
+
+    #[test]
+    fn another_step_has_to_be_shown_anew() {
+        let first = state(&[half(), Stage::Weight(Weight::FULL)]);
+        let mut cases = Cases::default();
+        let looked = judge(&mut cases, &first, (2_000, 0), (2_000, 0));
+        assert_eq!(looked.conclusion, rollout::Conclusion::NotWorse);
+        let second = State { since: Timestamp::from_millis(3_000), ..first };
+        let looked = judge(&mut cases, &second, (0, 0), (0, 0));
+        assert_eq!(looked.conclusion, rollout::Conclusion::Undecided);
+    }
+
+    #[test]
+    fn what_was_worse_is_looked_at_anew_when_somebody_resumes_it() {
+        let first = state(&[half()]);
+        let mut cases = Cases::default();
+        assert_eq!(judge(&mut cases, &first, (2_000, 0), (2_000, 900)).conclusion, rollout::Conclusion::Worse);
+        let resumed = State { since: Timestamp::from_millis(3_000), ..first };
+        assert_eq!(judge(&mut cases, &resumed, (0, 0), (0, 0)).conclusion, rollout::Conclusion::Undecided);
+    }
+
+    #[test]
+    fn where_everybody_is_on_the_canary_enough_requests_are_enough() {
+        let state = state(&[Stage::Weight(Weight::FULL)]);
+        let mut cases = Cases::default();
+        assert_eq!(judge(&mut cases, &state, (0, 0), (99, 0)).conclusion, rollout::Conclusion::Undecided);
+        assert_eq!(judge(&mut cases, &state, (0, 0), (1, 0)).conclusion, rollout::Conclusion::NotWorse);
+    }
+
+    #[test]
+    fn a_shadow_is_held_to_agreement() {
+        let state = state(&[Stage::Shadow(share("10%")), half()]);
+        let mut cases = Cases::default();
+        let now = Timestamp::from_millis(2_000);
+        let found = |compared, disagreed| Some(shadow::tally::Counts { compared, disagreed });
+        let mut look = |counts| cases.look(&config(), &state, None, counts, now).expect("it has a guard").conclusion;
+        assert_eq!(look(found(0, 0)), rollout::Conclusion::Undecided);
+        assert_eq!(look(found(5_000, 2)), rollout::Conclusion::NotWorse);
+        assert_eq!(look(found(10_000, 2_000)), rollout::Conclusion::Worse);
+    }
+
+    #[test]
+    fn what_is_known_survives_a_restart() {
+        let state = state(&[half()]);
+        let mut cases = Cases::default();
+        let before = judge(&mut cases, &state, (2_000, 20), (2_000, 20));
+        let text = serde_json::to_string(&cases).expect("cases are JSON");
+        let mut restored: Cases = serde_json::from_str(&text).expect("it was just written");
+        let after = restored.look(&config(), &state, None, None, Timestamp::from_millis(2_000)).expect("it has a guard");
+        assert_eq!(after.verdict, before.verdict);
+        let moved = step(
+            &state,
+            Event::Judged {
+                since: after.since,
+                conclusion: after.conclusion,
+                evidence: crate::control::quarantine::Why::Guard { findings: after.findings },
+                rules: rollout::Rules { pause: false, stalled_after: Duration::ZERO },
+            },
+            Timestamp::from_millis(5_000),
+        );
+        assert_eq!(moved.map(|(state, _)| state.word()), Ok("ramping"), "the last step is left by a person");
     }
 }

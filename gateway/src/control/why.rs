@@ -285,12 +285,10 @@ fn sentences(about: &About<'_>, looked: Option<&Looked>) -> Vec<String> {
 /// Returns what was counted on a track.
 pub(super) fn track_counts(counts: &Counts, track: Track) -> TrackCounts {
     let Totals { requests, failures, denials, call_failures, latency, call_duration, call_memory } = counts.read(track);
-    #[expect(clippy::cast_precision_loss, reason = "bounds are small")]
     let buckets = |counts: &[u64], unit: f64| -> Vec<(f64, u64)> {
         let filled = counts.iter().enumerate().filter(|(_, count)| **count > 0);
         filled.map(|(bucket, count)| (latency::bound_micros(bucket) as f64 * unit, *count)).collect()
     };
-    #[expect(clippy::cast_precision_loss, reason = "a small constant")]
     let memory_unit = MEMORY_UNIT_BYTES as f64;
     TrackCounts {
         requests,

@@ -171,7 +171,6 @@ impl Counts {
     pub fn admit(&self, key: u64, now: Instant) -> bool {
         let window = now.saturating_duration_since(self.began).as_secs() / WINDOW.as_secs();
         // Numbers may wrap: two windows that meet again are a thousand years apart.
-        #[expect(clippy::cast_possible_truncation, reason = "it wraps")]
         self.cap.admit(key, window as u32)
     }
 

@@ -28,6 +28,10 @@ impl Reply {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {self:?}"))
+    }
+
     /// What the echo upstream saw.
     pub fn seen(&self) -> Seen {
         // Filters may have put something after it.

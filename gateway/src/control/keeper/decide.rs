@@ -38,7 +38,7 @@ impl Keeper {
             }
         }
         self.make(moves, &by, now).await?;
-        let view = self.published.read().rollout(index, &self.cell.current(), Some(&self.looked.read()));
+        let view = self.published.read().rollout(index, &self.cell.current(), Some(&*self.looked.read()));
         view.ok_or_else(|| unknown_rollout(&facts, name))
     }
 
