@@ -208,7 +208,8 @@ async fn linked_rollouts_go_back_together() {
         "{}  tag-2:\n    filter: tag\n    canary: {{ settings: {{ value: v2 }} }}\n    key: [{{ header: x-user-id }}]\n    steps: [{{ weight: 20%, hold: 10m }}, {{ weight: 100%, hold: 10m }}]\n    link: winter\n",
         TRAP.replace("    steps:", "    link: winter\n    steps:")
     );
-    let config = config.replace("filters:\n", "filters:\n  tag: { component: filters/tag.wasm, settings: { value: v1 } }\n");
+    let config =
+        config.replace("filters:\n", "filters:\n  tag: { component: filters/tag.wasm, settings: { value: v1 } }\n");
     let config = config.replace("filters: [auth]", "filters: [auth, tag]");
     let gateway = Gateway::start(&config, &up).await;
     traffic(&gateway, 20, gateway.says("\"roll-back\"")).await;

@@ -470,7 +470,8 @@ mod tests {
         let before = judge(&mut cases, &state, (2_000, 20), (2_000, 20));
         let text = serde_json::to_string(&cases).expect("cases are JSON");
         let mut restored: Cases = serde_json::from_str(&text).expect("it was just written");
-        let after = restored.look(&config(), &state, None, None, Timestamp::from_millis(2_000)).expect("it has a guard");
+        let after =
+            restored.look(&config(), &state, None, None, Timestamp::from_millis(2_000)).expect("it has a guard");
         assert_eq!(after.verdict, before.verdict);
         let moved = step(
             &state,
