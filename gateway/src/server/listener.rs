@@ -128,8 +128,8 @@ impl Listeners {
         state.open.retain(|open| {
             let stays = wanted.iter().any(|listener| listener.address == open.address);
             if !stays {
-                info!(address = %open.address, "stopped listening");
                 forget(&open.address);
+                info!(address = %open.address, "stopped listening");
             }
             stays
         });
