@@ -329,16 +329,16 @@ function charts(view) {
 }
 
 function filters(status) {
-  const rows = status.filters.flatMap((filter) => filter.versions.map((version) => ({ filter, version })));
-  if (!rows.length) return el("p.soft", "The configuration has no filters.");
-  const columns = ["Filter", "Version", "Calls per second", "Failures", "p50", "p99", "Instances", "Memory"];
+  const rows = components(status).flatMap((filter) => filter.versions.map((version) => ({ filter, version })));
+  if (!rows.length) return el("p.soft", "The configuration has neither filters nor functions.");
+  const columns = ["Name", "Version", "Calls per second", "Failures", "p50", "p99", "Instances", "Memory"];
   return el(".scroll", el("table",
     el("thead", el("tr", columns.map((name, index) => el(`th${index > 1 && index !== 3 ? ".figure" : ""}`, { scope: "col" }, name)))),
     el("tbody", rows.map(({ filter, version }) => {
       const cells = [
         [filter.name], [el("span.label", version.label), el(`span.badge.${version.role}`, version.role === "none" ? "idle" : version.role),
           version.quarantined && el("span.badge.bad", { title: version.quarantined }, "quarantine")],
-        [perSecond(filter, version)], [kinds(version)], [brief(version.calls.p50_seconds)], [brief(version.calls.p99_seconds)],
+        [perSecond(filter, version)], [kinds(version)], [brief(version.calls?.p50_seconds)], [brief(version.calls?.p99_seconds)],
         [count(version.instances)], [size(version.memory_bytes)],
       ];
       return el("tr", { "data-key": `${filter.name} ${version.label}` }, cells.map((cell, index) =>
@@ -346,13 +346,18 @@ function filters(status) {
     }))));
 }
 
+/** Filters, and functions, whose calls only the metrics have. */
+const components = (status) => [...status.filters, ...status.functions];
+
 function perSecond(filter, version) {
+  if (!version.calls) return "–";
   const before = known.before?.calls.get(`${filter.name} ${version.label}`);
   const seconds = (known.at - (known.before?.at ?? known.at)) / 1000;
   return before === undefined || seconds <= 0 ? "–" : rate(Math.max(0, version.calls.total - before) / seconds);
 }
 
 function kinds(version) {
+  if (!version.calls) return "–";
   const failed = Object.entries(version.calls.failures);
   return failed.length ? el("span.kinds", failed.map(([kind, number]) => `${kind} ${count(number)}`).join(", ")) : el("span.soft", "none");
 }
