@@ -33,8 +33,19 @@ const LOOK: Duration = Duration::from_millis(50);
 struct Browser {
     client: Client,
     driver: String,
-    _process: tokio::process::Child,
+    process: tokio::process::Child,
     _profile: TempDir,
+}
+
+impl Drop for Browser {
+    /// A test that fails leaves no browser behind: it is of the driver's process group.
+    fn drop(&mut self) {
+        let pid = self.process.id().and_then(|id| rustix::process::Pid::from_raw(i32::try_from(id).ok()?));
+        if let Some(pid) = pid {
+            // An error means that it has ended.
+            drop(rustix::process::kill_process_group(pid, rustix::process::Signal::KILL));
+        }
+    }
 }
 
 impl Browser {
@@ -44,6 +55,7 @@ impl Browser {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .expect("`chromedriver` runs; `make setup-test` as root installs it, or `apt-get install chromium chromium-driver`");
@@ -80,7 +92,7 @@ impl Browser {
             .connect(&driver)
             .await
             .expect("Chromium starts");
-        Self { client, driver, _process: process, _profile: profile }
+        Self { client, driver, process, _profile: profile }
     }
 
     async fn open(&self, gateway: &Gateway) {
@@ -150,7 +162,7 @@ impl Browser {
         let bad: Vec<&Value> =
             entries.iter().filter(|entry| !matches!(entry["level"].as_str(), Some("DEBUG" | "INFO"))).collect();
         assert!(bad.is_empty(), "{bad:?}");
-        self.client.close().await.unwrap();
+        self.client.clone().close().await.unwrap();
     }
 }
 
@@ -245,7 +257,29 @@ async fn everything_can_be_done_by_keyboard() {
     browser.says(STATE, "promoted").await;
     assert_eq!(gateway.get("/").await.header("x-tag"), "v2");
     // A call that was refused is an error to the browser's console; that one was meant.
-    let _ = browser.client.close().await;
+    let _ = browser.client.clone().close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ladder_shows_where_a_rollout_is_and_it_is_paused_and_resumed() {
+    let up = Upstream::start().await;
+    let steps = "steps: [{ weight: 5%, hold: 2h }, { weight: 50%, hold: 1h }, 100%]";
+    let gateway = Gateway::start(&CONFIG.replace("weight: 5%", steps), &up).await;
+    let browser = Browser::start().await;
+    browser.open(&gateway).await;
+    let now = ".ladder [aria-current='step']";
+    browser.says(now, "5").await;
+    browser.says(now, "left").await;
+    browser.until("document.querySelectorAll('.ladder li').length === 3").await;
+    browser.says(".ladder li:nth-child(2)", "1 h").await;
+
+    browser.click("[data-rollout='tag-2'] [data-action='pause']").await;
+    browser.says(STATE, "paused").await;
+    browser.says(now, "paused").await;
+    browser.click("[data-rollout='tag-2'] [data-action='resume']").await;
+    browser.says(STATE, "ramping").await;
+    browser.says(now, "left").await;
+    browser.close().await;
 }
 
 /// The contrast of two colours as WCAG has it, of an element's text with what is behind it.
@@ -318,7 +352,7 @@ async fn a_gateway_with_a_token_asks_for_it_and_the_tab_keeps_it() {
     browser.says(STATE, "ramping").await;
     assert_eq!(browser.run("return JSON.stringify(localStorage).includes('s3cret')").await, json!(false));
     // Calls without the token are errors to the browser's console; those were meant.
-    let _ = browser.client.close().await;
+    let _ = browser.client.clone().close().await;
 }
 
 #[tokio::test]

@@ -83,7 +83,7 @@ pub(super) fn failures(slots: &Slots, width: u32) -> Result<String, String> {
             .enumerate()
             .filter_map(|(index, slots)| {
                 let more = sum(slots, track);
-                totals.requests += more.requests;
+                totals.counted += more.counted;
                 totals.failures += more.failures;
                 let share = Share::of(totals)?;
                 Some((seconds * (index as f64 + 1.0) - span, share))
@@ -185,11 +185,11 @@ struct Share {
 impl Share {
     /// Returns Wilson's interval, which is sensible also where nothing failed; none without requests.
     fn of(totals: Totals) -> Option<Self> {
-        let requests = totals.requests as f64;
-        if totals.requests == 0 {
+        let requests = totals.counted as f64;
+        if totals.counted == 0 {
             return None;
         }
-        let estimate = totals.failures.min(totals.requests) as f64 / requests;
+        let estimate = totals.failures.min(totals.counted) as f64 / requests;
         let spread = Z * Z / requests;
         let middle = (estimate + spread / 2.0) / (1.0 + spread);
         let half = Z * (estimate * (1.0 - estimate) / requests + spread / (4.0 * requests)).sqrt() / (1.0 + spread);
@@ -200,6 +200,7 @@ impl Share {
 fn sum(slots: &[Slot], track: Track) -> Totals {
     slots.iter().map(|slot| slot.track(track)).fold(Totals::default(), |sum, more| Totals {
         requests: sum.requests + more.requests,
+        counted: sum.counted + more.counted,
         failures: sum.failures + more.failures,
     })
 }
@@ -356,8 +357,8 @@ mod tests {
     fn history(seconds: u64) -> Slots {
         let mut history = History::new(Timestamp::from_millis(0), Default::default());
         for second in 0..seconds {
-            let stable = Totals { requests: 190 * second, failures: 2 * second };
-            let canary = Totals { requests: 10 * second, failures: second };
+            let stable = Totals { requests: 190 * second, counted: 190 * second, failures: 2 * second };
+            let canary = Totals { requests: 10 * second, counted: 10 * second, failures: second };
             history.observe(Timestamp::from_millis(second * 1000), [stable, canary], Weight::ZERO);
         }
         history.slots(Span::Recent)
@@ -399,7 +400,7 @@ mod tests {
 
     #[test]
     fn the_interval_holds_the_estimate_and_narrows_with_requests() {
-        let share = |requests, failures| Share::of(Totals { requests, failures }).unwrap();
+        let share = |counted, failures| Share::of(Totals { requests: counted, counted, failures }).unwrap();
         let (few, many) = (share(100, 5), share(10_000, 500));
         assert!(few.low < 0.05 && 0.05 < few.high);
         assert!(many.high - many.low < few.high - few.low);

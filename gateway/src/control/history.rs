@@ -1,7 +1,7 @@
 //! What a rollout's tracks were like over time, for whoever looks. A *history* is fed with totals, about every second, and
 //! keeps their differences in slots: the last five minutes by the second, and everything since its beginning in slots that
 //! double their length whenever there would be too many of them. So its size is bounded, however long a rollout takes:
-//! [`RECENT_SLOTS`] and [`WHOLE_SLOTS`] of 20 bytes each, less than 25 KiB for each rollout in the configuration.
+//! [`RECENT_SLOTS`] and [`WHOLE_SLOTS`] of 28 bytes each, less than 30 KiB for each rollout in the configuration.
 
 use std::collections::VecDeque;
 
@@ -23,17 +23,23 @@ const SECOND_MS: u64 = 1000;
 pub struct Totals {
     /// Requests.
     pub requests: u64,
-    /// Those of them that failed.
+    /// Those of them of which it is known whether they failed: of one key, a guard counts a few only.
+    pub counted: u64,
+    /// Those of the counted that failed.
     pub failures: u64,
 }
 
 impl Totals {
     /// Returns what was added to `before`. Counters that began anew added what they show.
     fn since(self, before: Self) -> Self {
-        if self.requests < before.requests || self.failures < before.failures {
+        if self.requests < before.requests || self.counted < before.counted || self.failures < before.failures {
             return self;
         }
-        Self { requests: self.requests - before.requests, failures: self.failures - before.failures }
+        Self {
+            requests: self.requests - before.requests,
+            counted: self.counted - before.counted,
+            failures: self.failures - before.failures,
+        }
     }
 }
 
@@ -41,6 +47,7 @@ impl Totals {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slot {
     requests: [u32; 2],
+    counted: [u32; 2],
     failures: [u32; 2],
     weight: u16,
 }
@@ -49,7 +56,11 @@ impl Slot {
     /// Returns what a track counted in it.
     pub fn track(&self, track: Track) -> Totals {
         let index = track as usize;
-        Totals { requests: self.requests[index].into(), failures: self.failures[index].into() }
+        Totals {
+            requests: self.requests[index].into(),
+            counted: self.counted[index].into(),
+            failures: self.failures[index].into(),
+        }
     }
 
     /// Returns the canary's share at its end, 0 to 1.
@@ -60,6 +71,7 @@ impl Slot {
     fn add(&mut self, other: &Self) {
         for index in 0..2 {
             self.requests[index] = self.requests[index].saturating_add(other.requests[index]);
+            self.counted[index] = self.counted[index].saturating_add(other.counted[index]);
             self.failures[index] = self.failures[index].saturating_add(other.failures[index]);
         }
         self.weight = other.weight;
@@ -146,6 +158,7 @@ impl History {
         let narrow = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
         let slot = Slot {
             requests: [narrow(stable.requests), narrow(canary.requests)],
+            counted: [narrow(stable.counted), narrow(canary.counted)],
             failures: [narrow(stable.failures), narrow(canary.failures)],
             weight: weight.basis_points(),
         };
@@ -218,7 +231,8 @@ mod tests {
     }
 
     fn totals(requests: u64, failures: u64) -> [Totals; 2] {
-        [Totals { requests: requests * 9, failures: 0 }, Totals { requests, failures }]
+        let (counted, nine) = (requests, requests * 9);
+        [Totals { requests: nine, counted: nine, failures: 0 }, Totals { requests, counted, failures }]
     }
 
     fn sum(slots: &Slots, track: Track) -> u64 {
@@ -232,7 +246,10 @@ mod tests {
         history.observe(at(1), totals(110, 7), Weight::ZERO);
         let recent = history.slots(Span::Recent);
         let canary: Vec<Totals> = recent.slots.iter().map(|slot| slot.track(Track::Canary)).collect();
-        assert_eq!(canary, [Totals { requests: 3, failures: 0 }, Totals { requests: 7, failures: 2 }]);
+        assert_eq!(
+            canary,
+            [Totals { requests: 3, counted: 3, failures: 0 }, Totals { requests: 7, counted: 7, failures: 2 }]
+        );
         assert_eq!(sum(&recent, Track::Stable), 90);
     }
 

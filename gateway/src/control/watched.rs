@@ -6,15 +6,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lockgate_config::units::Weight;
+use lockgate_judge::latency;
 use parking_lot::Mutex;
 
 use crate::control::function::FunctionVersion;
 use crate::control::history::{History, Latency, Slots, Span, Totals};
-use crate::control::snapshot::{Pair, Route, Snapshot, Target};
+use crate::control::snapshot::{Pair, Rollout, Route, Snapshot, Target};
 use crate::control::status::{Published, RolloutView};
 use crate::control::time::Timestamp;
 use crate::control::version::Version;
-use crate::metrics::{CallSummary, VersionSeries};
+use crate::metrics::{CallSummary, TrackSeries, VersionSeries};
+use crate::proxy::counts::Counts;
 use crate::track::Track;
 
 /// How often it looks.
@@ -79,22 +81,45 @@ impl Watching {
 /// Returns what a rollout's tracks have counted; none where it is not under way.
 fn counted(current: &Snapshot, rollout: &str) -> Option<([Totals; 2], Latency)> {
     let index = current.rollouts.iter().position(|known| *known.name == *rollout)?;
-    let requests = &current.rollouts[index].requests;
-    let summaries = current.routes.iter().find_map(|route| {
-        let slot = route.rollouts.iter().position(|known| *known == index)?;
-        summaries(route, slot)
+    let Rollout { requests, counts, .. } = &current.rollouts[index];
+    Some(match counts {
+        Some(counts) => guarded(requests, counts),
+        None => {
+            let summaries = current.routes.iter().find_map(|route| {
+                let slot = route.rollouts.iter().position(|known| *known == index)?;
+                summaries(route, slot)
+            });
+            unguarded(requests, summaries.unwrap_or_default())
+        }
+    })
+}
+
+/// What the guard counts is what is shown: of whole requests, whoever failed.
+fn guarded(requests: &TrackSeries, counts: &Counts) -> ([Totals; 2], Latency) {
+    let bound = |bucket| Duration::from_micros(latency::bound_micros(bucket)).as_secs_f64();
+    let mut took = Latency { bounds: (0..latency::BUCKETS).map(bound).collect(), ..Latency::default() };
+    let totals = Track::ALL.map(|track| {
+        let counted = counts.read(track);
+        took.counts[track as usize] = counted.latency;
+        Totals { requests: requests.count(track), counted: counted.requests, failures: counted.failures }
     });
+    (totals, took)
+}
+
+/// Without a guard, there is what the versions' own metrics say: of calls of a filter, or of requests to an upstream.
+fn unguarded(requests: &TrackSeries, summaries: [Option<CallSummary>; 2]) -> ([Totals; 2], Latency) {
     let mut latency = Latency::default();
     let totals = Track::ALL.map(|track| {
-        let summary = summaries.as_ref().and_then(|summaries| summaries[track as usize].as_ref());
-        let failures = summary.map_or(0, |summary| summary.failures.iter().map(|(_, count)| count).sum());
-        if let Some(summary) = summary {
+        let requests = requests.count(track);
+        let mut totals = Totals { requests, counted: requests, failures: 0 };
+        if let Some(summary) = &summaries[track as usize] {
+            totals.failures = summary.failures.iter().map(|(_, count)| count).sum();
             latency.counts[track as usize].clone_from(&summary.counts);
             latency.bounds.clone_from(&summary.bounds);
         }
-        Totals { requests: requests.count(track), failures }
+        totals
     });
-    Some((totals, latency))
+    (totals, latency)
 }
 
 /// Returns what both versions of a rollout's subject counted, by track, where a route has it in this slot.
