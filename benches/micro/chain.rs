@@ -4,10 +4,11 @@ use criterion::{BenchmarkId, Criterion};
 use lockgate::control::build::build;
 use lockgate::metrics::Metrics;
 use lockgate::proxy::chain::{Chain, Verdict};
+use lockgate::shadow::Shadows;
 use lockgate::track::Tracks;
 
 use crate::now::now;
-use crate::world::{ISOLATIONS, World, chosen, config, exchange};
+use crate::world::{ISOLATIONS, World, chosen, exchange, facts};
 
 pub(crate) fn benches(criterion: &mut Criterion) {
     let world = World::new();
@@ -18,12 +19,13 @@ pub(crate) fn benches(criterion: &mut Criterion) {
     for (isolation, setting) in ISOLATIONS {
         let filter = world.load_read_set(setting);
         for filters in [0, 1, 5] {
-            let config = config(1, filters);
-            let snapshot = build(1, &config, &chosen(&config, &filter, &metrics), &metrics);
+            let facts = facts(1, filters);
+            let chosen = chosen(&facts.config, &filter, &metrics);
+            let snapshot = build(1, &facts, &chosen, &metrics, &Shadows::default());
             let links = &snapshot.routes[0].chain;
             group.bench_function(BenchmarkId::new(isolation, filters), |bencher| {
                 bencher.iter(|| {
-                    let mut chain = Chain::enter(links, Tracks::default());
+                    let mut chain = Chain::enter(links, Tracks::default(), None);
                     assert!(matches!(now(chain.on_request(links, &mut exchange)), Verdict::Continue));
                     assert!(now(chain.on_response(links, &mut exchange)).is_ok());
                     chain.leave();

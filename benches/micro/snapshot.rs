@@ -7,23 +7,26 @@ use criterion::{BenchmarkId, Criterion};
 use lockgate::control::build::build;
 use lockgate::control::snapshot::SnapshotCell;
 use lockgate::metrics::Metrics;
+use lockgate::shadow::Shadows;
 
-use crate::world::{ISOLATIONS, World, chosen, config};
+use crate::world::{ISOLATIONS, World, chosen, facts};
 
 pub(crate) fn benches(criterion: &mut Criterion) {
     let world = World::new();
     let metrics = Metrics::new().expect("the families have different names");
     let filter = world.load_read_set(ISOLATIONS[0].1);
 
+    let shadows = Shadows::default();
+
     let mut group = criterion.benchmark_group("snapshot");
     for routes in [10, 100, 1_000, 10_000] {
-        let config = config(routes, 5);
-        let chosen = chosen(&config, &filter, &metrics);
+        let facts = facts(routes, 5);
+        let chosen = chosen(&facts.config, &filter, &metrics);
         group.bench_function(BenchmarkId::new("build", routes), |bencher| {
-            bencher.iter_with_large_drop(|| build(1, &config, &chosen, &metrics));
+            bencher.iter_with_large_drop(|| build(1, &facts, &chosen, &metrics, &shadows));
         });
-        let cell = SnapshotCell::new(Arc::new(build(1, &config, &chosen, &metrics)));
-        let mut other = Arc::new(build(2, &config, &chosen, &metrics));
+        let cell = SnapshotCell::new(Arc::new(build(1, &facts, &chosen, &metrics, &shadows)));
+        let mut other = Arc::new(build(2, &facts, &chosen, &metrics, &shadows));
         group.bench_function(BenchmarkId::new("swap", routes), |bencher| {
             bencher.iter(|| other = cell.swap(Arc::clone(&other)));
         });

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use http::{HeaderValue, Request, Response};
 use lockgate::control::build::{Chose, Chosen};
+use lockgate::control::facts::Facts;
 use lockgate::control::upstream::Upstream;
 use lockgate::control::version::Version;
 use lockgate::metrics::Metrics;
@@ -105,7 +106,7 @@ pub(crate) fn exchange() -> Box<Exchange> {
 }
 
 /// Returns a configuration with `filters` filters, all of them on each of `routes` routes, and a rollout of the upstream.
-pub(crate) fn config(routes: usize, filters: usize) -> Config {
+pub(crate) fn facts(routes: usize, filters: usize) -> Facts {
     let mut yaml = "listeners: [ \"127.0.0.1:8080\" ]
 upstreams: { origin: [ \"127.0.0.1:3000\" ], next: [ \"127.0.0.1:3001\" ] }
 rollouts: { next: { upstream: origin, canary: next, weight: 5% } }
@@ -126,7 +127,10 @@ rollouts: { next: { upstream: origin, canary: next, weight: 5% } }
             .expect("a string takes everything");
     }
     let source = Source { file: "lockgate.yaml".into(), text: yaml.into() };
-    lockgate_config::parse(source, Path::new(""), &|_| None).unwrap_or_else(|report| panic!("{report}"))
+    let config = lockgate_config::parse(source.clone(), Path::new(""), &|_| None);
+    let config = config.unwrap_or_else(|report| panic!("{report}"));
+    let (listeners, upstreams) = (vec![None; config.listeners.len()], vec![None; config.upstreams.len()]);
+    Facts::new(config, source, Vec::new(), Vec::new(), vec![None], listeners, upstreams)
 }
 
 /// Returns what was chosen for a configuration in which every filter is this one.
@@ -134,7 +138,7 @@ pub(crate) fn chosen(config: &Config, filter: &Arc<Filter>, metrics: &Metrics) -
     let (report, _) = unbounded_channel();
     // A filter is bound once: one version stands for all of them.
     let version = Version::new(Arc::clone(filter), FailureMode::Closed, metrics, &report);
-    let upstreams: Vec<_> = config.upstreams.iter().map(|upstream| Upstream::new(upstream, metrics)).collect();
+    let upstreams: Vec<_> = config.upstreams.iter().map(|upstream| Upstream::new(upstream, None, metrics)).collect();
     let upstream = |index: usize| Chose {
         stable: Arc::clone(&upstreams[index]),
         canary: (index == 0).then(|| (0, Arc::clone(&upstreams[1]))),
@@ -143,6 +147,7 @@ pub(crate) fn chosen(config: &Config, filter: &Arc<Filter>, metrics: &Metrics) -
         filters: config.filters.iter().map(|_| Chose { stable: Arc::clone(&version), canary: None }).collect(),
         functions: Vec::new(),
         upstreams: (0..upstreams.len()).map(upstream).collect(),
+        shadows: config.rollouts.iter().map(|_| None).collect(),
         counts: config.rollouts.iter().map(|_| None).collect(),
         weights: config.rollouts.iter().map(lockgate_config::model::Rollout::weight).collect(),
     }

@@ -43,7 +43,7 @@ impl Drop for Browser {
         let pid = self.process.id().and_then(|id| rustix::process::Pid::from_raw(i32::try_from(id).ok()?));
         if let Some(pid) = pid {
             // An error means that it has ended.
-            drop(rustix::process::kill_process_group(pid, rustix::process::Signal::KILL));
+            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
         }
     }
 }
