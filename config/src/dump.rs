@@ -426,7 +426,6 @@ fn key_part(part: &KeyPart) -> Value {
 const fn coding(coding: Coding) -> &'static str {
     match coding {
         Coding::Zstd => "zstd",
-        Coding::Brotli => "br",
         Coding::Gzip => "gzip",
     }
 }

@@ -573,8 +573,6 @@ pub struct Route {
 pub enum Coding {
     /// RFC 8878.
     Zstd,
-    /// RFC 7932.
-    Brotli,
     /// RFC 1952.
     Gzip,
 }

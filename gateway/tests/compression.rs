@@ -2,7 +2,7 @@
 
 mod harness;
 
-use async_compression::tokio::bufread::{BrotliDecoder, GzipDecoder, ZstdDecoder};
+use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
 use harness::{Gateway, Upstream};
 use tokio::io::AsyncReadExt as _;
 
@@ -10,7 +10,7 @@ const CONFIG: &str = r#"
 server: { watch: false }
 upstreams: { app: ["${UPSTREAM}"] }
 routes:
-  - { upstream: app, compress: [zstd, br, gzip] }
+  - { upstream: app, compress: [zstd, gzip] }
   - { match: { path: "/plain/*" }, upstream: app }
 "#;
 
@@ -18,7 +18,6 @@ async fn decoded(coding: &str, body: &[u8]) -> Vec<u8> {
     let mut plain = Vec::new();
     let read = match coding {
         "gzip" => GzipDecoder::new(body).read_to_end(&mut plain).await,
-        "br" => BrotliDecoder::new(body).read_to_end(&mut plain).await,
         "zstd" => ZstdDecoder::new(body).read_to_end(&mut plain).await,
         _ => panic!("`{coding}` is none of ours"),
     };
@@ -30,7 +29,7 @@ async fn decoded(coding: &str, body: &[u8]) -> Vec<u8> {
 async fn the_client_gets_the_best_coding_that_it_takes() {
     let up = Upstream::start().await;
     let gateway = Gateway::start(CONFIG, &up).await;
-    for (accepted, coding) in [("gzip, deflate, br, zstd", "zstd"), ("gzip, br;q=0.5", "br"), ("gzip", "gzip")] {
+    for (accepted, coding) in [("gzip, deflate, br, zstd", "zstd"), ("gzip, br;q=0.5", "gzip")] {
         let reply = gateway.get_with("/json/9000", "accept-encoding", accepted).await;
         assert_eq!((reply.header("content-encoding"), reply.header("vary")), (coding, "accept-encoding"), "{accepted}");
         assert_eq!(reply.header("etag"), "W/\"j-1\"");
@@ -51,9 +50,9 @@ async fn what_the_route_or_the_response_rules_out_passes_as_it_is() {
     let gateway = Gateway::start(CONFIG, &up).await;
     let reply = gateway.get_with("/plain/json", "accept-encoding", "gzip").await;
     assert_eq!((reply.header("content-encoding"), reply.header("vary")), ("", ""));
-    // Not a kind that grows smaller.
-    let reply = gateway.get_with("/bytes/5000", "accept-encoding", "gzip").await;
-    assert_eq!((reply.header("content-encoding"), reply.body.len()), ("", 5_000));
+    // Too short to grow shorter.
+    let reply = gateway.get_with("/json/5", "accept-encoding", "gzip").await;
+    assert_eq!((reply.header("content-encoding"), reply.text()), ("", "\"aaaaa\"".to_owned()));
     let request = gateway.client().head(gateway.url("/json/9000")).header("accept-encoding", "gzip");
     let reply = gateway.send(request).await;
     assert_eq!((reply.header("content-encoding"), reply.header("content-length")), ("", "9002"));

@@ -34,7 +34,7 @@ pub(crate) struct Route {
     /// unseen, until `limits.tunnel_idle_timeout`. What is not listed is asked for in vain: the header goes no further.
     #[serde(default = "websocket")]
     pub(crate) upgrades: Vec<Written<Token>>,
-    /// Compresses the upstream's responses with the first of these that the client takes: `zstd`, `br`, `gzip`. Only
+    /// Compresses the upstream's responses with the first of these that the client takes: `zstd`, `gzip`. Only
     /// kinds of content that grow smaller, nothing that is compressed already, no parts, no event streams, and nothing
     /// with `cache-control: no-transform`. Not for pages that show secrets beside what others may choose (BREACH).
     #[serde(default)]
@@ -62,11 +62,8 @@ fn websocket() -> Vec<Written<Token>> {
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
 pub(crate) enum Coding {
-    /// Fast, and as small as brotli.
+    /// Fast and small.
     Zstd,
-    /// What browsers have had for long.
-    #[serde(rename = "br")]
-    Brotli,
     /// What everybody understands.
     Gzip,
 }

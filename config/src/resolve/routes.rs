@@ -59,7 +59,6 @@ impl Resolver<'_> {
                 .iter()
                 .map(|coding| match coding {
                     file::Coding::Zstd => Coding::Zstd,
-                    file::Coding::Brotli => Coding::Brotli,
                     file::Coding::Gzip => Coding::Gzip,
                 })
                 .collect(),
