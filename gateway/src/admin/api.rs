@@ -140,13 +140,14 @@ mod tests {
         /api/v1/events
         /api/v1/export
         /api/v1/filters
+        /api/v1/functions
         /api/v1/quarantine
         /api/v1/quarantine/{version}
         /api/v1/reload
         /api/v1/rollouts
         /api/v1/rollouts/{rollout}
-        /api/v1/rollouts/{rollout}/chart
         /api/v1/rollouts/{rollout}/abandon
+        /api/v1/rollouts/{rollout}/chart
         /api/v1/rollouts/{rollout}/counts
         /api/v1/rollouts/{rollout}/explain
         /api/v1/rollouts/{rollout}/pause

@@ -242,8 +242,8 @@ mod tests {
             "stable": "9f2c1a.4be01f.e3b0c4", "canary": "9f2c1a.77b0e4.e3b0c4", "requests": { "stable": 12, "canary": 3 }
         });
         insta::assert_snapshot!(table(&[rollout]), @r"
-        ROLLOUT   SUBJECT      STATE        WEIGHT  IN FILE  STABLE                CANARY                REQUESTS
-        auth-1.5  filter auth  rolled-back  0%      5%       9f2c1a.4be01f.e3b0c4  9f2c1a.77b0e4.e3b0c4  12 / 3
+        ROLLOUT   SUBJECT      STATE        WEIGHT  IN FILE  STEP  VERDICT  STABLE                CANARY                REQUESTS
+        auth-1.5  filter auth  rolled-back  0%      5%       -     -        9f2c1a.4be01f.e3b0c4  9f2c1a.77b0e4.e3b0c4  12 / 3
         auth-1.5 was rolled back: 5 calls failed within 30s
         auth-1.5 differs from the file: `lockgate rollout export` prints what to commit
         ");

@@ -398,17 +398,15 @@ mod tests {
         Totals { requests, failures, ..Totals::default() }
     }
 
-    /// Lets a case see so many requests and failures of stable and canary.
+    /// Lets a case see so many requests and failures of stable and canary, in twenty looks.
     fn judge(cases: &mut Cases, state: &State, stable: (u64, u64), canary: (u64, u64)) -> Looked {
         let now = Timestamp::from_millis(2_000);
         cases.look(&config(), state, None, None, now).expect("it has a guard");
         let case = cases.0.get_mut("r").expect("it was looked at");
-        let seen = &case.seen.tracks;
-        let add = |before: &Totals, (requests, failures): (u64, u64)| {
-            totals(before.requests + requests, before.failures + failures)
-        };
-        let tracks = [add(&seen[0], stable), add(&seen[1], canary)];
-        case.take(Seen { tracks, shadow: case.seen.shadow });
+        for part in 1..=20 {
+            let so_far = |(requests, failures): (u64, u64)| totals(requests * part / 20, failures * part / 20);
+            case.take(Seen { tracks: [so_far(stable), so_far(canary)], shadow: case.seen.shadow });
+        }
         // What there is no counter for reads as nothing, which changes nothing.
         cases.look(&config(), state, None, None, now).expect("it has a guard")
     }
