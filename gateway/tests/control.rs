@@ -545,7 +545,9 @@ async fn a_key_is_explained_as_requests_are_split() {
     }
     plane.control.promote("tag-2", actor()).await.expect("it is under way");
     let explained = plane.control.explain("tag-2", &Asked::Key("user-1".to_owned())).expect("it is there");
-    assert_eq!(explained.track, Track::Canary);
+    // As in logs and metrics: the canary's version is what the stable track gets now.
+    assert_eq!(explained.track, Track::Stable);
+    assert!(explained.why.contains("its canary's version serves everybody"), "{}", explained.why);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
