@@ -4,7 +4,7 @@
 //! a thread that steps back for all others, within a share of one core, and what waits for it is bounded.
 //!
 //! Three parts. The request's half, in `proxy::shadow`, keeps stable's calls of a request as a [`Capture`]. One thread
-//! for each shadow replays them ([`worker`]). A [`Tally`] counts what came of it, for metrics, guard and API; it lives as
+//! for each shadow replays them (`worker`). A [`Tally`] counts what came of it, for metrics, guard and API; it lives as
 //! long as the rollout is about the same two versions, whatever becomes of snapshots.
 //!
 //! What two versions cannot agree about even where they are the same: time, random numbers, what an instance remembers
