@@ -94,6 +94,7 @@ guests: setup ## Build every filter and test fixture, into target/filters
 .PHONY: examples
 examples: setup ## Check the example configurations and those in deploy, components and all
 	@$(CARGO) run --quiet --locked -p lockgate-guests -- --library target/examples/filters
+	@mkdir -p target/examples/public target/examples/dist/assets
 	@cp config/examples/*.yaml target/examples/
 	@for file in deploy/lockgate.yaml deploy/compose/config/lockgate.yaml; do \
 	    sed -e 's#/usr/share/lockgate/filters#filters#' -e 's#/var/\(lib\|cache\)/lockgate#var#' \

@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 use crate::model::{
     AccessLog, Alpn, Balance, Coding, Config, Decider, FailureMode, FilterLimits, FilterPolicy, FilterVersion,
     FunctionVersion, Guard, Health, HealthCheck, Isolation, KeyPart, Listener, OnBad, Plan, Rollout, RolloutSubject,
-    Route, Server, ShadowLimits, SlownessGuard, Stage, Target, Tls, TlsVersion, Upstream, UpstreamProtocol,
+    Route, Server, ShadowLimits, SlownessGuard, Stage, StaticFolder, Target, Tls, TlsVersion, Upstream,
+    UpstreamProtocol,
 };
 use crate::units::format_duration;
 
@@ -308,10 +309,26 @@ fn route(route: &Route, config: &Config) -> Value {
         Target::Function { function } => {
             value["function"] = config.functions[*function].name.to_string().into();
         }
+        Target::Static(files) => value["static"] = static_folder(files),
     }
     // A default name is no name that may be written.
     if crate::text::check_name(&route.name).is_ok() {
         value["name"] = route.name.to_string().into();
+    }
+    value
+}
+
+fn static_folder(files: &StaticFolder) -> Value {
+    let mut value = json!({
+        "folder": files.folder.display().to_string(),
+        "index": files.index.iter().map(|name| literal(name)).collect::<Value>(),
+        "precompressed": files.precompressed,
+    });
+    if let Some(fallback) = &files.fallback {
+        value["fallback"] = literal(fallback);
+    }
+    if let Some(cache_control) = &files.cache_control {
+        value["cache_control"] = literal(cache_control);
     }
     value
 }

@@ -5,6 +5,7 @@
 //! depend on other keys are the matter of `resolve`.
 
 mod filter;
+mod folder;
 pub(crate) mod forms;
 mod function;
 mod listener;
@@ -20,6 +21,7 @@ use serde::Deserialize;
 pub(crate) use self::filter::{
     FailureForm, FailureWord, FallBack, Filter, FilterLimits, Grants, IsolationForm, IsolationWord, Reused,
 };
+pub(crate) use self::folder::Static;
 use self::forms::Named;
 pub(crate) use self::function::{Function, FunctionLimits};
 pub(crate) use self::listener::{Alpn, ClientAuthMode, ListenerForm, Tls};

@@ -644,6 +644,25 @@ pub enum Target {
         /// What answers.
         function: usize,
     },
+    /// The files of a folder.
+    Static(StaticFolder),
+}
+
+/// A folder whose files answer requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaticFolder {
+    /// Relative paths are resolved against the configuration file's folder.
+    pub folder: PathBuf,
+    /// Names of the file that answers for a folder, in order of preference; paths inside of it. Default: `index.html`.
+    pub index: Vec<String>,
+    /// The file that answers for what is not there; a path inside the folder. Default: none.
+    pub fallback: Option<String>,
+    /// Whether files with `.br`, `.zst` or `.gz` behind their names are sent in the place of those without. Default: true.
+    pub precompressed: bool,
+    /// The header `cache-control` of files. Default: none.
+    pub cache_control: Option<String>,
+    /// Where the folder is named.
+    pub place: Place,
 }
 
 /// The state of moving one filter, function or upstream from its stable to its canary version.

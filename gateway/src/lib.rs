@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod cli;
 pub mod control;
+pub mod folder;
 pub mod metrics;
 pub mod proxy;
 pub mod server;

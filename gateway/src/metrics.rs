@@ -30,8 +30,9 @@ use crate::tls::{Certificate, Failure};
 use crate::track::Track;
 use lease::{Lease, Leases};
 pub use series::{
-    CallSummary, CustomSeries, FAILED_BY_ITSELF, FUNCTION_OUTCOMES, FunctionSeries, ListenerSeries, OUTCOMES, PHASES,
-    PhaseSeries, Retry, RouteSeries, STATUS_CLASSES, ShadowSeries, TrackSeries, UpstreamSeries, VersionSeries, exports,
+    CallSummary, CustomSeries, FAILED_BY_ITSELF, FUNCTION_OUTCOMES, FolderOutcome, FolderSeries, FunctionSeries,
+    ListenerSeries, OUTCOMES, PHASES, PhaseSeries, Retry, RouteSeries, STATUS_CLASSES, ShadowSeries, TrackSeries,
+    UpstreamSeries, VersionSeries, exports,
 };
 use series::{HANDSHAKE_OK, register};
 
@@ -72,6 +73,8 @@ pub struct Metrics {
     custom: Mutex<BTreeMap<(String, String), Arc<CustomSeries>>>,
     requests: IntCounterVec,
     request_duration: HistogramVec,
+    static_answers: IntCounterVec,
+    static_duration: HistogramVec,
     errors: Vec<IntCounter>,
     filter_calls: IntCounterVec,
     filter_duration: HistogramVec,
@@ -208,6 +211,17 @@ impl Metrics {
             request_duration: r.histograms(
                 "lockgate_request_duration_seconds",
                 "Time from the request's header to the end of its response.",
+                &["route"],
+                REQUEST_BUCKETS,
+            )?,
+            static_answers: r.counters(
+                "lockgate_static_answers_total",
+                "Answers of folders, by what they were.",
+                &["route", "outcome"],
+            )?,
+            static_duration: r.histograms(
+                "lockgate_static_duration_seconds",
+                "Time to find and open a file, and to read its first 64 KiB.",
                 &["route"],
                 REQUEST_BUCKETS,
             )?,
@@ -487,6 +501,20 @@ impl Metrics {
             let labels = [&listener.to_string(), &certificate.file];
             self.certificate_expiry.with_label_values(&labels).set(certificate.not_after as f64);
         }
+    }
+
+    /// Returns the handles of a route's folder.
+    pub fn folder(&self, route: &str) -> Arc<FolderSeries> {
+        let labels = FolderOutcome::ALL.map(|outcome| [route, outcome.as_str()]);
+        Arc::new(FolderSeries {
+            answers: labels.map(|labels| self.static_answers.with_label_values(&labels)),
+            duration: self.static_duration.with_label_values(&[route]),
+            _lease: self.leases.take({
+                let mut series: Vec<_> = labels.map(|labels| remove(&self.static_answers, &labels)).into();
+                series.push(remove(&self.static_duration, &[route]));
+                lease::Series::new(&["static", route], series)
+            }),
+        })
     }
 
     /// Counts a request that did not get its target's answer.

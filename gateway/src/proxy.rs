@@ -10,6 +10,7 @@ pub mod compress;
 pub mod context;
 pub mod counts;
 pub mod fault;
+pub mod files;
 pub mod forward;
 pub mod function;
 pub mod lend;
@@ -109,7 +110,7 @@ impl ProxyHttp for Gateway {
         admit::normalise(session).map_err(|fault| self.fault(context, fault))
     }
 
-    /// Route, split, request filters.
+    /// Route, split, request filters; the target, where it is not an upstream.
     async fn request_filter(&self, session: &mut Session, context: &mut Context) -> pingora::Result<bool> {
         admit::set_timeouts(session, &context.snapshot.limits);
         if let Some(redirect) = admit::redirected_to_https(session, context) {
@@ -120,17 +121,19 @@ impl ProxyHttp for Gateway {
             respond::refuse_with(session, context, refused.fault, refused.headers).await?;
             return Ok(true);
         }
-        let Some((chain, links, exchange)) = context.filters() else {
-            return self.answer_by_function(session, context).await;
-        };
-        lend::request(session, exchange);
-        let verdict = chain.on_request(links, exchange).await;
-        lend::take_back(session, exchange);
-        if let Some(response) = self.settle(context, verdict) {
-            respond::answer(session, context, response).await?;
-            return Ok(true);
+        if let Some((chain, links, exchange)) = context.filters() {
+            lend::request(session, exchange);
+            let verdict = chain.on_request(links, exchange).await;
+            lend::take_back(session, exchange);
+            if let Some(response) = self.settle(context, verdict) {
+                respond::answer(session, context, response).await?;
+                return Ok(true);
+            }
+            if self.filter_whole_body(session, context).await? {
+                return Ok(true);
+            }
         }
-        if self.filter_whole_body(session, context).await? {
+        if files::answer(session, context).await? {
             return Ok(true);
         }
         self.answer_by_function(session, context).await
@@ -201,9 +204,7 @@ impl ProxyHttp for Gateway {
         request: &mut RequestHeader,
         context: &mut Context,
     ) -> pingora::Result<()> {
-        if let Some((chain, links, _)) = context.filters() {
-            context.response_body = chain.acts_on_response_body(links);
-        }
+        context.response_body = context.filters_response_body();
         forward::to_upstream(request, context)
     }
 
@@ -314,7 +315,7 @@ impl ProxyHttp for Gateway {
         }
         if context.response_body {
             let mut piece = body.take().unwrap_or_default();
-            self.filter_response_body(session, context, &mut piece, end)?;
+            respond::filter_piece(session, context, &mut piece, end)?;
             *body = Some(piece);
         }
         if let Some(compression) = &mut context.compression {
@@ -333,7 +334,7 @@ impl ProxyHttp for Gateway {
         let mut rest = None;
         if context.response_body {
             let mut piece = Bytes::new();
-            self.filter_response_body(session, context, &mut piece, true)?;
+            respond::filter_piece(session, context, &mut piece, true)?;
             rest = Some(piece);
         }
         if let Some(compression) = &mut context.compression {
@@ -471,20 +472,6 @@ impl Gateway {
         }
     }
 
-    fn filter_response_body(
-        &self,
-        session: &mut Session,
-        context: &mut Context,
-        piece: &mut Bytes,
-        end: bool,
-    ) -> pingora::Result<()> {
-        let Some((chain, links, exchange)) = context.filters() else { return Ok(()) };
-        lend::request(session, exchange);
-        let passed = chain.on_response_body(links, exchange, piece, end);
-        lend::take_back(session, exchange);
-        passed.map_err(|fault| self.fault(context, fault))
-    }
-
     /// Returns the answer that a chain's verdict asks for; none to go on.
     fn settle(&self, context: &mut Context, verdict: Verdict) -> Option<Response> {
         match verdict {
@@ -499,8 +486,7 @@ impl Gateway {
 
     /// Returns the error that makes Pingora call [`ProxyHttp::fail_to_proxy`], where the fault is answered.
     fn fault(&self, context: &mut Context, fault: Fault) -> Box<Error> {
-        let fault = context.blame(fault);
-        Error::explain(ErrorType::HTTPStatus(fault.code()), fault.kind())
+        context.fail(fault)
     }
 }
 

@@ -9,6 +9,7 @@ use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::filter::Grants;
+use super::folder::Static;
 use super::forms::{Either, Named, OneOrMany};
 use super::plan::{Decider, Guard, Mode, OnBad, Shadow, StepForm, local, serve};
 use super::written::{CookieName, FilePath, Name, Reference, Token, Written, quoting};
@@ -40,17 +41,22 @@ pub(crate) struct Route {
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
     pub(crate) compress: Vec<Coding>,
-    /// Name of the upstream that answers. Either this or `function`.
+    /// Name of the upstream that answers. Either this, `function` or `static`.
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
     pub(crate) upstream: Option<Written<Reference>>,
-    /// Name of the function that answers. Either this or `upstream`.
+    /// Name of the function that answers. Either this, `upstream` or `static`.
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
     pub(crate) function: Option<Written<Reference>>,
     /// Names of further upstreams, which a filter may choose instead of `upstream`.
     #[serde(default)]
     pub(crate) alternatives: Vec<Written<Reference>>,
+    /// The folder whose files answer. A path alone is short for a map with that `folder`. Either this,
+    /// `upstream` or `function`.
+    #[serde(default, rename = "static")]
+    #[schemars(extend("x-default" = "none"))]
+    pub(crate) files: Option<Either<Written<FilePath>, Static>>,
 }
 
 fn websocket() -> Vec<Written<Token>> {

@@ -187,6 +187,8 @@ scalar!(HeaderName, "a header's name", Self::parse, |name: &Self| name.0.clone()
 scalar!(CookieName, "a cookie's name", CookieName::parse, |name: &Self| name.0.clone(), "sid");
 scalar!(Token, "a protocol", Token::parse, |name: &Self| name.0.clone(), "websocket");
 scalar!(FilePath, "a file or folder", FilePath::parse, |path: &Self| path.0.display().to_string(),);
+scalar!(Inside, "a file in a folder", Inside::parse, |file: &Self| file.0.clone(), "index.html");
+scalar!(HeaderValue, "the value of a header", HeaderValue::parse, |value: &Self| value.0.clone(),);
 scalar!(Secret, "a text that is kept secret", read_secret, Self::to_string, "${LOCKGATE_TOKEN}");
 scalar!(String, "a text", |text: &str| Ok(text.to_owned()), Self::clone,);
 scalar!(Name, "a name", Name::parse, |name: &Self| name.0.clone(),);
@@ -306,6 +308,37 @@ impl FilePath {
             );
         }
         Ok(Self(text.into()))
+    }
+}
+
+/// A path of a file inside a folder, with `/` between its segments.
+#[derive(Clone, Debug)]
+pub(crate) struct Inside(pub(crate) String);
+
+impl Inside {
+    fn parse(text: &str) -> Result<Self, TextError> {
+        let expected = || TextError::new("the path of a file inside the folder, such as `index.html`");
+        if text.starts_with('/') {
+            return Err(expected().hint("it starts at the folder: leave the first `/` out"));
+        }
+        let served = |segment: &str| !segment.is_empty() && !segment.starts_with('.') && !segment.contains('\0');
+        if !text.split('/').all(served) {
+            return Err(expected().hint("no segment may be empty or begin with a dot: such files are not served"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// What can stand behind the colon of a header.
+#[derive(Clone, Debug)]
+pub(crate) struct HeaderValue(pub(crate) String);
+
+impl HeaderValue {
+    fn parse(text: &str) -> Result<Self, TextError> {
+        if !text.is_empty() && text::is_value(text) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(TextError::new("the value of a header: no control characters, and no space at its ends"))
     }
 }
 

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use super::{Resolver, Section, line_of, repeated};
 use crate::file;
 use crate::file::HeaderCondition;
+use crate::file::forms::Either;
 use crate::file::written::{Reference, Written};
 use crate::model::{
-    Coding, HeaderMatch, HostPattern, PathPattern, Rollout, RolloutSubject, Route, RouteMatch, Segment, Target,
+    Coding, HeaderMatch, HostPattern, PathPattern, Rollout, RolloutSubject, Route, RouteMatch, Segment, StaticFolder,
+    Target,
 };
 use crate::problem::{Place, Problem};
 use crate::text::HeaderName;
@@ -24,7 +26,11 @@ impl Resolver<'_> {
         if routes.is_empty() && !tree.pruned("routes") && !section.is_some_and(|node| node.damaged) {
             let place = tree.entry("routes").map(|entry| entry.key_place.clone());
             let problem = Problem::new("there is no route", place.unwrap_or_default());
-            self.problem(problem.hint("without one, every request is answered with 404: add `- upstream: NAME`"));
+            self.problem(
+                problem.hint(
+                    "without one, every request is answered with 404: add `- upstream: NAME` or `- static: FOLDER`",
+                ),
+            );
         }
         let section = tree.at("routes");
         let routes: Vec<_> = routes
@@ -38,39 +44,44 @@ impl Resolver<'_> {
         routes
     }
 
-    fn route(&mut self, route: file::Route, node: &Node) -> Option<Route> {
-        let target = self.target(&route, node);
-        let matcher = self.matcher(route.matches, node.at("match"));
+    fn route(&mut self, mut route: file::Route, node: &Node) -> Option<Route> {
+        let matcher = self.matcher(std::mem::take(&mut route.matches), node.at("match"));
         let filters = self.references(Section::Filters, &route.filters, node.at("filters"));
         if filters.len() > FILTERS_MAX {
             let problem = Problem::new("the chain is too long", node.key_place("filters"));
             self.problem(problem.label(format!("{} filters; at most {FILTERS_MAX}", filters.len())));
         }
+        let name = match &route.name {
+            Some(name) => name.0.0.as_str().into(),
+            None => default_name(&matcher).into(),
+        };
+        let compress = route.compress.iter().map(|coding| match coding {
+            file::Coding::Zstd => Coding::Zstd,
+            file::Coding::Gzip => Coding::Gzip,
+        });
+        let compress = compress.collect();
+        let upgrades = std::mem::take(&mut route.upgrades).into_iter().map(|protocol| protocol.0.0).collect();
+        let target = self.target(route, node);
         Some(Route {
-            name: match &route.name {
-                Some(name) => name.0.0.as_str().into(),
-                None => default_name(&matcher).into(),
-            },
+            name,
             matcher,
             filters,
-            upgrades: route.upgrades.into_iter().map(|protocol| protocol.0.0).collect(),
-            compress: route
-                .compress
-                .iter()
-                .map(|coding| match coding {
-                    file::Coding::Zstd => Coding::Zstd,
-                    file::Coding::Gzip => Coding::Gzip,
-                })
-                .collect(),
+            upgrades,
+            compress,
             target: target?,
             place: node.get("name").unwrap_or(node).place.clone(),
         })
     }
 
-    fn target(&mut self, route: &file::Route, node: &Node) -> Option<Target> {
+    /// Finds what answers a route: one thing, and not several.
+    fn target(&mut self, route: file::Route, node: &Node) -> Option<Target> {
         let alternatives = self.references(Section::Upstreams, &route.alternatives, node.at("alternatives"));
-        match (&route.upstream, &route.function) {
-            (Some(name), None) => {
+        if route.upstream.is_none() && !route.alternatives.is_empty() && !node.pruned("upstream") {
+            let problem = Problem::new("only an upstream has alternatives", node.key_place("alternatives"));
+            self.problem(problem.hint("a filter may choose between upstreams only; remove this"));
+        }
+        match (&route.upstream, &route.function, route.files) {
+            (Some(name), None, None) => {
                 let upstream = self.find(Section::Upstreams, name, node.at("upstream"));
                 if let Some(index) = route.alternatives.iter().position(|other| other.0 == name.0) {
                     let place = node.at("alternatives").item(index).place.clone();
@@ -79,26 +90,44 @@ impl Resolver<'_> {
                 }
                 Some(Target::Upstream { upstream: upstream?, alternatives })
             }
-            (None, Some(name)) => {
-                if !route.alternatives.is_empty() {
-                    let place = node.key_place("alternatives");
-                    let problem = Problem::new("a function has no alternatives", place);
-                    self.problem(problem.hint("a filter may choose between upstreams only; remove this"));
-                }
+            (None, Some(name), None) => {
                 Some(Target::Function { function: self.find(Section::Functions, name, node.at("function"))? })
             }
-            (Some(_), Some(_)) => {
-                let problem = Problem::new("a route has one target", node.key_place("function"));
-                self.problem(problem.label("`upstream` is there too").hint("make two routes of it, or remove one"));
-                None
+            (None, None, Some(files)) => {
+                let node = node.at("static");
+                Some(Target::Static(match files {
+                    Either::Short(folder) => self.static_folder(file::Static::of(folder), node.place.clone()),
+                    Either::Long(files) => self.static_folder(files, node.at("folder").place.clone()),
+                }))
             }
-            (None, None) => {
-                if !node.damaged {
+            (None, None, None) => {
+                if !["upstream", "function", "static"].iter().any(|key| node.pruned(key)) {
                     let problem = Problem::new("it is not said what answers", node.place.clone());
-                    self.problem(problem.hint("add `upstream: NAME` or `function: NAME`"));
+                    self.problem(problem.hint("add `upstream: NAME`, `function: NAME` or `static: FOLDER`"));
                 }
                 None
             }
+            (upstream, function, files) => {
+                let keys =
+                    [("upstream", upstream.is_some()), ("function", function.is_some()), ("static", files.is_some())];
+                let mut keys = keys.iter().filter(|(_, is_there)| *is_there).map(|(key, _)| *key);
+                let (first, second) = (keys.next().unwrap_or_default(), keys.next().unwrap_or_default());
+                let problem = Problem::new("a route has one target", node.key_place(second));
+                let problem = problem.label(format!("`{first}` is there too"));
+                self.problem(problem.hint("make two routes of it, or remove one"));
+                None
+            }
+        }
+    }
+
+    fn static_folder(&self, files: file::Static, place: Place) -> StaticFolder {
+        StaticFolder {
+            folder: self.path(&files.folder),
+            index: files.index.0.into_iter().map(|name| name.0.0).collect(),
+            fallback: files.fallback.map(|name| name.0.0),
+            precompressed: files.precompressed.0,
+            cache_control: files.cache_control.map(|value| value.0.0),
+            place,
         }
     }
 

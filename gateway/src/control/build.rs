@@ -12,6 +12,7 @@ use crate::control::function::FunctionVersion;
 use crate::control::snapshot::{Link, Listening, Pair, Rollout, Route, Snapshot, Target};
 use crate::control::upstream::Upstream;
 use crate::control::version::Version;
+use crate::folder::Folder;
 use crate::metrics::Metrics;
 use crate::proxy::counts::Counts;
 use crate::proxy::route::Router;
@@ -131,6 +132,10 @@ fn build_route(config: &Config, chosen: &Chosen, metrics: &Metrics, shadows: &Sh
             }
         }
         model::Target::Function { function } => Target::Function(slots.pair(&chosen.functions[*function])),
+        model::Target::Static(folder) => Target::Static {
+            folder: Arc::new(Folder::new(folder, &route.matcher.path)),
+            series: metrics.folder(&route.name),
+        },
     };
     Route {
         name: Arc::clone(&route.name),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lockgate_config::model::{
-    Config, Filter, FilterVersion, Function, FunctionVersion, RolloutSubject, Server, Upstream,
+    Config, Filter, FilterVersion, Function, FunctionVersion, RolloutSubject, Server, StaticFolder, Target, Upstream,
 };
 use lockgate_config::problem::{Place, Problem, Report, Source};
 use lockgate_host::{Digest, FilterSpec, FunctionSpec, Host, HostError, LoadError, Progress, VersionId};
@@ -135,6 +135,11 @@ impl Draft {
         });
         let canaries = canaries.collect::<Vec<_>>();
         let upstream_tls = config.upstreams.iter().map(|upstream| reader.tls(upstream)).collect();
+        for route in &config.routes {
+            if let Target::Static(files) = &route.target {
+                reader.check_folder(files);
+            }
+        }
         let Reader { components, problems: unread, .. } = reader;
         problems.extend(unread);
         if !problems.is_empty() {
@@ -294,6 +299,18 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    fn check_folder(&mut self, files: &StaticFolder) {
+        if files.folder.is_dir() {
+            return;
+        }
+        // So that the reload comes with the folder.
+        self.seen.note(&files.folder);
+        let shown = shown(self.source, &files.folder).display();
+        let problem = Problem::new(format!("`{shown}` is no folder"), files.place.clone());
+        self.problems
+            .push(problem.hint("make it, or name another; paths are relative to the configuration file's folder"));
+    }
+
     fn read(&mut self, version: &FilterVersion) -> Option<VersionId> {
         let component = self.component(&version.component, &version.component_place)?;
         let without = VersionId::of(&[], version.settings.reveal(), &grants(&version.grants));

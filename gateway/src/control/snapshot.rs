@@ -13,7 +13,8 @@ use lockgate_config::model::{Coding, FailureMode, Hsts, ListenAddress, Listener,
 use crate::control::function::FunctionVersion;
 use crate::control::upstream::Upstream;
 use crate::control::version::Version;
-use crate::metrics::{ListenerSeries, Metrics, RouteSeries, TrackSeries};
+use crate::folder::Folder;
+use crate::metrics::{FolderSeries, ListenerSeries, Metrics, RouteSeries, TrackSeries};
 use crate::proxy::counts::Counts;
 use crate::proxy::route::Router;
 use crate::proxy::split::Split;
@@ -152,6 +153,13 @@ pub enum Target {
     },
     /// A component that answers by itself, in its versions.
     Function(Pair<FunctionVersion>),
+    /// The files of a folder.
+    Static {
+        /// The folder.
+        folder: Arc<Folder>,
+        /// Metric handles.
+        series: Arc<FolderSeries>,
+    },
 }
 
 /// A stable version, and a canary while a rollout is under way.

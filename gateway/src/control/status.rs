@@ -102,12 +102,15 @@ pub struct RouteView {
     pub headers: Vec<String>,
     /// In the order of the request.
     pub filters: Vec<String>,
-    /// The upstream that answers, unless a filter chooses another; none where a function answers.
+    /// The upstream that answers, unless a filter chooses another; none where a function or a folder answers.
     pub upstream: Option<String>,
-    /// The function that answers; none where an upstream does.
+    /// The function that answers; none where something else does.
     pub function: Option<String>,
     /// What a filter may choose.
     pub alternatives: Vec<String>,
+    /// The folder whose files answer.
+    #[serde(rename = "static", skip_serializing_if = "Option::is_none")]
+    pub folder: Option<String>,
 }
 
 /// A filter.
@@ -604,12 +607,15 @@ impl Published {
     fn route(&self, route: &model::Route) -> RouteView {
         let config = &self.loaded.facts.config;
         let name = |index: &usize| config.upstreams[*index].name.to_string();
-        let (upstream, function, alternatives) = match &route.target {
+        let (upstream, function, folder, alternatives) = match &route.target {
             model::Target::Upstream { upstream, alternatives } => {
-                (Some(name(upstream)), None, alternatives.iter().map(name).collect())
+                (Some(name(upstream)), None, None, alternatives.iter().map(name).collect())
             }
             model::Target::Function { function } => {
-                (None, Some(config.functions[*function].name.to_string()), Vec::new())
+                (None, Some(config.functions[*function].name.to_string()), None, Vec::new())
+            }
+            model::Target::Static(files) => {
+                (None, None, Some(self.loaded.facts.shown(&files.folder).display().to_string()), Vec::new())
             }
         };
         let matcher = &route.matcher;
@@ -630,6 +636,7 @@ impl Published {
             upstream,
             function,
             alternatives,
+            folder,
         }
     }
 }

@@ -85,6 +85,63 @@ impl ListenerSeries {
     }
 }
 
+/// What a folder answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FolderOutcome {
+    /// With a whole file.
+    File,
+    /// With a part of one.
+    Part,
+    /// That the client has it.
+    NotModified,
+    /// That the folder is elsewhere.
+    Redirect,
+    /// That there is no such file.
+    Missing,
+    /// That the method, a condition or a range is not met.
+    Refused,
+    /// That the file could not be read.
+    Failed,
+}
+
+impl FolderOutcome {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Self; 7] =
+        [Self::File, Self::Part, Self::NotModified, Self::Redirect, Self::Missing, Self::Refused, Self::Failed];
+
+    /// Returns the label's value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Part => "part",
+            Self::NotModified => "not_modified",
+            Self::Redirect => "redirect",
+            Self::Missing => "missing",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Handles of a folder.
+#[derive(Debug)]
+pub struct FolderSeries {
+    /// In the order of [`FolderOutcome::ALL`].
+    pub(super) answers: [IntCounter; 7],
+    pub(super) duration: Histogram,
+    pub(super) _lease: Lease,
+}
+
+impl FolderSeries {
+    /// Counts an answer, with the time until it was known; none where the folder was not asked.
+    pub fn record(&self, outcome: FolderOutcome, duration: Option<Duration>) {
+        self.answers[outcome as usize].inc();
+        if let Some(duration) = duration {
+            self.duration.observe(duration.as_secs_f64());
+        }
+    }
+}
+
 /// Handles of one version of a filter on one track.
 #[derive(Debug)]
 pub struct VersionSeries {

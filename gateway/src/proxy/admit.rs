@@ -242,7 +242,7 @@ pub fn route_and_split(session: &Session, context: &mut Context) -> Result<(), R
         let names = match &route.target {
             Target::Upstream { names, .. } => Arc::clone(names),
             // There is nothing to choose from.
-            Target::Function(_) => Arc::default(),
+            Target::Function(_) | Target::Static { .. } => Arc::default(),
         };
         let captures = Captures::sample(route, context.tracks, &context.id, context.started);
         context.chain = Chain::enter(&route.chain, context.tracks, captures);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lockgate_host::{BodyMode, Exchange, Response};
+use pingora::{Error, ErrorType};
 
 use crate::control::function::FunctionVersion;
 use crate::control::snapshot::{Link, Pair, Route, Snapshot, SnapshotCell, Target};
@@ -54,6 +55,8 @@ pub struct Context {
     pub answering: Option<Answering>,
     /// What holds for all attempts.
     pub attempts: Attempts,
+    /// The file that answered.
+    pub file: Option<SentFile>,
     /// What kept the request from its target's answer. The first fault stays: what follows is its consequence.
     pub fault: Option<Fault>,
     /// What the operating system or Pingora say of the fault, for the log.
@@ -142,6 +145,15 @@ pub struct Attempt {
     pub header_after: Option<Duration>,
 }
 
+/// A file that answered.
+#[derive(Debug)]
+pub struct SentFile {
+    /// Its path in the folder.
+    pub name: String,
+    /// How it was compressed.
+    pub encoding: Option<&'static str>,
+}
+
 /// A snapshot that is being read. Counts the requests that read it, so that a drain knows when it is over.
 #[derive(Debug)]
 pub struct Reading(Arc<Snapshot>);
@@ -188,6 +200,7 @@ impl Context {
             attempt: None,
             answering: None,
             attempts: Attempts::default(),
+            file: None,
             fault: None,
             reason: None,
             answer: None,
@@ -220,13 +233,24 @@ impl Context {
     pub fn function(&self) -> Option<(&Arc<FunctionVersion>, Track)> {
         match &self.route()?.target {
             Target::Function(versions) => Some(versions.on(self.tracks)),
-            Target::Upstream { .. } => None,
+            Target::Upstream { .. } | Target::Static { .. } => None,
         }
     }
 
     /// Returns the scheme of the request's address.
     pub fn scheme(&self) -> &'static str {
         self.arrival.as_ref().map_or("http", |arrival| arrival.scheme())
+    }
+
+    /// Returns whether a filter that the response has yet to pass acts on its body.
+    pub fn filters_response_body(&mut self) -> bool {
+        self.filters().is_some_and(|(chain, links, _)| chain.acts_on_response_body(links))
+    }
+
+    /// Returns the error that makes Pingora end the request with a fault.
+    pub fn fail(&mut self, fault: Fault) -> Box<Error> {
+        let fault = self.blame(fault);
+        Error::explain(ErrorType::HTTPStatus(fault.code()), fault.kind())
     }
 
     /// Notes why the request will not get its target's answer, unless that is known already.

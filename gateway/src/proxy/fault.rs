@@ -85,6 +85,8 @@ faults! {
     NoRoute = Downstream "no_route" 404 "not found";
     /// A route would, with another method.
     MethodNotAllowed = Downstream "method_not_allowed" 405 "method not allowed";
+    /// The folder has no such file.
+    NoFile = Downstream "no_file" 404 "not found";
     /// The body is longer than a limit.
     BodyTooLarge = Downstream "body_too_large" 413 "request body too large";
     /// The body did not come in time.
@@ -111,6 +113,8 @@ faults! {
     UpstreamClosed = Upstream "closed" 502 "upstream closed the connection";
     /// The answer breaks HTTP.
     UpstreamInvalid = Upstream "invalid_response" 502 "upstream sent an invalid response";
+    /// A file of a folder could not be read, or became shorter meanwhile.
+    FileUnreadable = Gateway "file_unreadable" 500 "file could not be read";
     /// Something that should not be.
     Internal = Gateway "internal" 500 "internal error";
 }

@@ -188,6 +188,14 @@ fn put_together(line: &mut Vec<u8>, session: &Session, context: &Context, status
             object.millis("busy_ms", answering.busy);
         });
     }
+    if let Some(file) = &context.file {
+        object.object("static", |object| {
+            object.text("file", &file.name);
+            if let Some(encoding) = file.encoding {
+                object.text("encoding", encoding);
+            }
+        });
+    }
     let chain = context.route().map_or(&[][..], |route| &route.chain);
     object.objects("filters", chain.iter().zip(context.chain.steps()), |object, (link, step)| {
         let (version, track) = link.versions.on(context.tracks);
