@@ -21,9 +21,9 @@ use crate::track::Track;
 /// How long a key's requests are counted together.
 pub const WINDOW: Duration = Duration::from_secs(10);
 
-/// Requests of one key that count within a window. At a hundred canary requests a second, a client whose requests all fail
-/// moves the share of failures by 0.3 %: less than any sensible tolerance.
-pub const PER_KEY: u32 = 3;
+/// Requests of one key that count within a window. One: the judge takes requests for independent, and those that one client
+/// sends in a burst are not.
+pub const PER_KEY: u32 = 1;
 
 /// Slots for keys: a quarter of a MiB for each rollout with a guard. With more keys in a window some share a slot, and
 /// count a little less.
