@@ -194,7 +194,8 @@ mod tests {
             imports
         };
         let interface = |name| format!("lockgate:filter/{name}@0.1.0");
-        assert_eq!(imports(Guest::ReadSet), ["request", "response", "types"].map(interface));
+        // `log`, since what is printed goes there.
+        assert_eq!(imports(Guest::ReadSet), ["log", "request", "response", "types"].map(interface));
         assert_eq!(imports(Guest::UnknownImport), ["example:nowhere/thing@1.0.0", "lockgate:filter/types@0.1.0"]);
     }
 }
