@@ -29,7 +29,7 @@ setup: ## Install what is missing to build: C compiler, cmake, the target of fil
 	@.ci/setup
 
 .PHONY: setup-test
-setup-test: ## The same, and what tests need: Chromium with its driver, promtool
+setup-test: ## The same, and what tests need: Chromium with its driver, promtool, openssl
 	@.ci/setup test
 
 .PHONY: demo
@@ -92,9 +92,16 @@ guests: setup ## Build every filter and test fixture, into target/filters
 	@$(CARGO) run --quiet --locked -p lockgate-guests -- target/filters
 
 .PHONY: examples
-examples: setup ## Check the example configurations and those in deploy, components and all
-	@$(CARGO) run --quiet --locked -p lockgate-guests -- --library target/examples/filters
-	@mkdir -p target/examples/public target/examples/dist/assets
+examples: setup-test ## Check the example configurations and those in deploy, components and all
+	@$(CARGO) run --quiet --locked -p lockgate-guests -- target/examples/filters
+	@mkdir -p target/examples/{functions,public,dist/assets,tls}
+	@cp target/examples/filters/hello.wasm target/examples/functions/greeter.wasm
+	@cp target/examples/filters/hello.wasm target/examples/functions/greeter-2.wasm
+	@for name in example.com example.org clients; do \
+	    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj "/CN=$$name" \
+	        -addext "subjectAltName=DNS:$$name" -keyout "target/examples/tls/$$name.key" \
+	        -out "target/examples/tls/$$name.pem" 2>/dev/null; \
+	done
 	@cp config/examples/*.yaml target/examples/
 	@for file in deploy/lockgate.yaml deploy/compose/config/lockgate.yaml; do \
 	    sed -e 's#/usr/share/lockgate/filters#filters#' -e 's#/var/\(lib\|cache\)/lockgate#var#' \
