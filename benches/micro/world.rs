@@ -148,6 +148,7 @@ pub(crate) fn chosen(config: &Config, filter: &Arc<Filter>, metrics: &Metrics) -
         functions: Vec::new(),
         upstreams: (0..upstreams.len()).map(upstream).collect(),
         shadows: config.rollouts.iter().map(|_| None).collect(),
+        versions: vec![None; config.rollouts.len()],
         counts: config.rollouts.iter().map(|_| None).collect(),
         weights: config.rollouts.iter().map(lockgate_config::model::Rollout::weight).collect(),
     }

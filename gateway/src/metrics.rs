@@ -22,6 +22,7 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::control::rollout::Versions;
 use crate::proxy::arrival::Cut;
 use crate::proxy::fault::Fault;
 use crate::shadow::capture::Skip;
@@ -92,6 +93,8 @@ pub struct Metrics {
     function_instances: IntGaugeVec,
     function_memory: IntGaugeVec,
     rollout_requests: IntCounterVec,
+    /// The versions that each rollout was last about, and what its tracks had counted when it began with them.
+    rollout_beginnings: Mutex<BTreeMap<String, (Versions, [u64; 2])>>,
     rollout_weight: GaugeVec,
     shadow_compared: IntCounterVec,
     shadow_differences: IntCounterVec,
@@ -304,6 +307,7 @@ impl Metrics {
                 "Linear memory of the instances alive.",
                 &["function", "version"],
             )?,
+            rollout_beginnings: Mutex::default(),
             rollout_requests: r.counters(
                 "lockgate_rollout_requests_total",
                 "Requests that a rollout put on a track.",
@@ -633,10 +637,24 @@ impl Metrics {
         });
     }
 
-    /// Returns the handles of a rollout.
-    pub fn rollout(&self, name: &str) -> Arc<TrackSeries> {
+    /// Returns the handles of a rollout that is about these versions; none before it has a state.
+    pub fn rollout(&self, name: &str, versions: Option<&Versions>) -> Arc<TrackSeries> {
+        let requests = Track::ALL.map(|track| self.rollout_requests.with_label_values(&[name, track.as_str()]));
+        let now = || requests.each_ref().map(IntCounter::get);
+        let before = versions.map_or_else(now, |versions| {
+            let mut beginnings = self.rollout_beginnings.lock();
+            match beginnings.get(name) {
+                Some((known, before)) if known == versions => *before,
+                _ => {
+                    let before = now();
+                    beginnings.insert(name.to_owned(), (versions.clone(), before));
+                    before
+                }
+            }
+        });
         Arc::new(TrackSeries {
-            requests: Track::ALL.map(|track| self.rollout_requests.with_label_values(&[name, track.as_str()])),
+            requests,
+            before,
             _lease: self.leases.take(lease::Series::new(
                 &["rollout", name],
                 Track::ALL.map(|track| remove(&self.rollout_requests, &[name, track.as_str()])).into(),

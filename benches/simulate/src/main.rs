@@ -1,8 +1,5 @@
 //! Simulates canaries, good and bad, and lets the judge watch them after every request, beside the fixed checks that
 //! Flagger and Argo Rollouts use and Wald's test, all on the same requests. `benches/README.md` says how to read it.
-//!
-//! `simulate [--runs N] [--requests N] [--seed N] [--only NAME,…] [--threads N] [--out FOLDER]`: `--runs` and `--requests`
-//! are upper bounds for all scenarios; the tables are printed, and written with the plot to the folder if one is given.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what it is for")]
 
@@ -11,44 +8,41 @@ mod report;
 mod scenario;
 mod world;
 
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use clap::Parser;
+use clap::builder::PossibleValuesParser;
+
 use crate::report::Result;
 use crate::scenario::{Scenario, Workshop};
 use crate::world::mix;
 
+/// Simulates canaries, and lets the judge of rollouts, fixed checks and Wald's test watch them.
+#[derive(Debug, Parser)]
 struct Arguments {
+    /// At most so many histories of each scenario.
+    #[arg(long, value_name = "N", default_value_t = u64::MAX, hide_default_value = true)]
     runs: u64,
+    /// At most so many requests in each history.
+    #[arg(long, value_name = "N", default_value_t = u64::MAX, hide_default_value = true)]
     requests: u64,
+    /// What all random numbers come from.
+    #[arg(long, value_name = "N", default_value_t = 20_261_121)]
     seed: u64,
-    only: Option<Vec<String>>,
-    threads: usize,
+    /// These scenarios only.
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = PossibleValuesParser::new(scenario::names()))]
+    only: Vec<String>,
+    /// Histories at the same time; as many as there are processors, unless it is said.
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZero<usize>>,
+    /// Write the tables and the plot to this folder, beside printing the tables.
+    #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
-}
-
-fn arguments() -> std::result::Result<Arguments, String> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut arguments =
-        Arguments { runs: u64::MAX, requests: u64::MAX, seed: 20_261_121, only: None, threads, out: None };
-    let mut words = std::env::args().skip(1);
-    while let Some(name) = words.next() {
-        let value = words.next().ok_or_else(|| format!("`{name}` needs a value"))?;
-        let number = || value.parse::<u64>().map_err(|_| format!("`{name}` takes a number, not `{value}`"));
-        match name.as_str() {
-            "--runs" => arguments.runs = number()?,
-            "--requests" => arguments.requests = number()?,
-            "--seed" => arguments.seed = number()?,
-            "--only" => arguments.only = Some(value.split(',').map(str::to_owned).collect()),
-            "--threads" => arguments.threads = usize::try_from(number()?.clamp(1, 1_024)).unwrap_or(1),
-            "--out" => arguments.out = Some(PathBuf::from(value)),
-            _ => return Err(format!("unknown option `{name}`")),
-        }
-    }
-    Ok(arguments)
 }
 
 /// Plays all runs of a scenario. Each has a seed of its own, so that neither the number of threads nor the other
@@ -76,17 +70,18 @@ fn play(scenario: Scenario, seed: u64, threads: usize) -> Result {
     Result { scenario, outcomes: outcomes.into_iter().map(|(_, outcome)| outcome).collect() }
 }
 
-fn simulate() -> std::result::Result<(), Box<dyn std::error::Error>> {
-    let arguments = arguments()?;
+fn simulate(arguments: &Arguments) -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let threads =
+        arguments.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
     let mut results = Vec::new();
     for scenario in scenario::all() {
-        if arguments.only.as_ref().is_some_and(|only| !only.iter().any(|name| name == scenario.name)) {
+        if !arguments.only.is_empty() && !arguments.only.iter().any(|name| name == scenario.name) {
             continue;
         }
         let runs = scenario.runs.min(arguments.runs);
         let requests = scenario.requests.min(arguments.requests);
         let began = Instant::now();
-        let result = play(Scenario { runs, requests, ..scenario }, arguments.seed, arguments.threads);
+        let result = play(Scenario { runs, requests, ..scenario }, arguments.seed, threads);
         eprintln!("{}: {runs} runs in {:.1} s", scenario.name, began.elapsed().as_secs_f64());
         results.push(result);
     }
@@ -100,7 +95,7 @@ fn simulate() -> std::result::Result<(), Box<dyn std::error::Error>> {
 }
 
 fn main() -> ExitCode {
-    match simulate() {
+    match simulate(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

@@ -95,6 +95,11 @@ const BASE: Scenario = Scenario {
     requests: 2_000_000,
 };
 
+/// Returns the scenarios' names.
+pub(crate) fn names() -> Vec<&'static str> {
+    all().iter().map(|scenario| scenario.name).collect()
+}
+
 /// Everything that is simulated. The first takes nearly all of the time.
 pub(crate) fn all() -> Vec<Scenario> {
     let bad = Scenario { is_bad: true, canary: 0.05, runs: 1_000, requests: 3_000_000, ..BASE };

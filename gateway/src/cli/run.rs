@@ -17,9 +17,12 @@ use crate::server::{self, Invocation, RunError, When};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  lockgate run --config /etc/lockgate/lockgate.yaml
+  lockgate run /etc/lockgate/lockgate.yaml
   lockgate run --takeover=on-signal     load everything, then wait until the running gateway gets SIGQUIT")]
 pub(super) struct Run {
+    /// The configuration file, in place of `--config`.
+    #[arg(value_name = "FILE")]
+    path: Option<PathBuf>,
     #[command(flatten)]
     config: ConfigFile,
     /// Take the sockets of the gateway that runs with the same state directory, once everything is loaded: `now`, or
@@ -39,7 +42,7 @@ impl Run {
         };
         let options = server::Options {
             invocation: Invocation {
-                config: absolute(self.config.path)?,
+                config: absolute(self.path.unwrap_or(self.config.path))?,
                 pid_file: self.pid_file.map(absolute).transpose()?,
                 log_format: log_format.as_str().to_owned(),
             },

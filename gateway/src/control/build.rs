@@ -9,6 +9,7 @@ use lockgate_config::units::Weight;
 
 use crate::control::facts::Facts;
 use crate::control::function::FunctionVersion;
+use crate::control::rollout::Versions;
 use crate::control::snapshot::{Link, Listening, Pair, Rollout, Route, Snapshot, Target};
 use crate::control::upstream::Upstream;
 use crate::control::version::Version;
@@ -31,6 +32,8 @@ pub struct Chosen {
     pub upstreams: Vec<Chose<Upstream>>,
     /// The canary's share for each of the configuration's rollouts, in its order; used while it is under way.
     pub weights: Vec<Weight>,
+    /// What each of the configuration's rollouts is about, in its order; none where it has no state.
+    pub versions: Vec<Option<Versions>>,
     /// What is counted for the guard of each of the configuration's rollouts, in its order; none where nothing is.
     pub counts: Vec<Option<Arc<Counts>>>,
     /// How the canary of each of the configuration's rollouts runs as a shadow, in its order; none where it is none.
@@ -63,10 +66,11 @@ pub fn build(generation: u64, facts: &Facts, chosen: &Chosen, metrics: &Metrics,
         .iter()
         .zip(&chosen.weights)
         .zip(&chosen.counts)
-        .map(|((rollout, weight), counts)| Rollout {
+        .zip(&chosen.versions)
+        .map(|(((rollout, weight), counts), versions)| Rollout {
             name: Arc::clone(&rollout.name),
             split: Split::new(&rollout.salt, &rollout.key, *weight, rollout.overriding.as_ref()),
-            requests: metrics.rollout(&rollout.name),
+            requests: metrics.rollout(&rollout.name, versions.as_ref()),
             counts: counts.clone(),
         })
         .collect();

@@ -194,6 +194,9 @@ pub fn chosen(loaded: &Loaded, saved: &Saved, counters: &Counters) -> Chosen {
         functions: (0..facts.config.functions.len()).map(function).collect(),
         upstreams: (0..facts.config.upstreams.len()).map(upstream).collect(),
         weights: (0..facts.config.rollouts.len()).map(weight).collect(),
+        versions: (0..facts.config.rollouts.len())
+            .map(|rollout| state(facts, saved, rollout).map(|state| state.versions.clone()))
+            .collect(),
         counts: (0..facts.config.rollouts.len()).map(|rollout| counters.of(facts, saved, rollout)).collect(),
         shadows: (0..facts.config.rollouts.len()).map(|rollout| shadow(facts, saved, rollout)).collect(),
     }

@@ -304,7 +304,7 @@ pub struct RolloutView {
     pub key: Vec<String>,
     /// What is hashed with it.
     pub salt: String,
-    /// Requests since the start, by track.
+    /// Requests since it began with these versions, or since the start of the process, by track.
     pub requests: RequestsView,
 }
 

@@ -262,6 +262,8 @@ impl FunctionSeries {
 #[derive(Debug)]
 pub struct TrackSeries {
     pub(super) requests: [IntCounter; 2],
+    /// What they showed when the rollout began with its versions.
+    pub(super) before: [u64; 2],
     pub(super) _lease: Lease,
 }
 
@@ -271,9 +273,11 @@ impl TrackSeries {
         self.requests[track as usize].inc();
     }
 
-    /// Returns the requests counted.
+    /// Returns the requests counted since the rollout began with its versions.
     pub fn count(&self, track: Track) -> u64 {
-        self.requests[track as usize].get()
+        let all = self.requests[track as usize].get();
+        // The series of a rollout that was gone for long enough began anew.
+        all.checked_sub(self.before[track as usize]).unwrap_or(all)
     }
 }
 

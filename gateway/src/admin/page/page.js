@@ -265,7 +265,7 @@ function verdict(view, why) {
   if (!conclusion || OVER.includes(view.state)) return null;
   const [words, style] = CONCLUSIONS[conclusion] ?? [conclusion, ""];
   return el(`.verdict${style}`, { "data-part": "verdict" }, el("strong", words),
-    el("span", why.sentences.length > 0 ? why.sentences.join(" ") : "The judge has nothing to say yet."));
+    why.sentences.length > 0 ? el("ul", why.sentences.map((said) => el("li", said))) : el("span", "The judge has nothing to say yet."));
 }
 
 /** What each signal shows, and what the file says. */
