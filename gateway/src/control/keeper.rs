@@ -3,6 +3,7 @@
 //! set a weight or roll back meanwhile; a job's outcome is applied to the state as it is by then.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,13 +24,13 @@ use crate::control::facts::Facts;
 use crate::control::judging::{Cases, Counters, Looked};
 use crate::control::reconcile::{entry, reconcile, undone_promotions};
 use crate::control::reload::{Draft, host};
-use crate::control::rollout::State;
+use crate::control::rollout::{ACTIONS, State};
 use crate::control::snapshot::SnapshotCell;
-use crate::control::state::{Saved, Store};
+use crate::control::state::{Restored, Saved, Store};
 use crate::control::status::{LastReload, Published};
 use crate::control::time::Timestamp;
 use crate::control::upstream::resolve::Resolver;
-use crate::control::version::{Failing, label_of};
+use crate::control::version::Failing;
 use crate::control::watch::Fingerprint;
 use crate::control::{Actor, Cause, Options, Refusal, Reloaded, RolloutView, StartError};
 use crate::metrics::{Metrics, ReloadOutcome};
@@ -140,6 +141,9 @@ impl Keeper {
                 store.lock().map_err(StartError::State)?;
             }
             let restored = store.restore().map_err(StartError::State)?;
+            if deciding {
+                complete(&config.server.state_dir, &restored).map_err(StartError::System)?;
+            }
             let host = host(config).map_err(StartError::Host)?;
             Ok((seen, draft, host, store, restored))
         })
@@ -178,6 +182,7 @@ impl Keeper {
         let (saved, mut entries) = reconcile(&facts, &restored.saved, &Actor::gateway(), Timestamp::now());
         entries.insert(0, entry(&Actor::gateway(), "start", "gateway", "", &generation(1)));
         let loaded = job::recover_all(ready.loaded, &saved, Arc::clone(&tools)).await;
+        let moves = moves_of(&entries);
         if deciding {
             commit(&tools, &audit, &notices, &restored.saved, &saved, entries).await.map_err(StartError::System)?;
         }
@@ -223,6 +228,9 @@ impl Keeper {
             tracing::warn!("{warning}");
         }
         keeper.show_metrics(&facts, &Saved::default());
+        if deciding {
+            keeper.count(&moves);
+        }
         keeper.notices.flush();
         keeper.watch_files(seen);
         keeper.follow_files();
@@ -409,6 +417,7 @@ impl Keeper {
         entries.insert(0, entry(by, "reload", "configuration", &before, &after));
         let mut warnings = undone_promotions(&self.loaded.facts, &self.saved, &loaded.facts);
         warnings.extend(Warnings::of(&loaded.facts.config, &loaded.facts.source).lines());
+        let moves = moves_of(&entries);
         self.commit(&next, entries).await?;
         // Those that were loaded meanwhile.
         loaded.spares.extend(self.loaded.spares_for(&loaded.facts));
@@ -418,6 +427,7 @@ impl Keeper {
         self.unusable.clear();
         self.swap();
         self.show_metrics(&old.facts, &before);
+        self.count(&moves);
         self.listeners.send_replace(self.loaded.facts.config.listeners.as_slice().into());
         self.recover();
         let reused = (self.loaded.stable.len() + self.loaded.canaries.iter().flatten().count()).saturating_sub(fresh);
@@ -452,14 +462,16 @@ impl Keeper {
             return Ok(());
         }
         let store = Arc::clone(&self.tools.store);
+        let state_dir = self.loaded.facts.config.server.state_dir.clone();
         let restored = blocking(move || {
             let mut store = store.lock();
-            store.lock()?;
-            store.restore()
+            store.lock().map_err(StartError::State)?;
+            let restored = store.restore().map_err(StartError::State)?;
+            let completed = complete(&state_dir, &restored).map_err(StartError::System);
+            completed.inspect_err(|_| store.unlock()).map(|()| restored)
         })
         .await
-        .map_err(StartError::System)?
-        .map_err(StartError::State)?;
+        .map_err(StartError::System)??;
         if let Some(trouble) = &restored.trouble {
             tracing::error!(%trouble, "the state directory is damaged");
             self.tools.metrics.state_corruptions.inc_by(restored.corrupted);
@@ -469,6 +481,7 @@ impl Keeper {
         let facts = Arc::clone(&self.loaded.facts);
         let (next, mut entries) = reconcile(&facts, &restored.saved, &by, Timestamp::now());
         entries.insert(0, entry(&by, "take-over", "gateway", "", &generation(self.generation + 1)));
+        let moves = moves_of(&entries);
         if let Err(refusal) = commit(&self.tools, &self.audit, &self.notices, &restored.saved, &next, entries).await {
             self.tools.store.lock().unlock();
             return Err(StartError::System(refusal));
@@ -478,6 +491,7 @@ impl Keeper {
         self.deciding = true;
         self.swap();
         self.show_metrics(&facts, &before);
+        self.count(&moves);
         self.publish();
         self.recover();
         // Files may have changed since they were read; their copies in the store may be missing.
@@ -546,14 +560,17 @@ impl Keeper {
             metrics.set_rollout_weight(&rollout.name, Some(f64::from(weight.basis_points()) / 10_000.0));
         }
         let in_quarantine = &self.saved.quarantine;
-        for gone in
-            saved.quarantine.entries().filter(|entry| in_quarantine.get(&entry.filter, &entry.version).is_none())
-        {
-            metrics.set_quarantined(&gone.filter, &label_of(&gone.version), false);
+        for gone in saved.quarantine.entries().filter(|entry| in_quarantine.get(&entry.held).is_none()) {
+            metrics.set_quarantined(gone, false);
         }
         for entry in in_quarantine.entries() {
-            metrics.set_quarantined(&entry.filter, &label_of(&entry.version), true);
+            metrics.set_quarantined(entry, true);
         }
+    }
+
+    /// Counts moves of rollouts that the file has made.
+    fn count(&self, moves: &[(String, String)]) {
+        moves.iter().for_each(|(rollout, action)| self.tools.metrics.decided(rollout, action));
     }
 
     fn publish(&self) {
@@ -583,21 +600,36 @@ async fn commit(
     let notices = notices.clone();
     blocking(move || {
         let mut store = store.lock();
-        if next != before {
-            store.save(&next).map_err(|error| error.to_string())?;
+        let changed = next != before;
+        if changed {
+            store.save(&next, &entries).map_err(|error| error.to_string())?;
         }
         audit.append(&entries).map_err(|error| {
-            if next != before
-                && let Err(error) = store.save(&before)
-            {
+            if changed && let Err(error) = store.save(&before, &[]) {
                 tracing::error!(%error, "the state on disk is ahead of the one in force");
             }
             format!("cannot write the audit log: {error}")
         })?;
+        if changed {
+            store.confirm(&next);
+        }
         notices.note(&entries);
         Ok(())
     })
     .await?
+}
+
+/// Logs what the process before did not live to log, of the state that it left.
+fn complete(state_dir: &Path, restored: &Restored) -> Result<(), String> {
+    let completed = Audit::new(state_dir).complete(&restored.entries);
+    let completed = completed.map_err(|error| format!("cannot write the audit log: {error}"))?;
+    if completed > 0 {
+        tracing::warn!(
+            entries = completed,
+            "the process before ended while it logged a change; the audit log has it now"
+        );
+    }
+    Ok(())
 }
 
 /// Runs what blocks on a thread that may. The error says that it panicked.
@@ -610,6 +642,12 @@ fn answer(asked: Vec<Asked>, outcome: &Result<Reloaded, Refusal>) {
         // Whoever asked may have gone away.
         drop(reply.send(outcome.clone()));
     }
+}
+
+/// Returns the moves in entries for the audit log, by rollout and action. One that has ended is no move of anybody's.
+fn moves_of(entries: &[AuditEntry]) -> Vec<(String, String)> {
+    let moves = entries.iter().filter(|entry| ACTIONS.contains(&&*entry.action));
+    moves.filter_map(|entry| Some((entry.subject.strip_prefix("rollout ")?.to_owned(), entry.action.clone()))).collect()
 }
 
 fn generation(number: u64) -> String {
