@@ -555,6 +555,28 @@ async fn a_corrupted_state_prevents_no_start_and_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_that_a_process_did_not_live_to_log_is_logged_by_the_next_one() {
+    let mut plane = Plane::start(CANARY).await;
+    // The state's second copy says that the log was written: without it, nobody knows.
+    let second = plane.path("state/rollouts.json.1");
+    fs::remove_file(&second).expect("it was written at the start");
+    fs::create_dir(&second).expect("its name is free");
+    plane.control.promote("tag-2", actor()).await.expect("it is under way");
+    fs::remove_dir(&second).expect("nothing could be put in its place");
+    let log = plane.path("state/audit.jsonl");
+    let whole = fs::read_to_string(&log).expect("it was just written");
+    let torn = whole.rfind("{\"time\"").expect("an entry");
+    assert!(whole[torn..].contains("promote"), "{whole}");
+    fs::write(&log, &whole[..torn]).expect("it can be written");
+    for _ in 0..2 {
+        plane = plane.restart().await;
+        let promotions = plane.control.audit(100).into_iter().filter(|entry| entry.action == "promote");
+        let by: Vec<String> = promotions.map(|entry| entry.actor).collect();
+        assert_eq!(by, ["test"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_process_decides_at_a_time() {
     let plane = Plane::start(CANARY).await;
     let second = Control::start(options(plane.dir.path())).await;
