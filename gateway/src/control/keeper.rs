@@ -3,7 +3,6 @@
 //! set a weight or roll back meanwhile; a job's outcome is applied to the state as it is by then.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,9 +23,9 @@ use crate::control::facts::Facts;
 use crate::control::judging::{Cases, Counters, Looked};
 use crate::control::reconcile::{entry, reconcile, undone_promotions};
 use crate::control::reload::{Draft, host};
-use crate::control::rollout::{ACTIONS, State};
+use crate::control::rollout::State;
 use crate::control::snapshot::SnapshotCell;
-use crate::control::state::{Restored, Saved, Store};
+use crate::control::state::{Saved, Store};
 use crate::control::status::{LastReload, Published};
 use crate::control::time::Timestamp;
 use crate::control::upstream::resolve::Resolver;
@@ -36,10 +35,13 @@ use crate::control::{Actor, Cause, Options, Refusal, Reloaded, RolloutView, Star
 use crate::metrics::{Metrics, ReloadOutcome};
 use crate::shadow::Shadows;
 
+mod commit;
 mod decide;
 mod job;
 mod judge;
+mod succession;
 
+use commit::{blocking, commit, complete, moves_of};
 use job::{Prepared, Ready, Tools};
 
 /// How often upstreams' names are resolved again, and metrics that nothing uses are dropped.
@@ -457,60 +459,6 @@ impl Keeper {
         }));
     }
 
-    async fn begin(&mut self) -> Result<(), StartError> {
-        if self.deciding {
-            return Ok(());
-        }
-        let store = Arc::clone(&self.tools.store);
-        let state_dir = self.loaded.facts.config.server.state_dir.clone();
-        let restored = blocking(move || {
-            let mut store = store.lock();
-            store.lock().map_err(StartError::State)?;
-            let restored = store.restore().map_err(StartError::State)?;
-            let completed = complete(&state_dir, &restored).map_err(StartError::System);
-            completed.inspect_err(|_| store.unlock()).map(|()| restored)
-        })
-        .await
-        .map_err(StartError::System)??;
-        if let Some(trouble) = &restored.trouble {
-            tracing::error!(%trouble, "the state directory is damaged");
-            self.tools.metrics.state_corruptions.inc_by(restored.corrupted);
-            self.trouble = Some(trouble.clone());
-        }
-        let by = Actor::gateway();
-        let facts = Arc::clone(&self.loaded.facts);
-        let (next, mut entries) = reconcile(&facts, &restored.saved, &by, Timestamp::now());
-        entries.insert(0, entry(&by, "take-over", "gateway", "", &generation(self.generation + 1)));
-        let moves = moves_of(&entries);
-        if let Err(refusal) = commit(&self.tools, &self.audit, &self.notices, &restored.saved, &next, entries).await {
-            self.tools.store.lock().unlock();
-            return Err(StartError::System(refusal));
-        }
-        let before = std::mem::replace(&mut self.saved, next);
-        self.cases = self.tools.store.lock().evidence();
-        self.deciding = true;
-        self.swap();
-        self.show_metrics(&facts, &before);
-        self.count(&moves);
-        self.publish();
-        self.recover();
-        // Files may have changed since they were read; their copies in the store may be missing.
-        self.reload(Asked { cause: Cause::Start, by, reply: None });
-        Ok(())
-    }
-
-    fn stop(&mut self) {
-        if !self.deciding {
-            return;
-        }
-        self.deciding = false;
-        self.watch_files(Fingerprint::default());
-        self.tools.store.lock().unlock();
-        answer(std::mem::take(&mut self.waiting), &Err(Refusal::HandedOver));
-        self.publish();
-        tracing::info!("this process no longer decides");
-    }
-
     async fn commit(&self, next: &Saved, entries: Vec<AuditEntry>) -> Result<(), Refusal> {
         commit(&self.tools, &self.audit, &self.notices, &self.saved, next, entries).await.map_err(Refusal::State)
     }
@@ -587,67 +535,11 @@ impl Keeper {
     }
 }
 
-/// Writes state and audit log. Where the log cannot be written, the state is put back: nothing happens without a trace.
-async fn commit(
-    tools: &Tools,
-    audit: &Audit,
-    notices: &Events,
-    before: &Saved,
-    next: &Saved,
-    entries: Vec<AuditEntry>,
-) -> Result<(), String> {
-    let (store, audit, before, next) = (Arc::clone(&tools.store), audit.clone(), before.clone(), next.clone());
-    let notices = notices.clone();
-    blocking(move || {
-        let mut store = store.lock();
-        let changed = next != before;
-        if changed {
-            store.save(&next, &entries).map_err(|error| error.to_string())?;
-        }
-        audit.append(&entries).map_err(|error| {
-            if changed && let Err(error) = store.save(&before, &[]) {
-                tracing::error!(%error, "the state on disk is ahead of the one in force");
-            }
-            format!("cannot write the audit log: {error}")
-        })?;
-        if changed {
-            store.confirm(&next);
-        }
-        notices.note(&entries);
-        Ok(())
-    })
-    .await?
-}
-
-/// Logs what the process before did not live to log, of the state that it left.
-fn complete(state_dir: &Path, restored: &Restored) -> Result<(), String> {
-    let completed = Audit::new(state_dir).complete(&restored.entries);
-    let completed = completed.map_err(|error| format!("cannot write the audit log: {error}"))?;
-    if completed > 0 {
-        tracing::warn!(
-            entries = completed,
-            "the process before ended while it logged a change; the audit log has it now"
-        );
-    }
-    Ok(())
-}
-
-/// Runs what blocks on a thread that may. The error says that it panicked.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| format!("a job of the control plane failed: {error}"))
-}
-
 fn answer(asked: Vec<Asked>, outcome: &Result<Reloaded, Refusal>) {
     for reply in asked.into_iter().filter_map(|asked| asked.reply) {
         // Whoever asked may have gone away.
         drop(reply.send(outcome.clone()));
     }
-}
-
-/// Returns the moves in entries for the audit log, by rollout and action. One that has ended is no move of anybody's.
-fn moves_of(entries: &[AuditEntry]) -> Vec<(String, String)> {
-    let moves = entries.iter().filter(|entry| ACTIONS.contains(&&*entry.action));
-    moves.filter_map(|entry| Some((entry.subject.strip_prefix("rollout ")?.to_owned(), entry.action.clone()))).collect()
 }
 
 fn generation(number: u64) -> String {
