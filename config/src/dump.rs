@@ -383,7 +383,7 @@ fn moves(rollout: &Rollout, value: &mut Value) {
         }
     }
     if let Some(watched) = &rollout.guard {
-        value["guard"] = guard(watched, matches!(rollout.subject, RolloutSubject::Filter { .. }));
+        value["guard"] = guard(watched, !matches!(rollout.subject, RolloutSubject::Upstream { .. }));
         value["on_bad"] = match rollout.on_bad {
             OnBad::RollBack => "roll_back",
             OnBad::Pause => "pause",
@@ -404,7 +404,7 @@ fn moves(rollout: &Rollout, value: &mut Value) {
     }
 }
 
-fn guard(guard: &Guard, of_filter: bool) -> Value {
+fn guard(guard: &Guard, has_calls: bool) -> Value {
     let slowness = |slowness: &SlownessGuard| json!({ "quantile": slowness.quantile, "tolerance": slowness.tolerance });
     let or_off = |value: Option<Value>| value.unwrap_or_else(|| "off".into());
     let mut value = json!({
@@ -417,7 +417,7 @@ fn guard(guard: &Guard, of_filter: bool) -> Value {
         "min_requests": guard.min_requests,
         "stalled_after": format_duration(guard.stalled_after),
     });
-    if of_filter {
+    if has_calls {
         let mut calls = Map::new();
         calls.extend(guard.call_failures.map(|share| ("failures".to_owned(), share.to_string().into())));
         calls.extend(guard.call_duration.as_ref().map(|duration| ("duration".to_owned(), slowness(duration))));

@@ -20,6 +20,7 @@ pub mod function;
 pub mod history;
 pub mod judging;
 mod keeper;
+mod origin;
 pub mod quarantine;
 mod reconcile;
 pub mod reload;
@@ -30,6 +31,7 @@ pub mod status;
 pub mod time;
 pub mod upstream;
 pub mod version;
+mod views;
 pub mod watch;
 pub mod watched;
 pub mod why;
@@ -54,6 +56,7 @@ use self::events::Events;
 pub use self::explain::{Asked, Explanation};
 use self::judging::{Counters, Looked};
 use self::keeper::{Decision, Event, Keeper};
+pub use self::origin::{Actor, Cause};
 use self::rollout::Refused;
 use self::snapshot::SnapshotCell;
 use self::state::StoreError;
@@ -65,8 +68,6 @@ use self::watched::Watching;
 pub use self::why::{CountsView, WhyView};
 use crate::metrics::Metrics;
 use crate::shadow::Shadows;
-use crate::shadow::tally::ShadowView;
-use crate::track::Track;
 
 /// Binds listeners that are not bound yet, before a reload takes effect; those that are no longer wanted stay until
 /// [`Control::listeners`] says so. The error says which one cannot be bound, and why.
@@ -106,63 +107,6 @@ impl Progress for LogProgress {
                 tracing::debug!(filter, ?stage, "loading");
             }
         }
-    }
-}
-
-/// What caused a reload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// The start, or the moment when this process took over.
-    Start,
-    /// The configuration or a component changed on disk.
-    FileChanged,
-    /// SIGHUP.
-    Signal,
-    /// The admin API, and so the command line.
-    Api,
-}
-
-impl Cause {
-    /// Returns the cause in a word, as in status and log.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Start => "start",
-            Self::FileChanged => "file",
-            Self::Signal => "signal",
-            Self::Api => "api",
-        }
-    }
-}
-
-/// Who asks for something, as the audit log has it: `cli by uid 1000`, `api 127.0.0.1`, `signal`, `file`, `gateway`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Actor(String);
-
-impl Actor {
-    /// Returns somebody by a description.
-    pub fn new(description: impl Into<String>) -> Self {
-        Self(description.into())
-    }
-
-    /// Returns whoever sent a signal.
-    pub fn signal() -> Self {
-        Self::new("signal")
-    }
-
-    /// Returns whoever changed a file.
-    pub fn file() -> Self {
-        Self::new("file")
-    }
-
-    /// Returns the gateway itself.
-    pub fn gateway() -> Self {
-        Self::new("gateway")
-    }
-}
-
-impl fmt::Display for Actor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 
@@ -478,109 +422,6 @@ impl Control {
     /// Returns the state of everything. Waits for nothing.
     pub fn status(&self) -> Arc<Status> {
         Arc::new(self.published().status(self.0.started, &self.0.cell.current(), &self.0.host, &self.0.looked.read()))
-    }
-
-    /// Explains which track a rollout puts a key or a request on.
-    ///
-    /// # Errors
-    ///
-    /// The rollout is unknown.
-    pub fn explain(&self, rollout: &str, asked: &Asked) -> Result<Explanation, Refusal> {
-        let published = self.published();
-        let facts = &published.loaded.facts;
-        let found = facts.rollout(rollout);
-        let state = found.and_then(|index| Some((index, choose::state(facts, &published.saved, index)?)));
-        match state {
-            Some((index, state)) => Ok(explain::explain(&facts.config.rollouts[index], state, asked)),
-            None => Err(keeper::unknown_rollout(facts, rollout)),
-        }
-    }
-
-    /// Returns what a rollout's shadow has found: the one that runs, or the last one.
-    ///
-    /// # Errors
-    ///
-    /// The rollout is unknown, or its canary was never a shadow.
-    pub fn shadow(&self, rollout: &str) -> Result<ShadowView, Refusal> {
-        if let Some(tally) = self.0.shadows.tally(rollout) {
-            let snapshot = self.0.cell.current();
-            return Ok(tally.view(snapshot.shadow(rollout).map(|running| running.options())));
-        }
-        let facts = &self.published().loaded.facts;
-        match facts.rollout(rollout) {
-            Some(_) => Err(Refusal::NoShadow { rollout: rollout.to_owned() }),
-            None => Err(keeper::unknown_rollout(facts, rollout)),
-        }
-    }
-
-    /// Returns why a rollout is where it is: its steps, and what the judge knows.
-    ///
-    /// # Errors
-    ///
-    /// The rollout is unknown.
-    pub fn why(&self, rollout: &str) -> Result<WhyView, Refusal> {
-        let published = self.published();
-        let facts = &published.loaded.facts;
-        let found = facts.rollout(rollout);
-        let found = found.and_then(|index| Some((index, choose::state(facts, &published.saved, index)?)));
-        let Some((index, state)) = found else { return Err(keeper::unknown_rollout(facts, rollout)) };
-        let looked = self.0.looked.read();
-        let rollout = &facts.config.rollouts[index];
-        let about = why::About { rollout, state, looked: looked.get(&*rollout.name), now: Timestamp::now() };
-        Ok(why::why(&about))
-    }
-
-    /// Returns what was counted of a rollout, for a decider elsewhere.
-    ///
-    /// # Errors
-    ///
-    /// The rollout is unknown, or nothing is counted of it: it has neither a guard nor a decider elsewhere, or is not under
-    /// way and has not been since the start.
-    pub fn counts(&self, rollout: &str) -> Result<CountsView, Refusal> {
-        let published = self.published();
-        let facts = &published.loaded.facts;
-        let view = facts.rollout(rollout).and_then(|index| published.rollout(index, &self.0.cell.current(), None));
-        let view = view.ok_or_else(|| keeper::unknown_rollout(facts, rollout))?;
-        let counted = self.0.counters.get(rollout);
-        let (counts, since) = counted.ok_or_else(|| Refusal::NotCounted { rollout: rollout.to_owned() })?;
-        Ok(CountsView {
-            rollout: view.name,
-            stable_version: view.stable,
-            canary_version: view.canary,
-            weight: view.weight,
-            since,
-            stable: why::track_counts(&counts, Track::Stable),
-            canary: why::track_counts(&counts, Track::Canary),
-        })
-    }
-
-    /// Returns the YAML that brings the file up to the state.
-    pub fn export(&self) -> String {
-        let published = self.published();
-        export::Export { facts: &published.loaded.facts, saved: &published.saved }.to_string()
-    }
-
-    /// Returns the last entries of the audit log, the oldest of them first. Reads a file.
-    pub fn audit(&self, last: usize) -> Vec<AuditEntry> {
-        self.0.audit.tail(last)
-    }
-
-    /// Returns what a rollout was like since this process watches it.
-    ///
-    /// # Errors
-    ///
-    /// The rollout is unknown.
-    pub fn watched(&self, rollout: &str) -> Result<Watched, Refusal> {
-        let facts = &self.published().loaded.facts;
-        facts
-            .rollout(rollout)
-            .map(|_| self.0.watching.get(rollout))
-            .ok_or_else(|| keeper::unknown_rollout(facts, rollout))
-    }
-
-    /// Returns what tells of everything that happens.
-    pub fn notices(&self) -> &Events {
-        &self.0.notices
     }
 
     /// Makes this process stop watching, judging and writing state, so that another one can. It goes on serving as it

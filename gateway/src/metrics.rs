@@ -7,6 +7,8 @@
 
 mod lease;
 mod series;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -22,7 +24,8 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::control::rollout::Versions;
+use crate::control::quarantine::{Entry, Held};
+use crate::control::rollout::{self, Versions};
 use crate::proxy::arrival::Cut;
 use crate::proxy::fault::Fault;
 use crate::shadow::capture::Skip;
@@ -111,6 +114,8 @@ pub struct Metrics {
     upstream_overflows: IntCounterVec,
     upstream_endpoints: IntGaugeVec,
     quarantined: IntGaugeVec,
+    quarantined_functions: IntGaugeVec,
+    quarantined_upstreams: IntGaugeVec,
     reloads: IntCounterVec,
     cache: CacheFamilies,
     pool_used: IntGaugeVec,
@@ -393,7 +398,21 @@ impl Metrics {
                 "Endpoints by state: those that get requests, those whose checks fail, and those out for their failures.",
                 &["upstream", "state"],
             )?,
-            quarantined: r.gauges("lockgate_filter_quarantined", "Versions in quarantine.", &["filter", "version"])?,
+            quarantined: r.gauges(
+                "lockgate_filter_quarantined",
+                "Versions in quarantine, by why: failures, guard, linked or person.",
+                &["filter", "version", "why"],
+            )?,
+            quarantined_functions: r.gauges(
+                "lockgate_function_quarantined",
+                "Versions of functions in quarantine, by why.",
+                &["function", "version", "why"],
+            )?,
+            quarantined_upstreams: r.gauges(
+                "lockgate_upstream_quarantined",
+                "Upstreams that are not to take another one's place, by why.",
+                &["upstream", "version", "why"],
+            )?,
             reloads: r.counters("lockgate_reloads_total", "Reloads, by how they ended.", &["outcome"])?,
             cache: CacheFamilies {
                 hits: r.counter("lockgate_cache_hits_total", "Artifacts found in the cache.")?,
@@ -655,10 +674,11 @@ impl Metrics {
         Arc::new(TrackSeries {
             requests,
             before,
-            _lease: self.leases.take(lease::Series::new(
-                &["rollout", name],
-                Track::ALL.map(|track| remove(&self.rollout_requests, &[name, track.as_str()])).into(),
-            )),
+            _lease: self.leases.take({
+                let requests = Track::ALL.map(|track| remove(&self.rollout_requests, &[name, track.as_str()]));
+                let moves = rollout::ACTIONS.map(|action| remove(&self.rollout_decisions, &[name, action]));
+                lease::Series::new(&["rollout", name], requests.into_iter().chain(moves).collect())
+            }),
         })
     }
 
@@ -718,7 +738,7 @@ impl Metrics {
         }
     }
 
-    /// Counts a move of a rollout. `action` is one of the audit log's.
+    /// Counts a move of a rollout, one of [`rollout::ACTIONS`]. The series goes with the rollout.
     pub fn decided(&self, rollout: &str, action: &str) {
         self.rollout_decisions.with_label_values(&[rollout, action]).inc();
     }
@@ -749,12 +769,18 @@ impl Metrics {
     }
 
     /// Says whether a version is in quarantine.
-    pub fn set_quarantined(&self, filter: &str, label: &str, quarantined: bool) {
+    pub fn set_quarantined(&self, entry: &Entry, quarantined: bool) {
+        let (family, name) = match &entry.held {
+            Held::Filter { filter, .. } => (&self.quarantined, filter),
+            Held::Function { function, .. } => (&self.quarantined_functions, function),
+            Held::Upstream { upstream, .. } => (&self.quarantined_upstreams, upstream),
+        };
+        let labels = [name, &*entry.held.label(), entry.why.kind()];
         if quarantined {
-            self.quarantined.with_label_values(&[filter, label]).set(1);
+            family.with_label_values(&labels).set(1);
         } else {
             // An error means that it was not there.
-            drop(self.quarantined.remove_label_values(&[filter, label]));
+            drop(family.remove_label_values(&labels));
         }
     }
 

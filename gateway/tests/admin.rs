@@ -55,9 +55,9 @@ async fn a_rollout_is_moved_explained_and_recorded() {
     assert_eq!((status, &view["state"]), (StatusCode::OK, &json!("promoted")));
     assert_eq!(gateway.get("/").await.header("x-tag"), "v2");
 
-    let (_, audit) = json(&gateway, Method::GET, "/api/v1/audit?last=4", None).await;
+    let (_, audit) = json(&gateway, Method::GET, "/api/v1/audit?last=6", None).await;
     let actions: Vec<&str> = audit.as_array().unwrap().iter().filter_map(|entry| entry["action"].as_str()).collect();
-    assert_eq!(actions, ["set-weight", "roll-back", "resume", "promote"]);
+    assert_eq!(actions, ["set-weight", "quarantine", "roll-back", "release", "resume", "promote"]);
     assert_eq!(audit[1]["actor"], "api 127.0.0.1");
     let export = gateway.admin(Method::GET, "/api/v1/export", None).await.text();
     assert!(export.contains("`tag-2` is promoted"), "{export}");

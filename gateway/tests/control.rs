@@ -274,7 +274,20 @@ async fn what_people_decide_survives_a_restart_exactly() {
     let actions: Vec<_> = plane.control.audit(100).into_iter().map(|entry| entry.action).collect();
     assert_eq!(
         actions,
-        ["start", "begin", "set-weight", "start", "promote", "start", "roll-back", "start", "resume", "start"]
+        [
+            "start",
+            "begin",
+            "set-weight",
+            "start",
+            "promote",
+            "start",
+            "quarantine",
+            "roll-back",
+            "start",
+            "release",
+            "resume",
+            "start"
+        ]
     );
 }
 
@@ -309,6 +322,44 @@ async fn a_promoted_upstream_serves_everybody() {
     assert_eq!(plane.control.status().upstreams[0].serving, "app");
 }
 
+/// Whoever rolled it back: the file brings it anew, with another stable version, and it does not serve.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_person_rolled_back_comes_back_by_no_reload_but_by_a_persons_word() {
+    let of_upstream =
+        CANARY.replace("filter: tag\n    canary: { settings: { value: v2 } }", "upstream: app\n    canary: app-2");
+    let cases = [
+        (CANARY.to_owned(), ("value: v1", "value: v0"), ("value: v2", "value: v3"), "filter tag"),
+        (of_upstream, ("127.0.0.1:1", "127.0.0.1:3"), ("127.0.0.1:2", "127.0.0.1:4"), "upstream app"),
+    ];
+    for (config, stable, canary, subject) in cases {
+        let plane = Plane::start(&config).await;
+        plane.control.roll_back("tag-2", Some("logins fail".to_owned()), actor()).await.expect("it is under way");
+        let held = only(&plane.control.status().quarantine);
+        assert_eq!((held.subject.as_str(), held.why.as_str()), (subject, "test: logins fail"));
+        let gauge = format!("version=\"{}\",why=\"person\"}} 1", held.version);
+        assert!(plane.metrics().iter().any(|line| line.contains("_quarantined{") && line.ends_with(&gauge)), "{gauge}");
+
+        let other_stable = config.replace(stable.0, stable.1);
+        plane.accept(&other_stable).await;
+        assert_eq!(plane.rollout().state, "rolled-back", "{subject}");
+        let plane = plane.restart().await;
+        assert_eq!(plane.rollout().why.as_deref(), Some("test: logins fail"), "{subject}");
+        // Another digest is another version; the old one is still known.
+        plane.accept(&other_stable.replace(canary.0, canary.1)).await;
+        assert_eq!(plane.rollout().state, "ramping", "{subject}");
+        plane.accept(&other_stable).await;
+        assert_eq!(plane.rollout().state, "rolled-back", "{subject}");
+        plane.control.release(&held.version, actor()).await.expect("it is in quarantine");
+        plane.control.resume("tag-2", actor()).await.expect("nothing keeps it");
+        assert_eq!(plane.rollout().state, "ramping", "{subject}");
+        let audit = plane.control.audit(100);
+        let entry =
+            |action: &str| audit.iter().find(|entry| entry.action == action).expect("it is logged").subject.clone();
+        assert_eq!(entry("quarantine"), format!("{subject} {}", held.version));
+        assert_eq!(entry("release"), entry("quarantine"));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn asking_twice_is_no_error_and_leaves_no_trace() {
     let plane = Plane::start(CANARY).await;
@@ -327,14 +378,17 @@ async fn refusals_say_what_to_do() {
     let plane = Plane::start(CANARY).await;
     let unknown = plane.control.promote("tag-3", actor()).await.expect_err("there is none");
     assert_eq!(unknown.to_string(), "unknown rollout `tag-3`: the configuration has `tag-2`");
+    let unknown = plane.control.release("0123456789ab", actor()).await.expect_err("there is none");
+    assert_eq!(unknown.to_string(), "no version `0123456789ab` is in quarantine: it is empty");
     plane.control.roll_back("tag-2", None, actor()).await.expect("it is under way");
     let refused = plane.control.promote("tag-2", actor()).await.expect_err("it is rolled back");
     assert_eq!(
         refused.to_string(),
         "rollout `tag-2`: it was rolled back (test); resume it first: `lockgate rollout resume tag-2`"
     );
-    let unknown = plane.control.release("0123456789ab", actor()).await.expect_err("there is none");
-    assert_eq!(unknown.to_string(), "no version `0123456789ab` is in quarantine: it is empty");
+    let unknown = plane.control.release("0123456789ab", actor()).await.expect_err("there is another one");
+    let canary = plane.rollout().canary;
+    assert_eq!(unknown.to_string(), format!("no version `0123456789ab` is in quarantine: it has `{canary}`"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -346,7 +400,7 @@ async fn a_failing_canary_is_rolled_back_until_a_person_says_otherwise() {
     assert_eq!(plane.rollout().why.as_deref(), Some("3 calls failed within 30s"));
     assert!(canary(&plane.snapshot()).is_none());
     let label = bad.label().to_string();
-    let gauge = format!("lockgate_filter_quarantined{{filter=\"tag\",version=\"{label}\"}} 1");
+    let gauge = format!("lockgate_filter_quarantined{{filter=\"tag\",version=\"{label}\",why=\"failures\"}} 1");
     assert!(plane.metrics().contains(&gauge), "{gauge}");
 
     // It does not come back by a restart, nor by a file that brings it anew.
@@ -498,6 +552,28 @@ async fn a_corrupted_state_prevents_no_start_and_is_told() {
     let trouble = plane.control.status().state_trouble.clone();
     assert!(trouble.is_some_and(|trouble| trouble.contains("nothing is lost")), "it says so");
     assert!(plane.metrics().contains(&"lockgate_state_corruptions_total 1".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_that_a_process_did_not_live_to_log_is_logged_by_the_next_one() {
+    let mut plane = Plane::start(CANARY).await;
+    // The state's second copy says that the log was written: without it, nobody knows.
+    let second = plane.path("state/rollouts.json.1");
+    fs::remove_file(&second).expect("it was written at the start");
+    fs::create_dir(&second).expect("its name is free");
+    plane.control.promote("tag-2", actor()).await.expect("it is under way");
+    fs::remove_dir(&second).expect("nothing could be put in its place");
+    let log = plane.path("state/audit.jsonl");
+    let whole = fs::read_to_string(&log).expect("it was just written");
+    let torn = whole.rfind("{\"time\"").expect("an entry");
+    assert!(whole[torn..].contains("promote"), "{whole}");
+    fs::write(&log, &whole[..torn]).expect("it can be written");
+    for _ in 0..2 {
+        plane = plane.restart().await;
+        let promotions = plane.control.audit(100).into_iter().filter(|entry| entry.action == "promote");
+        let by: Vec<String> = promotions.map(|entry| entry.actor).collect();
+        assert_eq!(by, ["test"]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

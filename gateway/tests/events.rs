@@ -87,7 +87,9 @@ async fn a_move_is_told_when_it_is_in_force() {
     let why = Some(json!({ "why": "logins fail" }));
     gateway.admin(Method::POST, "/api/v1/rollouts/tag-2/rollback", why).await;
     let event = following.next().await;
-    assert_eq!(event.data["action"], "roll-back");
+    assert_eq!((event.name.as_str(), &event.data["action"]), ("quarantine", &json!("quarantine")));
+    let event = following.next().await;
+    assert_eq!((event.name.as_str(), &event.data["action"]), ("move", &json!("roll-back")));
     assert!(event.data["text"].as_str().unwrap().contains("logins fail"), "{event:?}");
     assert_eq!(gateway.get("/").await.header("x-tag"), "v1");
 }

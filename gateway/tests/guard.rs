@@ -2,6 +2,13 @@
 
 mod harness;
 
+#[path = "guard/climb.rs"]
+mod climb;
+#[path = "guard/function.rs"]
+mod function;
+#[path = "guard/kill.rs"]
+mod kill;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use harness::{Gateway, Upstream};
@@ -43,11 +50,16 @@ fn tag(steps: &str) -> String {
 /// Asks as one user after the other, until something has happened. Returns how many requests failed, and how many there were;
 /// `bad` of a hundred have `x-bad`.
 async fn traffic<T>(gateway: &Gateway, bad: usize, until: impl Future<Output = T>) -> (usize, usize) {
+    traffic_to(gateway, "/", bad, until).await
+}
+
+/// As [`traffic`], to a path.
+async fn traffic_to<T>(gateway: &Gateway, path: &str, bad: usize, until: impl Future<Output = T>) -> (usize, usize) {
     let (users, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let client = async || {
         loop {
             let user = users.fetch_add(1, Ordering::Relaxed);
-            let mut request = gateway.client().get(gateway.url("/")).header("x-user-id", format!("user-{user}"));
+            let mut request = gateway.client().get(gateway.url(path)).header("x-user-id", format!("user-{user}"));
             if user % 100 < bad {
                 request = request.header("x-bad", "1");
             }
@@ -93,8 +105,14 @@ async fn a_canary_that_traps_is_taken_back_by_itself_and_stays_away() {
     let back = audited(&gateway, "roll-back").await;
     assert_eq!((back.len(), &back[0]["actor"]), (1, &json!("gateway")));
     assert_eq!(back[0]["why"]["kind"], "guard");
+    // What decided is told apart from what did not: the canary denies nobody.
+    let findings = |of: &str| back[0]["why"][of].as_array().cloned().unwrap_or_default();
+    assert!(findings("findings").iter().all(|one| one.as_str().is_some_and(|one| one.contains(": worse"))), "{back:?}");
+    assert!(findings("others").iter().all(|one| one.as_str().is_some_and(|one| !one.contains(": worse"))), "{back:?}");
+    assert!(back[0]["after"].as_str().is_some_and(|after| !after.contains("denials: ")), "{back:?}");
     let (_, said) = gateway.cli(&["rollout", "why", "auth-2"]).await;
-    assert!(said.contains("stable serves everybody") && said.contains("failures: "), "{said}");
+    assert!(said.contains("stable serves everybody: failures: "), "{said}");
+    assert!(said.contains("the other signals did not decide that: denials: "), "{said}");
 
     // It comes back by a person's word only.
     assert!(gateway.reload().await.status.is_success());

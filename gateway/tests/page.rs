@@ -282,6 +282,44 @@ async fn a_ladder_shows_where_a_rollout_is_and_it_is_paused_and_resumed() {
     browser.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_is_abandoned_by_the_button_and_a_function_is_shown_with_its_calls() {
+    let up = Upstream::start().await;
+    let config = r#"
+functions: { fn: { component: filters/function.wasm, vars: { VERSION: v1 } } }
+routes: [{ function: fn }]
+rollouts:
+  fn-2: { function: fn, canary: { vars: { VERSION: v2 } }, weight: 100%, key: [{ header: x-user-id }] }
+"#;
+    let gateway = Gateway::start(config, &up).await;
+    let browser = Browser::start().await;
+    browser.open(&gateway).await;
+    let state = "[data-rollout='fn-2'] [data-part='state']";
+    browser.says(state, "ramping").await;
+    for path in ["/", "/", "/trap"] {
+        gateway.get_with(path, "x-user-id", "user-1").await;
+    }
+    browser.says("#filters tr[data-key^='function fn']:nth-child(2) [data-name='Failures']", "trap 1").await;
+    for quantile in ["p50", "p99"] {
+        browser.says(&format!("#filters tr:nth-child(2) [data-name='{quantile}']"), "s").await;
+    }
+
+    // The confirmation names both versions, and says that there is no way back.
+    let view: Value = gateway.admin(reqwest::Method::GET, "/api/v1/rollouts/fn-2", None).await.text().parse().unwrap();
+    browser.click("[data-rollout='fn-2'] [data-action='abandon']").await;
+    for version in ["stable", "canary"] {
+        browser.says(&format!("#ask-{version}"), view[version].as_str().unwrap()).await;
+    }
+    browser.says("#ask-text", "cannot be resumed").await;
+    browser.find("#ask-why input").await.send_keys("another way").await.unwrap();
+    browser.click("#ask-yes").await;
+    browser.says(state, "abandoned").await;
+    browser.says("[data-rollout='fn-2'] [data-part='verdict']", "another way").await;
+    browser.until("document.querySelectorAll('[data-rollout] .actions button').length === 0").await;
+    assert_eq!(gateway.get_with("/", "x-user-id", "user-1").await.header("x-version"), "v1");
+    browser.close().await;
+}
+
 /// The contrast of two colours as WCAG has it, of an element's text with what is behind it.
 const CONTRAST: &str = r"
     const channel = (value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;

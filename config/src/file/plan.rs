@@ -83,11 +83,11 @@ pub(crate) struct Guard {
     /// only where it stands here.
     #[schemars(extend("x-default" = "not watched"))]
     pub(crate) latency: Option<OffOr<Slowness>>,
-    /// The share of requests that the filter itself answers with a 4xx: one that turns everybody away fails nobody. Of
-    /// filters only; or `off`.
-    #[schemars(extend("x-default" = "of a filter, a tolerance of `1%`"))]
+    /// The share of requests that the filter or function itself answers with a 4xx: one that turns everybody away fails
+    /// nobody. Not of upstreams; or `off`.
+    #[schemars(extend("x-default" = "of a filter or function, a tolerance of `1%`"))]
     pub(crate) denials: Option<OffOr<Tolerance>>,
-    /// What the calls of the version itself do. Of filters only.
+    /// What the calls of the version itself do. Not of upstreams.
     #[schemars(extend("x-default" = "not watched"))]
     pub(crate) calls: Option<Calls>,
     /// Share of the compared requests on which a shadow must do what stable did.
@@ -176,13 +176,15 @@ impl Default for Tolerance {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Calls {
-    /// How much larger the canary's share of requests with a failed call of this filter may be.
+    /// How much larger the canary's share of requests with a failed call of this filter or function may be.
     #[schemars(extend("x-default" = "not watched"))]
     pub(crate) failures: Option<Written<Share>>,
-    /// The time that a request spends in this filter.
+    /// The time that a request spends in this filter, or for which it keeps a thread busy in this function: what a function
+    /// waits for is not counted here, but by `latency`.
     #[schemars(extend("x-default" = "not watched"))]
     pub(crate) duration: Option<Slowness>,
-    /// How much more memory an instance of the canary may have at the end of a request; the median is compared.
+    /// How much more memory an instance of the canary may have at the end of a request; the median is compared. Of filters
+    /// only.
     #[schemars(extend("x-default" = "not watched"))]
     pub(crate) memory: Option<Written<Share>>,
 }

@@ -17,7 +17,7 @@ use crate::units::{Share, Weight};
 /// How long a step lasts that does not say it.
 const HOLD: Duration = Duration::from_secs(5 * 60);
 
-/// How much more the canary of a filter may deny.
+/// How much more the canary of a filter or function may deny.
 const DENIALS: u16 = 100;
 
 /// On how many of the requests a shadow must agree.
@@ -25,6 +25,14 @@ const AGREEMENT: u16 = 9_900;
 
 /// The least that may be asked of a verdict, and the most that evidence can give.
 const CONFIDENCE: (u16, u16) = (5_000, 9_999);
+
+/// What a guard judges: not everything can be watched of everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Judged {
+    Filter,
+    Function,
+    Upstream,
+}
 
 /// What of a rollout says how it moves.
 pub(super) struct Moves {
@@ -38,16 +46,21 @@ pub(super) struct Moves {
 impl Resolver<'_> {
     /// Returns how a rollout moves; nothing where that cannot be told.
     pub(super) fn moves(&mut self, rollout: &file::Rollout, node: &Node, place: &Place) -> Option<Moves> {
-        let of_filter = rollout.filter.is_some();
+        let (of_filter, of_function) = (rollout.filter.is_some(), rollout.function.is_some());
+        let subject = match (of_filter, of_function) {
+            (true, _) => Judged::Filter,
+            (false, true) => Judged::Function,
+            (false, false) => Judged::Upstream,
+        };
         let plan = self.plan(rollout, node, place)?;
         let shadowed = match &plan {
             Plan::Weight(_) => false,
             Plan::Steps(steps) => steps.iter().any(|step| matches!(step.stage, Stage::Shadow(_))),
             Plan::Shadow => true,
         };
-        if shadowed && !of_filter && (rollout.upstream.is_some() || rollout.function.is_some()) {
+        if shadowed && !of_filter && (rollout.upstream.is_some() || of_function) {
             let at = if matches!(plan, Plan::Shadow) { "mode" } else { "steps" };
-            let kind = if rollout.function.is_some() { "a function" } else { "an upstream" };
+            let kind = if of_function { "a function" } else { "an upstream" };
             let problem = Problem::new(format!("{kind} cannot be a shadow"), node.key_place(at));
             self.problem(
                 problem.hint("it would do everything twice; a shadow is a filter whose effects are kept back"),
@@ -58,9 +71,9 @@ impl Resolver<'_> {
             self.problem(problem.hint("begin with a step `shadow`, or set `mode: shadow`"));
         }
         let guard = match (&rollout.guard, &plan) {
-            (Some(guard), _) => Some(self.guard(guard, node.at("guard"), of_filter, &plan, shadowed)),
+            (Some(guard), _) => Some(self.guard(guard, node.at("guard"), subject, &plan, shadowed)),
             (None, Plan::Weight(_)) => None,
-            (None, _) => Some(self.guard(&plan::Guard::default(), node, of_filter, &plan, shadowed)),
+            (None, _) => Some(self.guard(&plan::Guard::default(), node, subject, &plan, shadowed)),
         };
         if rollout.on_bad.is_some() && guard.is_none() && !node.damaged {
             let problem = Problem::new("nothing says what is bad", node.key_place("on_bad"));
@@ -197,16 +210,9 @@ impl Resolver<'_> {
         }
     }
 
-    fn guard(&mut self, guard: &plan::Guard, node: &Node, of_filter: bool, plan: &Plan, shadowed: bool) -> Guard {
+    fn guard(&mut self, guard: &plan::Guard, node: &Node, subject: Judged, plan: &Plan, shadowed: bool) -> Guard {
         let serves = !matches!(plan, Plan::Shadow);
-        if !of_filter {
-            let denials = matches!(guard.denials, Some(Either::Long(_)));
-            for (key, _) in [("denials", denials), ("calls", guard.calls.is_some())].iter().filter(|(_, there)| *there)
-            {
-                let problem = Problem::new("only a filter denies requests and has calls", node.key_place(key));
-                self.problem(problem.hint("of an upstream, `failures` and `latency` can be watched"));
-            }
-        }
+        self.check_watched(guard, node, subject);
         let failures = match &guard.failures {
             Some(Either::Short(Off::Off)) => None,
             Some(Either::Long(failures)) => Some(self.failures(failures, node.at("failures"))),
@@ -252,10 +258,10 @@ impl Resolver<'_> {
         let guard = Guard {
             failures: failures.filter(|_| serves),
             latency: latency.filter(|_| serves),
-            denials: denials.filter(|_| serves && of_filter),
-            call_failures: call_failures.filter(|_| serves && of_filter),
-            call_duration: call_duration.filter(|_| serves && of_filter),
-            call_memory: call_memory.filter(|_| serves && of_filter),
+            denials: denials.filter(|_| serves && subject != Judged::Upstream),
+            call_failures: call_failures.filter(|_| serves && subject != Judged::Upstream),
+            call_duration: call_duration.filter(|_| serves && subject != Judged::Upstream),
+            call_memory: call_memory.filter(|_| serves && subject == Judged::Filter),
             agreement,
             confidence,
             min_requests: guard.min_requests.0.0.into(),
@@ -266,6 +272,29 @@ impl Resolver<'_> {
             self.problem(problem.hint("leave `failures` on, or watch `latency`; to move by hand, set a `weight`"));
         }
         guard
+    }
+
+    /// Checks that what is watched is known of what is moved.
+    fn check_watched(&mut self, guard: &plan::Guard, node: &Node, subject: Judged) {
+        match subject {
+            Judged::Filter => {}
+            Judged::Function => {
+                if guard.calls.as_ref().is_some_and(|calls| calls.memory.is_some()) {
+                    let place = node.at("calls").key_place("memory");
+                    let problem = Problem::new("the memory of a function is not counted by request", place);
+                    self.problem(problem.hint("of its calls, `failures` and `duration` can be watched"));
+                }
+            }
+            Judged::Upstream => {
+                let denials = matches!(guard.denials, Some(Either::Long(_)));
+                let watched = [("denials", denials), ("calls", guard.calls.is_some())];
+                for (key, _) in watched.into_iter().filter(|(_, there)| *there) {
+                    let message = "only a filter or function denies requests and has calls";
+                    let problem = Problem::new(message, node.key_place(key));
+                    self.problem(problem.hint("of an upstream, `failures` and `latency` can be watched"));
+                }
+            }
+        }
     }
 
     fn failures(&mut self, failures: &plan::Failures, node: &Node) -> FailureGuard {

@@ -12,7 +12,8 @@ use super::output::{Table, print, print_json};
 #[command(after_help = "\
 Examples:
   lockgate quarantine list
-  lockgate quarantine release 9f2c1a.4be01f.e3b0c4")]
+  lockgate quarantine release 9f2c1a.4be01f.e3b0c4
+  lockgate quarantine release app-2@4be01f")]
 pub(super) struct Quarantine {
     #[command(flatten)]
     gateway: Gateway,
@@ -29,7 +30,7 @@ enum Action {
     List,
     /// Let a version serve again.
     Release {
-        /// Its label, as `9f2c1a.4be01f.e3b0c4`.
+        /// Its label, as `9f2c1a.4be01f.e3b0c4`, or `app-2@4be01f` for an upstream.
         version: String,
     },
 }
@@ -51,10 +52,10 @@ impl Quarantine {
         if self.json {
             return print_json(&answer);
         }
-        let mut table = Table::new(&["FILTER", "VERSION", "SINCE", "WHY"]);
+        let mut table = Table::new(&["SUBJECT", "VERSION", "SINCE", "WHY"]);
         for entry in answer.as_array().into_iter().flatten() {
             table.row(
-                ["filter", "version", "since", "why"].map(|key| entry[key].as_str().unwrap_or_default().to_owned()),
+                ["subject", "version", "since", "why"].map(|key| entry[key].as_str().unwrap_or_default().to_owned()),
             );
         }
         if table.is_empty() { print("nothing is in quarantine") } else { print(&table.render()) }

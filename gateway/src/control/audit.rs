@@ -72,6 +72,22 @@ impl Audit {
         file.sync_all()
     }
 
+    /// Appends those of some entries that the log lacks, and returns how many. Called at a start, with the entries of a change
+    /// that the process may not have lived to log.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::append`].
+    pub fn complete(&self, entries: &[AuditEntry]) -> io::Result<usize> {
+        if entries.is_empty() {
+            return Ok(0);
+        }
+        let there = self.tail(usize::MAX);
+        let missing: Vec<AuditEntry> = entries.iter().filter(|entry| !there.contains(entry)).cloned().collect();
+        self.append(&missing)?;
+        Ok(missing.len())
+    }
+
     /// Returns the last entries, the oldest of them first. Lines that are not entries (torn by a crash) are passed over,
     /// and so is a file that cannot be read.
     pub fn tail(&self, last: usize) -> Vec<AuditEntry> {
@@ -132,6 +148,17 @@ mod tests {
         let after: Vec<_> = audit.tail(2).into_iter().map(|entry| entry.after).collect();
         assert_eq!(after, ["ramping 20%", "promoted"]);
         assert_eq!(audit.tail(10).len(), 3);
+    }
+
+    #[test]
+    fn what_a_process_did_not_live_to_log_is_logged_once() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let audit = Audit::new(dir.path());
+        let both = [entry("ramping 10%"), entry("ramping 20%")];
+        audit.append(&both[..1]).expect("it can be written");
+        assert_eq!(audit.complete(&both).expect("it can be written"), 1);
+        assert_eq!(audit.complete(&both).expect("nothing is to be written"), 0);
+        assert_eq!(audit.tail(10), both);
     }
 
     #[test]

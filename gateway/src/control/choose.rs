@@ -135,7 +135,7 @@ pub fn barred<'a>(facts: &Facts, saved: &'a Saved, filter: usize) -> Option<&'a 
     if !falls_back(&facts.config.filters[filter]) {
         return None;
     }
-    saved.quarantine.get(&facts.config.filters[filter].name, &intended(facts, saved, filter).id)
+    saved.quarantine.of_filter(&facts.config.filters[filter].name, &intended(facts, saved, filter).id)
 }
 
 /// Returns the versions that may serve in the place of a filter's stable one, the best first; none unless it is barred.
@@ -143,7 +143,7 @@ pub fn fallbacks<'a>(facts: &Facts, saved: &'a Saved, filter: usize) -> impl Ite
     let name = facts.config.filters[filter].name.to_string();
     let history = barred(facts, saved, filter).and_then(|_| saved.filters.get(&name));
     let kept = history.map(|history| history.last_good.as_slice()).unwrap_or_default();
-    kept.iter().filter(move |kept| saved.quarantine.get(&name, &kept.version).is_none())
+    kept.iter().filter(move |kept| saved.quarantine.of_filter(&name, &kept.version).is_none())
 }
 
 /// Returns whether a filter is replaced by its last good version when it fails too often.
@@ -225,7 +225,7 @@ pub fn remember(facts: &Facts, saved: &mut Saved, superseding: bool, now: Timest
     for (index, filter) in facts.config.filters.iter().enumerate().filter(|(_, filter)| falls_back(filter)) {
         let Intended { id, version, .. } = intended(facts, saved, index);
         let mut history = histories.remove(&*filter.name).unwrap_or_default();
-        let quarantined = |kept: &Kept| saved.quarantine.get(&filter.name, &kept.version).is_some();
+        let quarantined = |kept: &Kept| saved.quarantine.of_filter(&filter.name, &kept.version).is_some();
         let good = superseding && !history.serving.as_ref().is_some_and(quarantined);
         let kept = Kept {
             version: id,

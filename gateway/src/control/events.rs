@@ -50,7 +50,7 @@ impl Kind {
     fn of(entry: &AuditEntry) -> Self {
         if entry.subject.starts_with("rollout ") {
             Self::Move
-        } else if entry.subject.starts_with("filter ") {
+        } else if ["filter ", "function ", "upstream "].iter().any(|kind| entry.subject.starts_with(kind)) {
             Self::Quarantine
         } else {
             Self::Reload

@@ -11,6 +11,7 @@ use lockgate_config::problem::{Place, Problem, Source};
 use lockgate_host::{FilterSpec, FunctionLimits, FunctionSpec, Grants, Isolation, Limits, OutboundGrant, VersionId};
 use serde_json::Value;
 
+use crate::control::quarantine::Held;
 use crate::control::rollout::Versions;
 use crate::control::time::Timestamp;
 use crate::control::upstream::digest_of;
@@ -181,6 +182,23 @@ impl Facts {
                 Versions { stable: upstream(index), canary: upstream(canary) }
             }
         }
+    }
+
+    /// Returns a rollout's canary, as the quarantine knows it.
+    pub fn canary(&self, rollout: usize) -> Option<Held> {
+        let Config { filters, functions, upstreams, .. } = &*self.config;
+        Some(match self.config.rollouts[rollout].subject {
+            RolloutSubject::Filter { filter, .. } => {
+                Held::Filter { filter: filters[filter].name.to_string(), version: self.canaries[rollout]? }
+            }
+            RolloutSubject::Function { function, .. } => {
+                Held::Function { function: functions[function].name.to_string(), version: self.canaries[rollout]? }
+            }
+            RolloutSubject::Upstream { upstream, .. } => Held::Upstream {
+                upstream: upstreams[upstream].name.to_string(),
+                version: self.versions(rollout).canary,
+            },
+        })
     }
 
     /// Returns a path as the file would have it: relative to the file's folder where it is below it.

@@ -106,8 +106,10 @@ pub struct Looked {
     pub verdict: Verdict,
     /// What follows from it: at 100 %, where nobody is left to compare with, it is not the judge's word.
     pub conclusion: rollout::Conclusion,
-    /// A sentence for each signal.
+    /// A sentence for each signal on which the conclusion rests.
     pub findings: Vec<String>,
+    /// A sentence for each of the others.
+    pub others: Vec<String>,
     /// What the verdict is about: [`State::since`].
     pub since: Timestamp,
     /// When it was looked.
@@ -154,26 +156,14 @@ impl Cases {
         let verdict = case.judge.verdict();
         let least = config.guard.as_ref().map_or(0, |guard| guard.min_requests);
         let alone = state.weight_in_effect() == Weight::FULL && verdict.conclusion != Conclusion::Worse;
-        let (conclusion, findings) = if alone {
-            let requests = case.requests;
-            match requests >= least {
-                true => (
-                    rollout::Conclusion::NotWorse,
-                    vec![format!(
-                        "everybody is on the canary, so that nothing is left to compare it with; {requests} requests of it were counted"
-                    )],
-                ),
-                false => (
-                    rollout::Conclusion::Undecided,
-                    vec![format!(
-                        "everybody is on the canary; {requests} requests of it were counted, of {least} that are required"
-                    )],
-                ),
-            }
+        let (conclusion, findings, others) = if alone {
+            let (conclusion, finding) = alone_at_the_top(case.requests, least);
+            (conclusion, vec![finding], Vec::new())
         } else {
-            (conclusion(verdict.conclusion), verdict.evidence.iter().map(sentence).collect())
+            let (deciding, others) = apart(&verdict);
+            (conclusion(verdict.conclusion), deciding, others)
         };
-        Some(Looked { verdict, conclusion, findings, since: state.since, at: now })
+        Some(Looked { verdict, conclusion, findings, others, since: state.since, at: now })
     }
 
     /// Forgets a rollout that is not under way.
@@ -243,6 +233,29 @@ impl Case {
         }
         self.seen = now;
     }
+}
+
+/// Returns the conclusion where everybody is on the canary, which is no word of the judge's, and a sentence for it.
+fn alone_at_the_top(requests: u64, least: u64) -> (rollout::Conclusion, String) {
+    if requests >= least {
+        let finding = format!(
+            "everybody is on the canary, so that nothing is left to compare it with; {requests} requests of it were counted"
+        );
+        (rollout::Conclusion::NotWorse, finding)
+    } else {
+        let finding =
+            format!("everybody is on the canary; {requests} requests of it were counted, of {least} that are required");
+        (rollout::Conclusion::Undecided, finding)
+    }
+}
+
+/// Returns what the signals show on which a verdict rests, and what the others show: where one is worse, it matters little
+/// that another has not been decided.
+fn apart(verdict: &Verdict) -> (Vec<String>, Vec<String>) {
+    let decides = |evidence: &&Evidence| evidence.conclusion == verdict.conclusion;
+    let (deciding, others): (Vec<&Evidence>, Vec<&Evidence>) = verdict.evidence.iter().partition(decides);
+    let sentences = |evidence: Vec<&Evidence>| evidence.into_iter().map(sentence).collect();
+    (sentences(deciding), sentences(others))
 }
 
 const FAILURES: &str = "failures";
@@ -418,7 +431,9 @@ mod tests {
         assert_eq!(good.conclusion, rollout::Conclusion::NotWorse, "{:?}", good.findings);
         let bad = judge(&mut Cases::default(), &state, (2_000, 20), (2_000, 400));
         assert_eq!(bad.conclusion, rollout::Conclusion::Worse, "{:?}", bad.findings);
-        assert!(bad.findings[0].starts_with("failures: "), "{:?}", bad.findings);
+        // What denials show decided nothing, and is kept apart.
+        assert!(matches!(&*bad.findings, [only] if only.starts_with("failures: ")), "{:?}", bad.findings);
+        assert!(matches!(&*bad.others, [only] if only.starts_with("denials: ")), "{:?}", bad.others);
     }
 
     #[test]
@@ -476,7 +491,7 @@ mod tests {
             Event::Judged {
                 since: after.since,
                 conclusion: after.conclusion,
-                evidence: crate::control::quarantine::Why::Guard { findings: after.findings },
+                evidence: crate::control::quarantine::Why::Guard { findings: after.findings, others: after.others },
                 rules: rollout::Rules { pause: false, stalled_after: Duration::ZERO },
             },
             Timestamp::from_millis(5_000),

@@ -29,16 +29,19 @@ use crate::control::state::{Saved, Store};
 use crate::control::status::{LastReload, Published};
 use crate::control::time::Timestamp;
 use crate::control::upstream::resolve::Resolver;
-use crate::control::version::{Failing, label_of};
+use crate::control::version::Failing;
 use crate::control::watch::Fingerprint;
 use crate::control::{Actor, Cause, Options, Refusal, Reloaded, RolloutView, StartError};
 use crate::metrics::{Metrics, ReloadOutcome};
 use crate::shadow::Shadows;
 
+mod commit;
 mod decide;
 mod job;
 mod judge;
+mod succession;
 
+use commit::{blocking, commit, complete, moves_of};
 use job::{Prepared, Ready, Tools};
 
 /// How often upstreams' names are resolved again, and metrics that nothing uses are dropped.
@@ -140,6 +143,9 @@ impl Keeper {
                 store.lock().map_err(StartError::State)?;
             }
             let restored = store.restore().map_err(StartError::State)?;
+            if deciding {
+                complete(&config.server.state_dir, &restored).map_err(StartError::System)?;
+            }
             let host = host(config).map_err(StartError::Host)?;
             Ok((seen, draft, host, store, restored))
         })
@@ -178,6 +184,7 @@ impl Keeper {
         let (saved, mut entries) = reconcile(&facts, &restored.saved, &Actor::gateway(), Timestamp::now());
         entries.insert(0, entry(&Actor::gateway(), "start", "gateway", "", &generation(1)));
         let loaded = job::recover_all(ready.loaded, &saved, Arc::clone(&tools)).await;
+        let moves = moves_of(&entries);
         if deciding {
             commit(&tools, &audit, &notices, &restored.saved, &saved, entries).await.map_err(StartError::System)?;
         }
@@ -223,6 +230,9 @@ impl Keeper {
             tracing::warn!("{warning}");
         }
         keeper.show_metrics(&facts, &Saved::default());
+        if deciding {
+            keeper.count(&moves);
+        }
         keeper.notices.flush();
         keeper.watch_files(seen);
         keeper.follow_files();
@@ -409,6 +419,7 @@ impl Keeper {
         entries.insert(0, entry(by, "reload", "configuration", &before, &after));
         let mut warnings = undone_promotions(&self.loaded.facts, &self.saved, &loaded.facts);
         warnings.extend(Warnings::of(&loaded.facts.config, &loaded.facts.source).lines());
+        let moves = moves_of(&entries);
         self.commit(&next, entries).await?;
         // Those that were loaded meanwhile.
         loaded.spares.extend(self.loaded.spares_for(&loaded.facts));
@@ -418,6 +429,7 @@ impl Keeper {
         self.unusable.clear();
         self.swap();
         self.show_metrics(&old.facts, &before);
+        self.count(&moves);
         self.listeners.send_replace(self.loaded.facts.config.listeners.as_slice().into());
         self.recover();
         let reused = (self.loaded.stable.len() + self.loaded.canaries.iter().flatten().count()).saturating_sub(fresh);
@@ -445,56 +457,6 @@ impl Keeper {
             // Where the channel is full, the next poll finds the difference again.
             events.upgrade().is_some_and(|events| events.try_send(event).is_ok())
         }));
-    }
-
-    async fn begin(&mut self) -> Result<(), StartError> {
-        if self.deciding {
-            return Ok(());
-        }
-        let store = Arc::clone(&self.tools.store);
-        let restored = blocking(move || {
-            let mut store = store.lock();
-            store.lock()?;
-            store.restore()
-        })
-        .await
-        .map_err(StartError::System)?
-        .map_err(StartError::State)?;
-        if let Some(trouble) = &restored.trouble {
-            tracing::error!(%trouble, "the state directory is damaged");
-            self.tools.metrics.state_corruptions.inc_by(restored.corrupted);
-            self.trouble = Some(trouble.clone());
-        }
-        let by = Actor::gateway();
-        let facts = Arc::clone(&self.loaded.facts);
-        let (next, mut entries) = reconcile(&facts, &restored.saved, &by, Timestamp::now());
-        entries.insert(0, entry(&by, "take-over", "gateway", "", &generation(self.generation + 1)));
-        if let Err(refusal) = commit(&self.tools, &self.audit, &self.notices, &restored.saved, &next, entries).await {
-            self.tools.store.lock().unlock();
-            return Err(StartError::System(refusal));
-        }
-        let before = std::mem::replace(&mut self.saved, next);
-        self.cases = self.tools.store.lock().evidence();
-        self.deciding = true;
-        self.swap();
-        self.show_metrics(&facts, &before);
-        self.publish();
-        self.recover();
-        // Files may have changed since they were read; their copies in the store may be missing.
-        self.reload(Asked { cause: Cause::Start, by, reply: None });
-        Ok(())
-    }
-
-    fn stop(&mut self) {
-        if !self.deciding {
-            return;
-        }
-        self.deciding = false;
-        self.watch_files(Fingerprint::default());
-        self.tools.store.lock().unlock();
-        answer(std::mem::take(&mut self.waiting), &Err(Refusal::HandedOver));
-        self.publish();
-        tracing::info!("this process no longer decides");
     }
 
     async fn commit(&self, next: &Saved, entries: Vec<AuditEntry>) -> Result<(), Refusal> {
@@ -546,14 +508,17 @@ impl Keeper {
             metrics.set_rollout_weight(&rollout.name, Some(f64::from(weight.basis_points()) / 10_000.0));
         }
         let in_quarantine = &self.saved.quarantine;
-        for gone in
-            saved.quarantine.entries().filter(|entry| in_quarantine.get(&entry.filter, &entry.version).is_none())
-        {
-            metrics.set_quarantined(&gone.filter, &label_of(&gone.version), false);
+        for gone in saved.quarantine.entries().filter(|entry| in_quarantine.get(&entry.held).is_none()) {
+            metrics.set_quarantined(gone, false);
         }
         for entry in in_quarantine.entries() {
-            metrics.set_quarantined(&entry.filter, &label_of(&entry.version), true);
+            metrics.set_quarantined(entry, true);
         }
+    }
+
+    /// Counts moves of rollouts that the file has made.
+    fn count(&self, moves: &[(String, String)]) {
+        moves.iter().for_each(|(rollout, action)| self.tools.metrics.decided(rollout, action));
     }
 
     fn publish(&self) {
@@ -568,41 +533,6 @@ impl Keeper {
         });
         self.notices.flush();
     }
-}
-
-/// Writes state and audit log. Where the log cannot be written, the state is put back: nothing happens without a trace.
-async fn commit(
-    tools: &Tools,
-    audit: &Audit,
-    notices: &Events,
-    before: &Saved,
-    next: &Saved,
-    entries: Vec<AuditEntry>,
-) -> Result<(), String> {
-    let (store, audit, before, next) = (Arc::clone(&tools.store), audit.clone(), before.clone(), next.clone());
-    let notices = notices.clone();
-    blocking(move || {
-        let mut store = store.lock();
-        if next != before {
-            store.save(&next).map_err(|error| error.to_string())?;
-        }
-        audit.append(&entries).map_err(|error| {
-            if next != before
-                && let Err(error) = store.save(&before)
-            {
-                tracing::error!(%error, "the state on disk is ahead of the one in force");
-            }
-            format!("cannot write the audit log: {error}")
-        })?;
-        notices.note(&entries);
-        Ok(())
-    })
-    .await?
-}
-
-/// Runs what blocks on a thread that may. The error says that it panicked.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| format!("a job of the control plane failed: {error}"))
 }
 
 fn answer(asked: Vec<Asked>, outcome: &Result<Reloaded, Refusal>) {

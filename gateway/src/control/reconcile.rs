@@ -8,20 +8,16 @@ use crate::control::Actor;
 use crate::control::audit::AuditEntry;
 use crate::control::choose::{remember, state};
 use crate::control::facts::Facts;
-use crate::control::quarantine::Why;
+use crate::control::quarantine::Entry;
 use crate::control::rollout::{self, Effect, Plan, State, Step, step};
 use crate::control::state::Saved;
 use crate::control::time::Timestamp;
 use crate::control::upstream::digest_of;
 use crate::control::version::label_of;
 
-/// Returns why a rollout's canary is in quarantine, where it is.
-pub(super) fn quarantined_canary(facts: &Facts, saved: &Saved, rollout: usize) -> Option<Why> {
-    let canary = facts.canaries[rollout].as_ref()?;
-    let RolloutSubject::Filter { filter, .. } = facts.config.rollouts[rollout].subject else {
-        return None;
-    };
-    saved.quarantine.get(&facts.config.filters[filter].name, canary).map(|entry| entry.why.clone())
+/// Returns the entry of a rollout's canary in the quarantine, where it has one.
+pub(super) fn quarantined_canary<'a>(facts: &Facts, saved: &'a Saved, rollout: usize) -> Option<&'a Entry> {
+    saved.quarantine.get(&facts.canary(rollout)?)
 }
 
 /// Returns what is to be kept for a file, from what was kept before it was read, with the entries for the audit log.
@@ -36,7 +32,7 @@ pub(super) fn reconcile(facts: &Facts, saved: &Saved, by: &Actor, now: Timestamp
     }
     for (index, rollout) in facts.config.rollouts.iter().enumerate() {
         let (versions, plan) = (facts.versions(index), Plan::of(rollout));
-        let quarantined = quarantined_canary(facts, saved, index);
+        let quarantined = quarantined_canary(facts, saved, index).map(|entry| entry.why.clone());
         let stepped = match saved.rollouts.get(&*rollout.name) {
             None => Ok(State::begin(versions, &plan, quarantined, now)),
             Some(state) => step(state, rollout::Event::Declared { versions, plan, quarantined }, now),

@@ -114,7 +114,7 @@ pub enum Event {
     Pause(Why),
     /// A person lets a paused rollout go on, or takes a rolled-back one up again.
     Resume {
-        /// The canary's label, where it is in quarantine.
+        /// The canary's label, where it is in quarantine for another reason than a person's word.
         quarantined: Option<String>,
     },
     /// The judge has looked.
@@ -169,9 +169,11 @@ pub enum Effect {
     Save,
     /// Put the canary into quarantine.
     Quarantine(Why),
+    /// Take the canary out again, where a person's rollback had put it there.
+    Release,
     /// Write an entry to the audit log.
     Record {
-        /// `begin`, `set-weight`, `step`, `stall`, `pause`, `resume`, `promote`, `roll-back`, `abandon` or `change-plan`.
+        /// One of [`ACTIONS`].
         action: &'static str,
         /// The state before, in words; empty where there was none.
         before: String,
@@ -186,6 +188,10 @@ pub enum Effect {
     Swap,
 }
 
+/// What a rollout's moves are called, in the audit log and in metrics.
+pub const ACTIONS: [&str; 10] =
+    ["begin", "set-weight", "step", "stall", "pause", "resume", "promote", "roll-back", "abandon", "change-plan"];
+
 /// Why an event is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
@@ -195,7 +201,7 @@ pub enum Refused {
     RolledBack(Why),
     /// The rollout was given up.
     Abandoned(Why),
-    /// The canary is in quarantine.
+    /// The canary is in quarantine, by its label.
     Quarantined(String),
     /// Stable and canary are the same version.
     Same,

@@ -4,6 +4,8 @@
 //! - `rollouts.json`, and a second copy, `rollouts.json.1`. Each is written to a temporary name, fsynced and renamed, one
 //!   after the other, so that a crash at any moment leaves a whole one. Each carries a number that grows and a checksum
 //!   of its content; the newest whole one counts. A corrupted one is set aside as `rollouts.json.corrupt-<time>`.
+//!   Between the two, the audit log is written: until then, the first carries the entries that belong to it, so that a
+//!   process that ends in between leaves no move without its trace.
 //! - `components/<sha256>.wasm`: copies of the components of versions that may be needed when their file has long been
 //!   replaced.
 //! - `evidence.json`: what is known about the canaries that are judged.
@@ -25,6 +27,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::control::audit::AuditEntry;
 use crate::control::quarantine::Quarantine;
 use crate::control::rollout;
 use crate::control::time::Timestamp;
@@ -98,6 +101,8 @@ pub struct Restored {
     pub trouble: Option<String>,
     /// How many files were corrupted.
     pub corrupted: u64,
+    /// What the audit log may lack: the process ended before it was known to be written.
+    pub entries: Vec<AuditEntry>,
 }
 
 /// Why a state directory cannot be used.
@@ -201,7 +206,7 @@ impl Store {
     ///
     /// A file is there but cannot be read.
     pub fn restore(&mut self) -> Result<Restored, StoreError> {
-        let mut whole: Vec<(u64, Saved)> = Vec::new();
+        let mut whole: Vec<Content> = Vec::new();
         let mut troubles = Vec::new();
         for name in COPIES {
             let path = self.dir.join(name);
@@ -215,7 +220,7 @@ impl Store {
                 Err(why) => troubles.push(self.set_aside(&path, &why)?),
             }
         }
-        let newest = whole.into_iter().max_by_key(|(sequence, _)| *sequence);
+        let newest = whole.into_iter().max_by_key(|content| content.sequence);
         let corrupted = troubles.len() as u64;
         let trouble = (!troubles.is_empty()).then(|| {
             let consequence = match newest {
@@ -226,26 +231,31 @@ impl Store {
             };
             format!("{}; {consequence}", troubles.join("; "))
         });
-        let (sequence, saved) = newest.unwrap_or_default();
+        let Content { sequence, state: saved, entries } = newest.unwrap_or_default();
         self.sequence = sequence;
-        Ok(Restored { saved, trouble, corrupted })
+        Ok(Restored { saved, trouble, corrupted, entries })
     }
 
-    /// Writes both copies, and returns when the first is on disk.
+    /// Writes the first copy, with the entries that the audit log is to get for it, and returns when it is on disk. What is
+    /// kept counts from now on; [`Self::confirm`] is to follow when the log has been written.
     ///
     /// # Errors
     ///
-    /// The first copy could not be written; what was kept before still counts.
-    pub fn save(&mut self, saved: &Saved) -> Result<(), StoreError> {
-        let sequence = self.sequence + 1;
-        let text = encode(sequence, saved);
-        let [first, second] = COPIES;
-        self.write(&self.dir.join(first), &text)?;
-        self.sequence = sequence;
-        if let Err(error) = self.write(&self.dir.join(second), &text) {
-            tracing::warn!(%error, "the state has no second copy");
-        }
+    /// It could not be written; what was kept before still counts.
+    pub fn save(&mut self, saved: &Saved, entries: &[AuditEntry]) -> Result<(), StoreError> {
+        let [first, _] = COPIES;
+        self.write(&self.dir.join(first), &encode(self.sequence + 1, saved, entries))?;
+        self.sequence += 1;
         Ok(())
+    }
+
+    /// Writes the second copy, of what was saved last: nothing of it is missing in the audit log.
+    pub fn confirm(&mut self, saved: &Saved) {
+        let [_, second] = COPIES;
+        match self.write(&self.dir.join(second), &encode(self.sequence + 1, saved, &[])) {
+            Ok(()) => self.sequence += 1,
+            Err(error) => tracing::warn!(%error, "the state has no second copy"),
+        }
     }
 
     /// Writes what is known about the rollouts under way, and returns when it is on disk.
@@ -353,21 +363,28 @@ impl Store {
     }
 }
 
+/// What a file holds.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+struct Content {
+    sequence: u64,
+    state: Saved,
+    #[serde(default)]
+    entries: Vec<AuditEntry>,
+}
+
 /// Returns a file's text. The checksum covers the rest, without white space, so that it can be looked at with any tool.
-fn encode(sequence: u64, saved: &Saved) -> Vec<u8> {
-    let content = json!({ "sequence": sequence, "state": saved });
+fn encode(sequence: u64, saved: &Saved, entries: &[AuditEntry]) -> Vec<u8> {
+    let mut content = json!({ "sequence": sequence, "state": saved });
+    if !entries.is_empty() {
+        content["entries"] = json!(entries);
+    }
     let file = json!({ "format": FORMAT, "checksum": checksum(&content), "content": content });
     let mut text = format!("{file:#}").into_bytes();
     text.push(b'\n');
     text
 }
 
-fn decode(text: &[u8]) -> Result<(u64, Saved), String> {
-    #[derive(Deserialize)]
-    struct Content {
-        sequence: u64,
-        state: Saved,
-    }
+fn decode(text: &[u8]) -> Result<Content, String> {
     let mut file: Value = serde_json::from_slice(text).map_err(|error| format!("it is not JSON: {error}"))?;
     match file.get("format").and_then(Value::as_u64) {
         Some(FORMAT) => {}
@@ -378,8 +395,7 @@ fn decode(text: &[u8]) -> Result<(u64, Saved), String> {
     if file.get("checksum").and_then(Value::as_str) != Some(&checksum(&content)) {
         return Err("its checksum is wrong".to_owned());
     }
-    let content: Content = serde_json::from_value(content).map_err(|error| format!("it is not a state: {error}"))?;
-    Ok((content.sequence, content.state))
+    serde_json::from_value(content).map_err(|error| format!("it is not a state: {error}"))
 }
 
 /// Guards against damage, not against people: who can write the directory can decide anyway.
@@ -402,7 +418,7 @@ mod tests {
     use lockgate_host::OutboundGrant;
 
     use super::*;
-    use crate::control::quarantine::{Entry, Why};
+    use crate::control::quarantine::{Entry, Held, Why};
 
     fn version(component: &[u8]) -> VersionId {
         VersionId::of(component, "{}", &Grants::default())
@@ -429,8 +445,7 @@ mod tests {
         Saved {
             rollouts: [("auth-1.5".to_owned(), state)].into(),
             quarantine: vec![Entry {
-                filter: "auth".to_owned(),
-                version: version(b"bad"),
+                held: Held::filter("auth", &version(b"bad")),
                 why,
                 since: Timestamp::from_millis(2),
             }]
@@ -446,6 +461,24 @@ mod tests {
         store
     }
 
+    /// Keeps a state as the control loop does.
+    fn keep(store: &mut Store, saved: &Saved) {
+        store.save(saved, &[entry()]).expect("it can be written");
+        store.confirm(saved);
+    }
+
+    fn entry() -> AuditEntry {
+        AuditEntry {
+            time: Timestamp::from_millis(3),
+            actor: "gateway".to_owned(),
+            action: "step".to_owned(),
+            subject: "rollout auth-1.5".to_owned(),
+            before: "ramping 5%".to_owned(),
+            after: "ramping 20%".to_owned(),
+            why: Some(Why::Guard { findings: vec!["failures: not worse".to_owned()], others: Vec::new() }),
+        }
+    }
+
     fn restored(dir: &Path) -> Restored {
         locked(dir).restore().expect("it can be read")
     }
@@ -454,17 +487,17 @@ mod tests {
     fn what_was_saved_is_restored_exactly() {
         let dir = tempfile::tempdir().expect("a folder");
         assert_eq!(restored(dir.path()).saved, Saved::default());
-        locked(dir.path()).save(&saved("0.01%")).expect("it can be written");
+        keep(&mut locked(dir.path()), &saved("0.01%"));
         let found = restored(dir.path());
         assert_eq!(found.saved, saved("0.01%"));
-        assert_eq!(found.trouble, None);
+        assert_eq!((found.trouble, found.entries), (None, Vec::new()));
     }
 
     #[test]
     fn secrets_can_be_read_by_the_owner_only() {
         let dir = tempfile::tempdir().expect("a folder");
         let state = dir.path().join("state");
-        locked(&state).save(&saved("5%")).expect("it can be written");
+        keep(&mut locked(&state), &saved("5%"));
         let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
         assert_eq!(mode(&state), 0o700);
         for name in COPIES {
@@ -475,24 +508,26 @@ mod tests {
 
     #[test]
     fn a_crash_at_any_step_of_a_save_leaves_the_state_before_or_after() {
-        let next = encode(2, &saved("20%"));
+        let next = [encode(3, &saved("20%"), &[entry()]), encode(4, &saved("20%"), &[])];
         // The temporary file has any length; the rename of the first copy has happened or not; the same for the second.
         for renamed in 0..=2 {
-            for length in (0..next.len()).step_by(97) {
+            for length in (0..next[1].len()).step_by(97) {
                 let dir = tempfile::tempdir().expect("a folder");
-                locked(dir.path()).save(&saved("5%")).expect("it can be written");
-                for name in &COPIES[..renamed] {
-                    fs::write(dir.path().join(name), &next).expect("it can be written");
+                keep(&mut locked(dir.path()), &saved("5%"));
+                for (name, next) in COPIES.iter().zip(&next).take(renamed) {
+                    fs::write(dir.path().join(name), next).expect("it can be written");
                 }
-                if let Some(name) = COPIES.get(renamed) {
+                if let (Some(name), Some(next)) = (COPIES.get(renamed), next.get(renamed)) {
                     fs::write(dir.path().join(format!("{name}.tmp")), &next[..length]).expect("it can be written");
                 }
                 let found = restored(dir.path());
                 assert_eq!(found.saved, if renamed == 0 { saved("5%") } else { saved("20%") });
+                // Between the two copies, nobody knows what the audit log has.
+                assert_eq!(found.entries, if renamed == 1 { vec![entry()] } else { Vec::new() });
                 assert_eq!(found.trouble, None);
                 let mut store = locked(dir.path());
                 store.restore().expect("it can be read");
-                store.save(&saved("30%")).expect("what a crash left is no obstacle");
+                keep(&mut store, &saved("30%"));
                 drop(store);
                 assert_eq!(restored(dir.path()).saved, saved("30%"));
             }
@@ -503,7 +538,7 @@ mod tests {
     fn a_corrupted_copy_is_set_aside_and_the_other_one_used() {
         for (corrupt, other) in [(COPIES[0], COPIES[1]), (COPIES[1], COPIES[0])] {
             let dir = tempfile::tempdir().expect("a folder");
-            locked(dir.path()).save(&saved("5%")).expect("it can be written");
+            keep(&mut locked(dir.path()), &saved("5%"));
             let whole = fs::read_to_string(dir.path().join(corrupt)).expect("it was just written");
             fs::write(dir.path().join(corrupt), whole.replace("5%", "6%")).expect("it can be written");
             let found = restored(dir.path());
@@ -523,7 +558,7 @@ mod tests {
     #[test]
     fn two_corrupted_copies_are_said_to_be_lost_and_prevent_nothing() {
         let dir = tempfile::tempdir().expect("a folder");
-        locked(dir.path()).save(&saved("5%")).expect("it can be written");
+        keep(&mut locked(dir.path()), &saved("5%"));
         let whole = fs::read(dir.path().join(COPIES[0])).expect("it was just written");
         for length in (0..whole.len() - 1).step_by(41) {
             for name in COPIES {
@@ -537,9 +572,10 @@ mod tests {
 
     #[test]
     fn another_format_is_set_aside() {
-        let text = String::from_utf8(encode(1, &saved("5%"))).expect("it is text");
+        let text = String::from_utf8(encode(1, &saved("5%"), &[])).expect("it is text");
         let other = text.replace(r#""format": 1"#, r#""format": 2"#);
-        assert_eq!(decode(other.as_bytes()), Err("its format is 2, and this version of lockgate reads 1".to_owned()));
+        let refused = decode(other.as_bytes()).expect_err("another format");
+        assert_eq!(refused, "its format is 2, and this version of lockgate reads 1");
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::control::state::Saved;
 use crate::control::time::Timestamp;
 use crate::control::version::{Version, label_of};
 use crate::control::why::{self, StepView};
-use crate::metrics::{CallSummary, VersionSeries};
+use crate::metrics::{CallSummary, FunctionSeries, VersionSeries};
 use crate::track::Track;
 
 /// The state of everything.
@@ -50,7 +50,7 @@ pub struct Status {
     pub upstreams: Vec<UpstreamView>,
     /// In the configuration's order.
     pub rollouts: Vec<RolloutView>,
-    /// By filter and version.
+    /// Of filters, functions and upstreams, by name and version.
     pub quarantine: Vec<QuarantineView>,
     /// Old snapshots that requests still read, the oldest first.
     pub draining: Vec<DrainingView>,
@@ -164,6 +164,10 @@ pub struct FunctionVersionView {
     pub instances: u32,
     /// Their linear memory.
     pub memory_bytes: u64,
+    /// Its calls since it was loaded, on both tracks.
+    pub calls: CallsView,
+    /// Why it is in quarantine.
+    pub quarantined: Option<String>,
 }
 
 /// A loaded version of a filter.
@@ -202,7 +206,7 @@ pub struct VersionView {
 /// Calls of a version.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
 pub struct CallsView {
-    /// All of them: one for each phase of each request.
+    /// All of them: of a filter, one for each phase of each request.
     pub total: u64,
     /// Those that failed, by kind.
     pub failures: BTreeMap<&'static str, u64>,
@@ -213,9 +217,9 @@ pub struct CallsView {
 }
 
 impl CallsView {
-    fn of(version: &Version) -> Self {
-        let tracks: Vec<CallSummary> =
-            Track::ALL.iter().filter_map(|track| version.series(*track)).map(VersionSeries::summary).collect();
+    /// Returns what a version's summaries of both tracks come to.
+    fn of(summary: impl Fn(Track) -> Option<CallSummary>) -> Self {
+        let tracks: Vec<CallSummary> = Track::ALL.into_iter().filter_map(summary).collect();
         let mut failures = BTreeMap::new();
         for (kind, count) in tracks.iter().flat_map(|summary| &summary.failures) {
             *failures.entry(*kind).or_default() += count;
@@ -320,9 +324,9 @@ pub struct RequestsView {
 /// A version in quarantine.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct QuarantineView {
-    /// The filter's name.
-    pub filter: String,
-    /// The version's label: what is given to release it.
+    /// What it is a version of: `filter auth`, `function hello`; or `upstream app`, whose place another one was to take.
+    pub subject: String,
+    /// The version's label: what is given to release it. Of an upstream, its name and the digest of its settings.
     pub version: String,
     /// Why.
     pub why: String,
@@ -446,8 +450,8 @@ impl Published {
         let filter = &facts.config.filters[index];
         let serving = choose::stable(&self.loaded, &self.saved, index);
         let trouble = barred(facts, &self.saved, index).map(|entry| {
-            let bad = label_of(&entry.version);
-            if *serving.id() == entry.version {
+            let bad = entry.held.label();
+            if **serving.label() == *bad {
                 format!("version {bad} is in quarantine ({}), and there is no last good version: failures are answered as `closed` answers them", entry.why)
             } else {
                 format!("version {bad} is in quarantine ({}); the last good version {} serves", entry.why, serving.label())
@@ -504,6 +508,8 @@ impl Published {
                 },
                 instances: live.instances,
                 memory_bytes: live.memory_bytes,
+                calls: CallsView::of(|track| version.series(track).map(FunctionSeries::summary)),
+                quarantined: self.saved.quarantine.of_function(&function.name, id).map(|entry| entry.why.to_string()),
             }
         };
         FunctionView {
@@ -553,8 +559,8 @@ impl Published {
             not_snapshotted_because: running.snapshotted().err().map(ToOwned::to_owned),
             instances: live.instances,
             memory_bytes: live.memory_bytes,
-            calls: CallsView::of(version),
-            quarantined: self.saved.quarantine.get(name, id).map(|entry| entry.why.to_string()),
+            calls: CallsView::of(|track| version.series(track).map(VersionSeries::summary)),
+            quarantined: self.saved.quarantine.of_filter(name, id).map(|entry| entry.why.to_string()),
         }
     }
 
@@ -643,8 +649,8 @@ impl Published {
 
 fn quarantine(entry: &Entry) -> QuarantineView {
     QuarantineView {
-        filter: entry.filter.clone(),
-        version: label_of(&entry.version).to_string(),
+        subject: entry.held.subject(),
+        version: entry.held.label(),
         why: entry.why.to_string(),
         since: entry.since,
     }

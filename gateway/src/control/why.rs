@@ -10,6 +10,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::control::judging::{Looked, in_its_unit, sentence};
+use crate::control::quarantine::Why;
 use crate::control::rollout::{Phase, Stage, State};
 use crate::control::time::Timestamp;
 use crate::proxy::counts::{CALL_UNIT, Counts, MEMORY_UNIT_BYTES, Totals};
@@ -122,13 +123,13 @@ pub struct TrackCounts {
     pub requests: u64,
     /// Those that failed, as the guard has it.
     pub failures: u64,
-    /// Those that the filter itself answered with a 4xx.
+    /// Those that the filter or function itself answered with a 4xx.
     pub denials: u64,
-    /// Those with a failed call of the filter.
+    /// Those with a failed call of the filter or function.
     pub call_failures: u64,
     /// How long they took: pairs of an upper bound in seconds and a count, without those of nothing.
     pub latency_seconds: Vec<(f64, u64)>,
-    /// The time that they spent in the filter.
+    /// The time that they spent in the filter, or that the function kept a thread busy.
     pub call_duration_seconds: Vec<(f64, u64)>,
     /// The memory of the filter's instance in bytes.
     pub call_memory_bytes: Vec<(f64, u64)>,
@@ -222,6 +223,10 @@ fn sentences(about: &About<'_>, looked: Option<&Looked>) -> Vec<String> {
         },
     }];
     if !state.is_under_way() {
+        let others = state.why().map(Why::others).unwrap_or_default();
+        if !others.is_empty() {
+            sentences.push(format!("the other signals did not decide that: {}", others.join("; ")));
+        }
         if matches!(state.phase, Phase::RolledBack { .. }) {
             sentences.push(format!(
                 "`lockgate rollout resume {name}` takes it up again, once its version is not in quarantine"
@@ -274,7 +279,7 @@ fn sentences(about: &About<'_>, looked: Option<&Looked>) -> Vec<String> {
                 super::rollout::Conclusion::Undecided => "whether the canary is worse is not known yet",
             };
             sentences.push(conclusion.to_owned());
-            sentences.extend(looked.findings.iter().cloned());
+            sentences.extend(looked.findings.iter().chain(&looked.others).cloned());
         }
         None if rollout.guard.is_some() => sentences.push("it has not been looked at yet".to_owned()),
         None => {}

@@ -107,6 +107,8 @@ pub struct Answering {
     pub busy: Duration,
     /// `respond` or `fail`; none while it is not known.
     pub outcome: Option<&'static str>,
+    /// The status that it answered with; 0 before it did.
+    pub status: u16,
 }
 
 /// All attempts at the target.

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use lockgate_config::model::FailureKind;
 use lockgate_judge::{Cap, latency};
 
-use crate::metrics::OUTCOMES;
+use crate::control::snapshot::Target;
+use crate::metrics::{FUNCTION_OUTCOMES, OUTCOMES};
 use crate::proxy::chain::Step;
 use crate::proxy::context::Context;
 use crate::proxy::fault;
@@ -37,6 +38,8 @@ pub const MEMORY_UNIT_BYTES: u64 = 1 << 10;
 
 const RESPOND: &str = OUTCOMES[1];
 const FAIL: &str = OUTCOMES[2];
+const ANSWERED: &str = FUNCTION_OUTCOMES[0];
+const FAILED: &str = FUNCTION_OUTCOMES[1];
 
 /// The counts of one rollout, for as long as it is about the same versions.
 #[derive(Debug)]
@@ -68,9 +71,9 @@ pub struct Totals {
     pub requests: u64,
     /// Those that failed, as the guard has it.
     pub failures: u64,
-    /// Those that the filter itself answered with a 4xx.
+    /// Those that the filter or function itself answered with a 4xx.
     pub denials: u64,
-    /// Those with a failed call of the filter.
+    /// Those with a failed call of the filter or function.
     pub call_failures: u64,
     /// By bucket of microseconds.
     pub latency: Vec<u64>,
@@ -98,6 +101,38 @@ struct Ended {
     upstream_5xx: bool,
     filter_failed: bool,
     duration: Duration,
+}
+
+/// What the version that a rollout moves did itself, as far as it was asked at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Own {
+    denied: bool,
+    failed: bool,
+    spent: Duration,
+    memory_bytes: u64,
+}
+
+impl Own {
+    /// Of a filter, over all its calls for a request that was answered with this status.
+    fn of_filter<'a>(calls: impl Iterator<Item = &'a Step>, status: u16) -> Self {
+        calls.fold(Self::default(), |own, step| Self {
+            denied: own.denied || (step.outcome == Some(RESPOND) && (400..500).contains(&status)),
+            failed: own.failed || step.outcome == Some(FAIL),
+            spent: own.spent + step.spent,
+            memory_bytes: own.memory_bytes.max(step.memory_bytes),
+        })
+    }
+
+    /// Of a function that answered with this status. Its time is that for which it kept a thread: what it waits for is
+    /// the time of clients and upstreams. Its memory is not known.
+    fn of_function(outcome: Option<&str>, status: u16, busy: Duration) -> Self {
+        Self {
+            denied: outcome == Some(ANSWERED) && (400..500).contains(&status),
+            failed: outcome == Some(FAILED),
+            spent: busy,
+            memory_bytes: 0,
+        }
+    }
 }
 
 impl Histogram {
@@ -174,31 +209,24 @@ impl Counts {
         self.cap.admit(key, window as u32)
     }
 
-    fn record<'a>(&self, track: Track, ended: &Ended, calls: impl Iterator<Item = &'a Step>) {
+    fn record(&self, track: Track, ended: &Ended, own: Own) {
         let on = &self.tracks[track as usize];
         on.requests.fetch_add(1, Ordering::Relaxed);
         if self.failures.include(ended) {
             on.failures.fetch_add(1, Ordering::Relaxed);
         }
         on.latency.add(u64::try_from(ended.duration.as_micros()).unwrap_or(u64::MAX));
-        let (mut denied, mut failed, mut spent, mut memory) = (false, false, Duration::ZERO, 0);
-        for step in calls {
-            denied |= step.outcome == Some(RESPOND) && (400..500).contains(&ended.status);
-            failed |= step.outcome == Some(FAIL);
-            spent += step.spent;
-            memory = memory.max(step.memory_bytes);
-        }
-        if denied {
+        if own.denied {
             on.denials.fetch_add(1, Ordering::Relaxed);
         }
-        if failed {
+        if own.failed {
             on.call_failures.fetch_add(1, Ordering::Relaxed);
         }
-        if !spent.is_zero() {
-            on.call_duration.add(u64::try_from(spent.as_nanos() / CALL_UNIT.as_nanos()).unwrap_or(u64::MAX));
+        if !own.spent.is_zero() {
+            on.call_duration.add(u64::try_from(own.spent.as_nanos() / CALL_UNIT.as_nanos()).unwrap_or(u64::MAX));
         }
-        if memory > 0 {
-            on.call_memory.add(memory / MEMORY_UNIT_BYTES);
+        if own.memory_bytes > 0 {
+            on.call_memory.add(own.memory_bytes / MEMORY_UNIT_BYTES);
         }
     }
 
@@ -236,8 +264,16 @@ pub fn count(context: &Context, status: u16, duration: Duration) {
         let rollout = context.snapshot.rollouts.get(*rollout).filter(|_| context.counted.contains(slot));
         let Some(counts) = rollout.and_then(|rollout| rollout.counts.as_ref()) else { continue };
         let track = if context.tracks.is_canary(slot) { Track::Canary } else { Track::Stable };
-        let moved = route.chain.iter().zip(steps).filter(|(link, _)| link.versions.slot() == Some(slot));
-        counts.record(track, &ended, moved.map(|(_, step)| step));
+        let own = match (&route.target, &context.answering) {
+            (Target::Function(versions), Some(answering)) if versions.slot() == Some(slot) => {
+                Own::of_function(answering.outcome, answering.status, answering.busy)
+            }
+            _ => {
+                let moved = route.chain.iter().zip(steps).filter(|(link, _)| link.versions.slot() == Some(slot));
+                Own::of_filter(moved.map(|(_, step)| step), status)
+            }
+        };
+        counts.record(track, &ended, own);
     }
 }
 
@@ -277,8 +313,8 @@ mod tests {
     #[test]
     fn a_request_counts_on_its_track_only() {
         let counts = Counts::new(&FailureKind::DEFAULT);
-        counts.record(Track::Canary, &Ended { status: 403, ..WELL }, [step(RESPOND)].iter());
-        counts.record(Track::Canary, &Ended { filter_failed: true, ..WELL }, [step(FAIL)].iter());
+        counts.record(Track::Canary, &Ended { status: 403, ..WELL }, Own::of_filter([step(RESPOND)].iter(), 403));
+        counts.record(Track::Canary, &Ended { filter_failed: true, ..WELL }, Own::of_filter([step(FAIL)].iter(), 503));
         let canary = counts.read(Track::Canary);
         assert_eq!((canary.requests, canary.failures, canary.denials, canary.call_failures), (2, 1, 1, 1));
         assert_eq!(canary.latency[latency::bucket(2_000)], 2);
@@ -289,9 +325,19 @@ mod tests {
 
     #[test]
     fn an_answer_of_an_upstream_is_no_denial_of_the_filter() {
-        let counts = Counts::new(&FailureKind::DEFAULT);
-        counts.record(Track::Stable, &Ended { status: 404, ..WELL }, [step("continue")].iter());
-        assert_eq!(counts.read(Track::Stable).denials, 0);
+        assert!(!Own::of_filter([step("continue")].iter(), 404).denied);
+    }
+
+    #[test]
+    fn of_a_function_its_own_answers_and_failures_count_and_the_time_that_it_was_busy() {
+        let busy = Duration::from_micros(8);
+        let of = |outcome, status| Own::of_function(outcome, status, busy);
+        assert_eq!(of(Some(ANSWERED), 200), Own { spent: busy, ..Own::default() });
+        assert_eq!(of(Some(ANSWERED), 403), Own { denied: true, spent: busy, ..Own::default() });
+        // It had begun an answer, and did not end it.
+        assert_eq!(of(Some(FAILED), 404), Own { failed: true, spent: busy, ..Own::default() });
+        // The client was gone first.
+        assert_eq!(of(None, 404), Own { spent: busy, ..Own::default() });
     }
 
     #[test]

@@ -44,6 +44,7 @@ pub async fn answer(gateway: &Gateway, session: &mut Session, context: &mut Cont
         header_after: None,
         busy: Duration::ZERO,
         outcome: None,
+        status: 0,
     });
     if let Some((chain, links, _)) = context.filters() {
         context.response_body = chain.acts_on_response_body(links);
@@ -173,6 +174,7 @@ impl Exchange<'_> {
         };
         if let Some(answering) = &mut self.context.answering {
             answering.header_after = Some(answering.started.elapsed());
+            answering.status = parts.status.as_u16();
         }
         let head = self.session.req_header().method == Method::HEAD;
         let bodiless = head || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);

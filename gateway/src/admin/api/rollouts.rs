@@ -103,7 +103,7 @@ pub(super) struct Reason {
 
 /// Roll a rollout back
 ///
-/// Stable serves everybody.
+/// Stable serves everybody, and the canary's version goes into quarantine.
 #[utoipa::path(
     post, path = "/api/v1/rollouts/{rollout}/rollback", tag = "rollouts",
     params(("rollout" = String, Path, description = "Its name")), request_body(content = Option<Reason>),
@@ -187,7 +187,8 @@ pub(super) async fn counts(
 
 /// Resume a rollout
 ///
-/// Lets a paused one go on, and takes a rolled-back one up again, with the weight that it had.
+/// Lets a paused one go on, and takes a rolled-back one up again, with the weight that it had. A version that its guard or
+/// its failures have put into quarantine has to be released first.
 #[utoipa::path(
     post, path = "/api/v1/rollouts/{rollout}/resume", tag = "rollouts",
     params(("rollout" = String, Path, description = "Its name")),
@@ -294,7 +295,7 @@ pub(super) async fn export(ControlPlane(control): ControlPlane) -> impl IntoResp
 
 /// The quarantine
 ///
-/// Versions that must not come back by themselves, and why.
+/// Versions of filters, functions and upstreams that must not come back by themselves, and why.
 #[utoipa::path(
     get, path = "/api/v1/quarantine", tag = "quarantine", responses((status = 200, body = Vec<QuarantineView>))
 )]
@@ -305,7 +306,7 @@ pub(super) async fn quarantine(ControlPlane(control): ControlPlane) -> Json<Vec<
 /// Release a version from quarantine
 #[utoipa::path(
     delete, path = "/api/v1/quarantine/{version}", tag = "quarantine",
-    params(("version" = String, Path, description = "Its label, as `9f2c1a.4be01f.e3b0c4`")),
+    params(("version" = String, Path, description = "Its label, as `9f2c1a.4be01f.e3b0c4` or `app-2@4be01f`")),
     responses((status = 204), (status = 404, body = Problem))
 )]
 pub(super) async fn release(

@@ -174,7 +174,7 @@ function show() {
   children($("banners"), banners(status));
   children($("rollouts"), status.rollouts.length
     ? status.rollouts.map(rollout)
-    : [el("p.empty", "The configuration has no rollouts. Give a filter or an upstream a canary, and it appears here.")]);
+    : [el("p.empty", "The configuration has no rollouts. Give a filter, a function or an upstream a canary, and it appears here.")]);
   children($("filters"), [filters(status)]);
   children($("gateway"), gateway(status));
   children($("activity"), activity());
@@ -223,7 +223,7 @@ function rollout(view) {
 
 function buttons(view) {
   if (view.state === "promoted") return [["rollback", "Roll back", ".danger"]];
-  if (view.state === "rolled-back") return [["resume", "Resume", ".main"]];
+  if (view.state === "rolled-back") return [["resume", "Resume", ".main"], ["abandon", "Abandon", ".danger"]];
   if (view.state === "abandoned") return [];
   return [
     view.steps?.length > 0 && view.state !== "paused" && ["pause", "Pause", ""],
@@ -231,6 +231,7 @@ function buttons(view) {
     ["weight", "Set weight", ""],
     ["promote", "Promote", ""],
     ["rollback", "Roll back", ".danger"],
+    ["abandon", "Abandon", ".danger"],
   ].filter(Boolean);
 }
 
@@ -338,26 +339,29 @@ function filters(status) {
       const cells = [
         [filter.name], [el("span.label", version.label), el(`span.badge.${version.role}`, version.role === "none" ? "idle" : version.role),
           version.quarantined && el("span.badge.bad", { title: version.quarantined }, "quarantine")],
-        [perSecond(filter, version)], [kinds(version)], [brief(version.calls?.p50_seconds)], [brief(version.calls?.p99_seconds)],
+        [perSecond(filter, version)], [kinds(version)], [brief(version.calls.p50_seconds)], [brief(version.calls.p99_seconds)],
         [count(version.instances)], [size(version.memory_bytes)],
       ];
-      return el("tr", { "data-key": `${filter.name} ${version.label}` }, cells.map((cell, index) =>
+      return el("tr", { "data-key": nameOf(filter, version) }, cells.map((cell, index) =>
         el(`td${index > 1 && index !== 3 ? ".figure" : ""}`, { "data-name": columns[index] }, el("span", cell))));
     }))));
 }
 
-/** Filters, and functions, whose calls only the metrics have. */
-const components = (status) => [...status.filters, ...status.functions];
+/** Filters and functions. A filter may have a function's name: what tells them apart is put beside it. */
+const components = (status) => [
+  ...status.filters.map((filter) => ({ ...filter, kind: "filter" })),
+  ...status.functions.map((one) => ({ ...one, kind: "function" })),
+];
+
+const nameOf = (component, version) => `${component.kind} ${component.name} ${version.label}`;
 
 function perSecond(filter, version) {
-  if (!version.calls) return "–";
-  const before = known.before?.calls.get(`${filter.name} ${version.label}`);
+  const before = known.before?.calls.get(nameOf(filter, version));
   const seconds = (known.at - (known.before?.at ?? known.at)) / 1000;
   return before === undefined || seconds <= 0 ? "–" : rate(Math.max(0, version.calls.total - before) / seconds);
 }
 
 function kinds(version) {
-  if (!version.calls) return "–";
   const failed = Object.entries(version.calls.failures);
   return failed.length ? el("span.kinds", failed.map(([kind, number]) => `${kind} ${count(number)}`).join(", ")) : el("span.soft", "none");
 }
@@ -375,8 +379,8 @@ function gateway(status) {
         : el("p", "None: every request reads the current one.")),
     el("div", { "data-key": "quarantine" }, el("h3", "Quarantine"),
       status.quarantine.length
-        ? el("ul", status.quarantine.map((held) => el("li", { "data-key": held.version },
-          el("p", `${held.filter} `, el("span.label", held.version)), el("p.soft", held.why),
+        ? el("ul", status.quarantine.map((held) => el("li", { "data-key": `${held.subject} ${held.version}` },
+          el("p", `${held.subject} `, el("span.label", held.version)), el("p.soft", held.why),
           el("button", { type: "button", "data-action": "release", "data-version": held.version, "aria-label": `Release ${held.version}` }, "Release"))))
         : el("p", "Empty.")),
     el("div", { "data-key": "cache" }, el("h3", "Compiled components"),
@@ -436,16 +440,21 @@ async function chart(place) {
 const QUESTIONS = {
   promote: (view) => ["Promote the canary?", `Everybody gets the canary of “${view.name}”, as the new stable version.`, "Promote", "main"],
   rollback: (view) => ["Roll back?", `Everybody gets the stable version of “${view.name}” again, at once.`, "Roll back", "danger"],
+  abandon: (view) => ["Abandon the rollout?", `Everybody stays on, or gets, the stable version of “${view.name}”, and that is the end of this rollout: it cannot be resumed. It begins anew when the file names another version.`, "Abandon", "danger"],
   weight: (view) => ["Set the weight", `Of the users of “${view.name}”, ${view.weight} get the canary now. Raising it moves users only from stable to canary.`, "Set weight", "main"],
 };
 
 const CALLS = {
   promote: () => ["POST", "promote"],
-  rollback: (form) => ["POST", "rollback", form.why.value.trim() ? { why: form.why.value.trim() } : {}],
+  rollback: (form) => ["POST", "rollback", reason(form)],
+  abandon: (form) => ["POST", "abandon", reason(form)],
   weight: (form) => ["PUT", "weight", { weight: `${form.weight.value.trim().replace("%", "").replace(",", ".")}%` }],
   pause: () => ["POST", "pause"],
   resume: () => ["POST", "resume"],
 };
+
+/** What a person said to it, if anything. */
+const reason = (form) => (form.why.value.trim() ? { why: form.why.value.trim() } : {});
 
 /** Asks whether it is meant, and names both versions. */
 function confirm(action, view) {
@@ -459,7 +468,7 @@ function confirm(action, view) {
   $("ask-canary").textContent = view.canary;
   $("ask-problem").textContent = "";
   $("ask-weight").hidden = action !== "weight";
-  $("ask-why").hidden = action !== "rollback";
+  $("ask-why").hidden = !["rollback", "abandon"].includes(action);
   form.weight.value = Number.parseFloat(view.weight);
   $("ask-yes").textContent = yes;
   $("ask-yes").className = style;
@@ -569,8 +578,8 @@ async function refresh() {
   }
 }
 
-const calls = (status) => new Map(status.filters.flatMap((filter) =>
-  filter.versions.map((version) => [`${filter.name} ${version.label}`, version.calls.total])));
+const calls = (status) => new Map(components(status).flatMap((one) =>
+  one.versions.map((version) => [nameOf(one, version), version.calls.total])));
 
 /** Follows the events for as long as the page is there. `EventSource` could not send the token. */
 async function follow() {

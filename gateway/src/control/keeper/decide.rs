@@ -1,17 +1,19 @@
 //! What moves rollouts and the quarantine: people's decisions, and versions that fail.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lockgate_config::model::{Decider, FilterPolicy, RolloutSubject};
+use lockgate_config::model::{Decider, FilterPolicy};
 use lockgate_host::VersionId;
 
 use super::{Decision, Event, Keeper, blocking, job, unknown_rollout};
 use crate::control::audit::AuditEntry;
 use crate::control::choose::{self, fallbacks, remember};
 use crate::control::facts::Facts;
-use crate::control::quarantine::{Entry, Why};
+use crate::control::quarantine::{Entry, Held, Why};
 use crate::control::reconcile::{enter, entry, quarantined_canary};
 use crate::control::rollout::{self, Effect, Step, step};
+use crate::control::state::Saved;
 use crate::control::time::Timestamp;
 use crate::control::version::{Failing, Version, label_of};
 use crate::control::{Actor, Refusal, RolloutView};
@@ -55,8 +57,10 @@ impl Keeper {
             Decision::Abandon(why) => rollout::Event::Abandon(person(why.as_deref())),
             Decision::Pause(why) => rollout::Event::Pause(person(why.as_deref())),
             Decision::Resume => {
-                let quarantined = quarantined_canary(facts, &self.saved, index).and(facts.canaries[index].as_ref());
-                rollout::Event::Resume { quarantined: quarantined.map(|canary| label_of(canary).to_string()) }
+                // What a person took back, a person takes up again; what was shown to be bad has to be released first.
+                let entry = quarantined_canary(facts, &self.saved, index);
+                let quarantined = entry.filter(|entry| !entry.why.is_a_persons_word());
+                rollout::Event::Resume { quarantined: quarantined.map(|entry| entry.held.label()) }
             }
         }
     }
@@ -65,39 +69,41 @@ impl Keeper {
     ///
     /// # Errors
     ///
-    /// The state cannot be written. A version that is to stay away goes all the same: users come first, and a canary that
-    /// is worse does not go on serving because a disk is full.
+    /// The state cannot be written. A version that is to stay away by more than a person's word goes all the same: users
+    /// come first, and a canary that is worse does not go on serving because a disk is full.
     pub(super) async fn make(&mut self, moves: Vec<(usize, Step)>, by: &Actor, now: Timestamp) -> Result<(), Refusal> {
+        let change = Change { next: self.saved.clone(), entries: Vec::new(), swap: false, urgent: false };
+        self.carry_out(change, moves, by, now).await
+    }
+
+    /// Makes moves, and what else is to change with them.
+    async fn carry_out(
+        &mut self,
+        change: Change,
+        moves: Vec<(usize, Step)>,
+        by: &Actor,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
         let facts = Arc::clone(&self.loaded.facts);
-        let mut next = self.saved.clone();
-        let mut entries = Vec::new();
-        let (mut moved, mut swap, mut superseding, mut urgent) = (Vec::new(), false, false, false);
+        let Change { mut next, mut entries, mut swap, mut urgent } = change;
+        let (mut moved, mut superseding) = (Vec::new(), false);
         for (index, step) in moves {
             let name = &facts.config.rollouts[index].name;
-            swap |= step.1.contains(&Effect::Swap);
-            superseding |= step.1.contains(&Effect::Supersede);
-            let actions = step.1.iter().filter_map(|effect| match effect {
-                Effect::Record { action, .. } => Some(*action),
-                _ => None,
-            });
-            moved.extend(actions.map(|action| (Arc::clone(name), action)));
-            for why in step.1.iter().filter_map(|effect| match effect {
-                Effect::Quarantine(why) => Some(why),
-                _ => None,
-            }) {
-                urgent = true;
-                let (Some(canary), RolloutSubject::Filter { filter, .. }) =
-                    (facts.canaries[index], &facts.config.rollouts[index].subject)
-                else {
-                    continue;
-                };
-                let filter = facts.config.filters[*filter].name.to_string();
-                let subject = format!("filter {filter} {}", label_of(&canary));
-                if next.quarantine.add(Entry { filter, version: canary, why: why.clone(), since: now }) {
-                    entries.push(AuditEntry {
-                        why: Some(why.clone()),
-                        ..entry(by, "quarantine", &subject, "", "in quarantine")
-                    });
+            for effect in &step.1 {
+                match effect {
+                    Effect::Swap => swap = true,
+                    Effect::Supersede => superseding = true,
+                    Effect::Record { action, .. } => moved.push((Arc::clone(name), *action)),
+                    Effect::Quarantine(why) => {
+                        urgent |= !why.is_a_persons_word();
+                        entries.extend(facts.canary(index).and_then(|held| confine(&mut next, held, why, by, now)));
+                    }
+                    Effect::Release => {
+                        let canary = facts.canary(index);
+                        let released = next.quarantine.release(|entry| Some(&entry.held) == canary.as_ref());
+                        entries.extend(released.iter().map(|entry| released_by(entry, by)));
+                    }
+                    Effect::Save => {}
                 }
             }
             enter(&mut next, &mut entries, name, step, by, now);
@@ -109,7 +115,7 @@ impl Keeper {
         match self.commit(&next, entries).await {
             Ok(()) => {}
             Err(refusal) if urgent => {
-                tracing::error!(error = %refusal, "the rollback holds, but is lost with this process");
+                tracing::error!(error = %refusal, "what was taken back stays so, but is lost with this process");
             }
             Err(refusal) => return Err(refusal),
         }
@@ -137,40 +143,27 @@ impl Keeper {
         let window_ms = u64::try_from(failing.window.as_millis()).unwrap_or(u64::MAX);
         let why = Why::Failures { failures: failing.failures, window_ms };
         let mut next = self.saved.clone();
-        let added = next.quarantine.add(Entry {
-            filter: failing.filter.to_string(),
-            version: failing.version,
-            why: why.clone(),
-            since: now,
-        });
-        if !added {
-            return;
-        }
-        let label = label_of(&failing.version);
-        let mut entries = vec![AuditEntry {
-            why: Some(why.clone()),
-            ..entry(&by, "quarantine", &format!("filter {} {label}", failing.filter), "", "in quarantine")
-        }];
-        // Wherever it is a canary, its rollout ends.
-        for index in 0..facts.config.rollouts.len() {
-            let name = facts.config.rollouts[index].name.to_string();
-            if quarantined_canary(&facts, &next, index).is_some()
-                && let Some(state) = choose::state(&facts, &next, index)
-                && let Ok(step) = step(state, rollout::Event::RollBack(why.clone()), now)
-            {
-                enter(&mut next, &mut entries, &name, step, &by, now);
+        let held = Held::filter(&failing.filter, &failing.version);
+        let Some(entry) = confine(&mut next, held.clone(), &why, &by, now) else { return };
+        // Wherever it is a canary, its rollout ends, and so do those that move with it.
+        let mut moves = BTreeMap::new();
+        for index in (0..facts.config.rollouts.len()).filter(|index| facts.canary(*index).as_ref() == Some(&held)) {
+            let linked =
+                Why::Linked { rollout: facts.config.rollouts[index].name.to_string(), why: Box::new(why.clone()) };
+            for member in facts.linked(index) {
+                let why = if member == index { why.clone() } else { linked.clone() };
+                let state = choose::state(&facts, &next, member);
+                let state = state.filter(|state| member == index || state.is_under_way());
+                if let Some(Ok(step)) = state.map(|state| step(state, rollout::Event::RollBack(why), now)) {
+                    moves.insert(member, step);
+                }
             }
         }
-        remember(&facts, &mut next, false, now);
-        tracing::error!(filter = %failing.filter, version = %label, %why, "version quarantined");
-        if let Err(refusal) = self.commit(&next, entries).await {
-            // Users come first: a version that fails does not go on serving because a disk is full.
-            tracing::error!(error = %refusal, "the quarantine holds, but is lost with this process");
+        tracing::error!(filter = %failing.filter, version = held.label(), %why, "version quarantined");
+        let change = Change { next, entries: vec![entry], swap: true, urgent: true };
+        if let Err(refusal) = self.carry_out(change, moves.into_iter().collect(), &by, now).await {
+            tracing::error!(error = %refusal, "a version that fails too often cannot be taken back");
         }
-        let before = std::mem::replace(&mut self.saved, next);
-        self.swap();
-        self.show_metrics(&facts, &before);
-        self.publish();
         self.recover();
     }
 
@@ -180,21 +173,19 @@ impl Keeper {
         }
         let facts = Arc::clone(&self.loaded.facts);
         let mut next = self.saved.clone();
-        let released = next.quarantine.release(|entry| &*label_of(&entry.version) == label);
+        let released = next.quarantine.release(|entry| entry.held.label() == label);
         if released.is_empty() {
-            let known = self.saved.quarantine.entries().map(|entry| label_of(&entry.version).to_string()).collect();
+            let known = self.saved.quarantine.entries().map(|entry| entry.held.label()).collect();
             return Err(Refusal::UnknownVersion { label: label.to_owned(), known });
         }
-        let entries = released.iter().map(|released| AuditEntry {
-            why: Some(released.why.clone()),
-            ..entry(by, "release", &format!("filter {} {label}", released.filter), "in quarantine", "")
-        });
-        self.commit(&next, entries.collect()).await?;
+        self.commit(&next, released.iter().map(|entry| released_by(entry, by)).collect()).await?;
         let before = std::mem::replace(&mut self.saved, next);
-        for released in &released {
-            if let Some(filter) = facts.filter(&released.filter) {
+        for entry in &released {
+            if let Held::Filter { filter, version: released } = &entry.held
+                && let Some(filter) = facts.filter(filter)
+            {
                 let versions = self.loaded.versions(filter).into_iter();
-                versions.filter(|version| *version.id() == released.version).for_each(|version| version.forgive());
+                versions.filter(|version| version.id() == released).for_each(|version| version.forgive());
             }
         }
         self.swap();
@@ -266,4 +257,27 @@ impl Keeper {
                 && fallbacks(facts, saved, filter).any(|kept| kept.version == *id)
         })
     }
+}
+
+/// What is about to change, beside the moves of rollouts.
+struct Change {
+    next: Saved,
+    entries: Vec<AuditEntry>,
+    /// Whether a snapshot is needed even if no rollout moves.
+    swap: bool,
+    /// Whether it is done even if it cannot be written down.
+    urgent: bool,
+}
+
+/// Puts a version into quarantine. Returns what the audit log gets; nothing where it was there already.
+fn confine(next: &mut Saved, held: Held, why: &Why, by: &Actor, now: Timestamp) -> Option<AuditEntry> {
+    let subject = held.to_string();
+    let added = next.quarantine.add(Entry { held, why: why.clone(), since: now });
+    added.then(|| AuditEntry { why: Some(why.clone()), ..entry(by, "quarantine", &subject, "", "in quarantine") })
+}
+
+/// Returns what the audit log gets when a person takes a version out of quarantine.
+fn released_by(released: &Entry, by: &Actor) -> AuditEntry {
+    let entry = entry(by, "release", &released.held.to_string(), "in quarantine", "");
+    AuditEntry { why: Some(released.why.clone()), ..entry }
 }

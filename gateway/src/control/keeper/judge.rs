@@ -40,11 +40,11 @@ impl Keeper {
             if config.decider == Decider::External || moves.contains_key(&index) {
                 continue;
             }
-            let (conclusion, findings) = match self.waits_for(&facts, &looks, index, now) {
-                Some(waiting) => (Conclusion::Undecided, vec![waiting]),
-                None => (looked.conclusion, looked.findings.clone()),
+            let (conclusion, findings, others) = match self.waits_for(&facts, &looks, index, now) {
+                Some(waiting) => (Conclusion::Undecided, vec![waiting], looked.findings.clone()),
+                None => (looked.conclusion, looked.findings.clone(), looked.others.clone()),
             };
-            let evidence = Why::Guard { findings };
+            let evidence = Why::Guard { findings, others };
             let stalled_after = config.guard.as_ref().map(|guard| guard.stalled_after).unwrap_or_default();
             let rules = Rules { pause: config.on_bad == OnBad::Pause, stalled_after };
             let event = Event::Judged { since: looked.since, conclusion, evidence: evidence.clone(), rules };

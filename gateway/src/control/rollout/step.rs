@@ -27,9 +27,7 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<Step, Refused
         Event::RollBack(why) => match state.refusal() {
             // The first reason stays.
             Some(Refused::RolledBack(_)) => Ok(state.unchanged()),
-            Some(Refused::Promoted) | None => {
-                Ok(state.ended("roll-back", Phase::RolledBack { why: why.clone() }, Some(why), now))
-            }
+            Some(Refused::Promoted) | None => Ok(state.rolled_back(why, now)),
             Some(refused) => Err(refused),
         },
         Event::Abandon(why) => match state.refusal() {
@@ -51,7 +49,11 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<Step, Refused
             None => Ok(state.unchanged()),
             Some(Refused::RolledBack(_)) => match quarantined {
                 Some(version) => Err(Refused::Quarantined(version)),
-                None => Ok(state.resumed(now)),
+                None => {
+                    let (next, mut effects) = state.resumed(now);
+                    effects.insert(1, Effect::Release);
+                    Ok((next, effects))
+                }
             },
             Some(refused) => Err(refused),
         },
@@ -99,6 +101,13 @@ impl State {
         self.noted(action, Self { phase, since: now, paused: None, climb, ..self.clone() }, why)
     }
 
+    fn rolled_back(&self, why: Why, now: Timestamp) -> Step {
+        let (next, mut effects) =
+            self.ended("roll-back", Phase::RolledBack { why: why.clone() }, Some(why.clone()), now);
+        effects.insert(1, Effect::Quarantine(why));
+        (next, effects)
+    }
+
     /// Goes on with the weight that it had; the time of the step, and the evidence, begin anew.
     fn resumed(&self, now: Timestamp) -> Step {
         let climb = self.climb.clone().map(|climb| Climb { stalled: false, step: climb.at(self.weight), ..climb });
@@ -129,12 +138,7 @@ fn judged(state: &State, conclusion: Conclusion, evidence: Why, rules: Rules, no
             Some(_) => state.unchanged(),
             None => state.noted("pause", State { paused: Some(evidence.clone()), ..state.clone() }, Some(evidence)),
         },
-        (Conclusion::Worse, _) => {
-            let phase = Phase::RolledBack { why: evidence.clone() };
-            let (next, mut effects) = state.ended("roll-back", phase, Some(evidence.clone()), now);
-            effects.insert(1, Effect::Quarantine(evidence));
-            (next, effects)
-        }
+        (Conclusion::Worse, _) => state.rolled_back(evidence, now),
         (Conclusion::NotWorse, Some(climb)) if state.may_climb(now) => match climb.next(state.weight) {
             Some(step) => {
                 let weight = climb.steps[step].stage.weight();

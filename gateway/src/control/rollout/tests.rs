@@ -79,6 +79,22 @@ fn a_rolled_back_rollout_goes_on_with_the_weight_it_had() {
 }
 
 #[test]
+fn whoever_rolls_back_keeps_the_version_away_until_somebody_takes_it_up_again() {
+    for why in [person(), failures(), evidence()] {
+        let (back, effects) = step(&begun(), Event::RollBack(why.clone()), LATER).expect("a ramping rollout");
+        assert_eq!(effects[..2], [Effect::Save, Effect::Quarantine(why)]);
+        // As where the stable version is another one.
+        let (anew, _) = State::begin(versions("v0", "v2"), &steps(&["5%"]), back.why().cloned(), LATER);
+        assert_eq!((anew.word(), anew.weight_in_effect()), ("rolled-back", Weight::ZERO));
+        let (_, effects) = step(&back, Event::Resume { quarantined: None }, LATER).expect("nothing keeps it");
+        assert_eq!(effects[..2], [Effect::Save, Effect::Release]);
+    }
+    let paused = after(&climbing(&["5%", "100%"]), Event::Pause(person()));
+    let (_, effects) = step(&paused, Event::Resume { quarantined: None }, LATER).expect("a paused rollout");
+    assert!(!effects.contains(&Effect::Release), "it was never away");
+}
+
+#[test]
 fn the_first_reason_of_a_rollback_stays() {
     let back = after(&begun(), Event::RollBack(failures()));
     let (again, effects) = step(&back, Event::RollBack(person()), LATER).expect("asking twice is allowed");
@@ -135,7 +151,7 @@ fn climbing(stages: &[&str]) -> State {
 }
 
 fn evidence() -> Why {
-    Why::Guard { findings: vec!["failures: 5% of 1,000 requests, 1% of stable's".to_owned()] }
+    Why::Guard { findings: vec!["failures: 5% of 1,000 requests, 1% of stable's".to_owned()], others: Vec::new() }
 }
 
 fn judged_at(state: &State, conclusion: Conclusion, after_ms: u64) -> (State, Vec<Effect>) {
@@ -309,6 +325,14 @@ fn check_invariants(before: &State, event: &Event, outcome: &Result<Step, Refuse
     // record.
     prop_assert_eq!(before == after, effects.is_empty());
     prop_assert!(effects.is_empty() || effects[0] == Effect::Save);
+    let named = |effect: &Effect| match effect {
+        Effect::Record { action, .. } => ACTIONS.contains(action),
+        _ => true,
+    };
+    prop_assert!(effects.iter().all(named), "{:?}", effects);
+    let back = matches!(after.phase, Phase::RolledBack { .. }) && !matches!(event, Event::Declared { .. });
+    let kept_away = effects.iter().any(|effect| matches!(effect, Effect::Quarantine(_)));
+    prop_assert_eq!(kept_away, back && before.phase != after.phase, "whoever was rolled back stays away");
     let recorded = effects.iter().any(|effect| matches!(effect, Effect::Record { .. }));
     let swapped = effects.last() == Some(&Effect::Swap);
     prop_assert!(recorded || !swapped);
