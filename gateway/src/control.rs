@@ -20,6 +20,7 @@ pub mod function;
 pub mod history;
 pub mod judging;
 mod keeper;
+pub mod policies;
 pub mod quarantine;
 mod reconcile;
 pub mod reload;

@@ -6,6 +6,7 @@
 //! what uses it; ten minutes after its last user is gone it disappears, so that a last scrape has seen it.
 
 mod lease;
+mod policy;
 mod series;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,8 @@ use crate::shadow::compare::Kind;
 use crate::tls::{Certificate, Failure};
 use crate::track::Track;
 use lease::{Lease, Leases};
+use policy::PolicyFamilies;
+pub use policy::{MirrorOutcome, MirrorSeries, PolicyAnswer, PolicySeries, RateSeries};
 pub use series::{
     CallSummary, CustomSeries, FAILED_BY_ITSELF, FUNCTION_OUTCOMES, FolderOutcome, FolderSeries, FunctionSeries,
     ListenerSeries, OUTCOMES, PHASES, PhaseSeries, Retry, RouteSeries, STATUS_CLASSES, ShadowSeries, TrackSeries,
@@ -71,6 +74,7 @@ pub struct Metrics {
     leases: Leases,
     filters: Mutex<Vec<LoadedFilter>>,
     custom: Mutex<BTreeMap<(String, String), Arc<CustomSeries>>>,
+    policy: PolicyFamilies,
     requests: IntCounterVec,
     request_duration: HistogramVec,
     static_answers: IntCounterVec,
@@ -92,6 +96,7 @@ pub struct Metrics {
     function_instances: IntGaugeVec,
     function_memory: IntGaugeVec,
     rollout_requests: IntCounterVec,
+    rollout_spared: IntCounterVec,
     rollout_weight: GaugeVec,
     shadow_compared: IntCounterVec,
     shadow_differences: IntCounterVec,
@@ -207,6 +212,7 @@ impl Metrics {
         let registry = Registry::new();
         let r = Families(&registry);
         let metrics = Self {
+            policy: PolicyFamilies::register(&r)?,
             requests: r.counters("lockgate_requests_total", "Requests finished.", &["route", "class"])?,
             request_duration: r.histograms(
                 "lockgate_request_duration_seconds",
@@ -308,6 +314,11 @@ impl Metrics {
                 "lockgate_rollout_requests_total",
                 "Requests that a rollout put on a track.",
                 &["rollout", "track"],
+            )?,
+            rollout_spared: r.counters(
+                "lockgate_rollout_spared_total",
+                "Requests of the canary's share that stable served, since no endpoint of the canary was well.",
+                &["rollout"],
             )?,
             rollout_weight: {
                 let opts = Opts::new(
@@ -637,9 +648,14 @@ impl Metrics {
     pub fn rollout(&self, name: &str) -> Arc<TrackSeries> {
         Arc::new(TrackSeries {
             requests: Track::ALL.map(|track| self.rollout_requests.with_label_values(&[name, track.as_str()])),
+            spared: self.rollout_spared.with_label_values(&[name]),
             _lease: self.leases.take(lease::Series::new(
                 &["rollout", name],
-                Track::ALL.map(|track| remove(&self.rollout_requests, &[name, track.as_str()])).into(),
+                Track::ALL
+                    .map(|track| remove(&self.rollout_requests, &[name, track.as_str()]))
+                    .into_iter()
+                    .chain([remove(&self.rollout_spared, &[name])])
+                    .collect(),
             )),
         })
     }
