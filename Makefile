@@ -94,7 +94,8 @@ guests: setup ## Build every filter and test fixture, into target/filters
 .PHONY: examples
 examples: setup-test ## Check the example configurations and those in deploy, components and all
 	@$(CARGO) run --quiet --locked -p lockgate-guests -- target/examples/filters
-	@mkdir -p target/examples/{functions,public,dist/assets,tls}
+	@mkdir -p target/examples/{functions,pages,public,dist/assets,tls}
+	@echo '<h1>{status}</h1>' > target/examples/pages/error.html
 	@cp target/examples/filters/hello.wasm target/examples/functions/greeter.wasm
 	@cp target/examples/filters/hello.wasm target/examples/functions/greeter-2.wasm
 	@for name in example.com example.org clients; do \

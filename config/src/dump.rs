@@ -1,5 +1,7 @@
 //! The resolved configuration as data, for people to read: every default is there, and no secret.
 
+mod policy;
+
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -71,6 +73,9 @@ fn server(server: &Server) -> Value {
     if let Some(body) = server.limits.body {
         limits["body"] = body.to_string().into();
     }
+    if let Some(requests) = server.limits.requests {
+        limits["requests"] = requests.into();
+    }
     json!({
         "threads": server.threads,
         "compile_threads": server.compile_threads,
@@ -88,6 +93,7 @@ fn server(server: &Server) -> Value {
         },
         "trusted_proxies": texts(server.trusted_proxies.iter()),
         "limits": limits,
+        "error_pages": policy::error_pages(&server.error_pages),
     })
 }
 
@@ -310,7 +316,10 @@ fn route(route: &Route, config: &Config) -> Value {
             value["function"] = config.functions[*function].name.to_string().into();
         }
         Target::Static(files) => value["static"] = static_folder(files),
+        Target::Redirect(redirect) => value["redirect"] = policy::redirect(redirect),
+        Target::Respond(response) => value["respond"] = policy::respond(response),
     }
+    policy::policy(&route.policy, config, &mut value);
     // A default name is no name that may be written.
     if crate::text::check_name(&route.name).is_ok() {
         value["name"] = route.name.to_string().into();

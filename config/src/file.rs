@@ -10,6 +10,7 @@ pub(crate) mod forms;
 mod function;
 mod listener;
 pub(crate) mod plan;
+pub(crate) mod policy;
 mod route;
 mod server;
 pub(crate) mod upstream;
@@ -30,7 +31,7 @@ pub(crate) use self::route::{
 };
 pub(crate) use self::server::{AccessLog, Admin, Server};
 pub(crate) use self::upstream::{BalanceForm, EndpointForm, Protocol, Upstream, UpstreamForm};
-pub(crate) use self::written::FilePath;
+pub(crate) use self::written::{FilePath, Status};
 
 /// The configuration of a Lockgate gateway.
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -4,6 +4,7 @@
 //! can be shown where the operator wrote it.
 
 mod plan;
+mod policy;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -17,6 +18,10 @@ use crate::units::{ByteSize, Secret, Share, Weight};
 
 pub use self::plan::{
     Decider, FailureGuard, FailureKind, Guard, OnBad, Plan, ShadowLimits, SlownessGuard, Stage, Step,
+};
+pub use self::policy::{
+    Body, Cors, ErrorPage, FixedResponse, HeaderEdits, Mirror, Origin, PathRewrite, Placeholder, REGEX_BYTES_MAX,
+    RateLimit, Redirect, Rewrite, RoutePolicy, RouteTimeouts, StatusPattern, Template, TemplatePiece,
 };
 
 /// A whole configuration.
@@ -70,6 +75,8 @@ pub struct Server {
     pub trusted_proxies: Arc<[IpNet]>,
     /// Limits of a request, before any filter's.
     pub limits: RequestLimits,
+    /// What the gateway's own errors look like, behind a route's pages. Default: a line of text.
+    pub error_pages: Vec<ErrorPage>,
 }
 
 /// Where access log lines go.
@@ -86,6 +93,8 @@ pub enum AccessLog {
 pub struct RequestLimits {
     /// Bytes of a request's body; a longer one is answered with 413. Default: none.
     pub body: Option<ByteSize>,
+    /// Requests under way at the same time, in the whole gateway. Default: no limit.
+    pub requests: Option<u32>,
     /// Time to read the request's headers, and between two pieces of its body. Default: 60 s.
     pub read_timeout: Duration,
     /// Time to write a piece of a response to the client. Default: 60 s.
@@ -562,6 +571,8 @@ pub struct Route {
     pub upgrades: Vec<String>,
     /// How responses are compressed, the best first, where the client takes it. Default: not at all.
     pub compress: Vec<Coding>,
+    /// What it asks for that needs no filter.
+    pub policy: RoutePolicy,
     /// What answers.
     pub target: Target,
     /// Where it stands in the file.
@@ -646,6 +657,10 @@ pub enum Target {
     },
     /// The files of a folder.
     Static(StaticFolder),
+    /// Another address.
+    Redirect(Redirect),
+    /// Always the same.
+    Respond(FixedResponse),
 }
 
 /// A folder whose files answer requests.

@@ -8,6 +8,7 @@ mod filters;
 mod functions;
 mod listeners;
 mod plan;
+mod policy;
 mod rollouts;
 mod routes;
 mod server;

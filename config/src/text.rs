@@ -5,10 +5,12 @@ mod address;
 mod host;
 mod http;
 mod path;
+mod template;
 
 use std::fmt;
 
 pub(crate) use self::http::{HeaderName, Method, TOKEN_EXPECTED, is_token, is_value};
+pub(crate) use self::template::{header_template, path_prefix, redirect_template};
 
 /// Why a text is not what was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]

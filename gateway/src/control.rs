@@ -21,6 +21,7 @@ pub mod history;
 pub mod judging;
 mod keeper;
 mod origin;
+pub mod policies;
 pub mod quarantine;
 mod reconcile;
 pub mod reload;

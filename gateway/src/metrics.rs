@@ -6,6 +6,7 @@
 //! what uses it; ten minutes after its last user is gone it disappears, so that a last scrape has seen it.
 
 mod lease;
+mod policy;
 mod series;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,8 @@ use crate::shadow::compare::Kind;
 use crate::tls::{Certificate, Failure};
 use crate::track::Track;
 use lease::{Lease, Leases};
+use policy::PolicyFamilies;
+pub use policy::{MirrorOutcome, MirrorSeries, PolicyAnswer, PolicySeries, RateSeries};
 pub use series::{
     CallSummary, CustomSeries, FAILED_BY_ITSELF, FUNCTION_OUTCOMES, FolderOutcome, FolderSeries, FunctionSeries,
     ListenerSeries, OUTCOMES, PHASES, PhaseSeries, Retry, RouteSeries, STATUS_CLASSES, ShadowSeries, TrackSeries,
@@ -75,6 +78,7 @@ pub struct Metrics {
     leases: Leases,
     filters: Mutex<Vec<LoadedFilter>>,
     custom: Mutex<BTreeMap<(String, String), Arc<CustomSeries>>>,
+    policy: PolicyFamilies,
     requests: IntCounterVec,
     request_duration: HistogramVec,
     static_answers: IntCounterVec,
@@ -98,6 +102,7 @@ pub struct Metrics {
     rollout_requests: IntCounterVec,
     /// The versions that each rollout was last about, and what its tracks had counted when it began with them.
     rollout_beginnings: Mutex<BTreeMap<String, (Versions, [u64; 2])>>,
+    rollout_spared: IntCounterVec,
     rollout_weight: GaugeVec,
     shadow_compared: IntCounterVec,
     shadow_differences: IntCounterVec,
@@ -215,6 +220,7 @@ impl Metrics {
         let registry = Registry::new();
         let r = Families(&registry);
         let metrics = Self {
+            policy: PolicyFamilies::register(&r)?,
             requests: r.counters("lockgate_requests_total", "Requests finished.", &["route", "class"])?,
             request_duration: r.histograms(
                 "lockgate_request_duration_seconds",
@@ -317,6 +323,11 @@ impl Metrics {
                 "lockgate_rollout_requests_total",
                 "Requests that a rollout put on a track.",
                 &["rollout", "track"],
+            )?,
+            rollout_spared: r.counters(
+                "lockgate_rollout_spared_total",
+                "Requests of the canary's share that stable served, since no endpoint of the canary was well.",
+                &["rollout"],
             )?,
             rollout_weight: {
                 let opts = Opts::new(
@@ -674,10 +685,11 @@ impl Metrics {
         Arc::new(TrackSeries {
             requests,
             before,
+            spared: self.rollout_spared.with_label_values(&[name]),
             _lease: self.leases.take({
                 let requests = Track::ALL.map(|track| remove(&self.rollout_requests, &[name, track.as_str()]));
                 let moves = rollout::ACTIONS.map(|action| remove(&self.rollout_decisions, &[name, action]));
-                lease::Series::new(&["rollout", name], requests.into_iter().chain(moves).collect())
+                lease::Series::new(&["rollout", name], requests.into_iter().chain(moves).chain([remove(&self.rollout_spared, &[name])]).collect())
             }),
         })
     }

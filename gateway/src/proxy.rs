@@ -16,6 +16,7 @@ pub mod function;
 pub mod lend;
 pub mod log;
 pub mod path;
+pub mod policy;
 pub mod reach;
 pub mod respond;
 pub mod route;
@@ -117,15 +118,23 @@ impl ProxyHttp for Gateway {
             respond::answer(session, context, redirect).await?;
             return Ok(true);
         }
-        if let Err(refused) = admit::route_and_split(session, context) {
-            respond::refuse_with(session, context, refused.fault, refused.headers).await?;
-            return Ok(true);
+        let routed = admit::route_and_split(session, context);
+        match routed.and_then(|()| policy::admit(session, context)) {
+            Ok(None) => {}
+            Ok(Some(response)) => {
+                respond::answer(session, context, response).await?;
+                return Ok(true);
+            }
+            Err(refused) => {
+                respond::refuse_with(session, context, refused.fault, refused.headers).await?;
+                return Ok(true);
+            }
         }
         if let Some((chain, links, exchange)) = context.filters() {
             lend::request(session, exchange);
             let verdict = chain.on_request(links, exchange).await;
             lend::take_back(session, exchange);
-            if let Some(response) = self.settle(context, verdict) {
+            if let Some(response) = self.settle(session, context, verdict) {
                 respond::answer(session, context, response).await?;
                 return Ok(true);
             }
@@ -133,7 +142,22 @@ impl ProxyHttp for Gateway {
                 return Ok(true);
             }
         }
+        match policy::answer(session, context) {
+            Ok(None) => {}
+            Ok(Some(response)) => {
+                respond::answer(session, context, response).await?;
+                return Ok(true);
+            }
+            Err(fault) => {
+                respond::refuse(session, context, fault).await?;
+                return Ok(true);
+            }
+        }
         if files::answer(session, context).await? {
+            return Ok(true);
+        }
+        if let Err(fault) = policy::aim(session, context) {
+            respond::refuse(session, context, fault).await?;
             return Ok(true);
         }
         self.answer_by_function(session, context).await
@@ -205,7 +229,9 @@ impl ProxyHttp for Gateway {
         context: &mut Context,
     ) -> pingora::Result<()> {
         context.response_body = context.filters_response_body();
-        forward::to_upstream(request, context)
+        forward::to_upstream(request, context)?;
+        policy::begin_copy(request, context);
+        Ok(())
     }
 
     /// A piece of the request's body, on its way.
@@ -216,41 +242,9 @@ impl ProxyHttp for Gateway {
         end: bool,
         context: &mut Context,
     ) -> pingora::Result<()> {
-        if let Some(whole) = &context.body.whole {
-            *body = Some(whole.clone());
-            return Ok(());
-        }
-        context.body.received += body.as_ref().map_or(0, |piece| piece.len() as u64);
-        if !session.was_upgraded() && context.snapshot.limits.body.is_some_and(|max| context.body.received > max.0) {
-            return Err(self.fault(context, Fault::BodyTooLarge));
-        }
-        if session.was_upgraded() {
-            return Ok(());
-        }
-        let pace = Pace::new(context.started, &context.snapshot.limits);
-        if !end && !pace.is_kept(context.body.received) && !admit::may_wait(session.req_header()) {
-            return Err(self.fault(context, Fault::BodyTimeout));
-        }
-        if context.body.mode == BodyMode::None {
-            return Ok(());
-        }
-        context.body.filtered = true;
-        let Some((chain, links, exchange)) = context.filters() else { return Ok(()) };
-        // An empty piece that is not the last means "hold back": none would mean the end.
-        let mut piece = body.take().unwrap_or_default();
-        lend::request(session, exchange);
-        exchange.request_sent = true;
-        let verdict = chain.on_request_body(links, exchange, &mut piece, end).await;
-        lend::take_back(session, exchange);
-        *body = Some(piece);
-        match self.settle(context, verdict) {
-            None => Ok(()),
-            Some(response) => {
-                let status = response.status.as_u16();
-                context.answer = Some(response);
-                Error::e_explain(ErrorType::HTTPStatus(status), "a filter answered")
-            }
-        }
+        self.filter_request_body(session, body, end, context).await?;
+        policy::copy_piece(body.as_ref(), end, context);
+        Ok(())
     }
 
     async fn upstream_response_filter(
@@ -297,6 +291,7 @@ impl ProxyHttp for Gateway {
         }
         forward::ask_for_https(response, context)?;
         self.filter_response(session, response, context).await?;
+        policy::finish(session.req_header(), response, context)?;
         let codings = context.route().map_or(&[][..], |route| &route.compress);
         context.compression = Compression::begin(codings, session.req_header(), response)?;
         Ok(())
@@ -312,6 +307,9 @@ impl ProxyHttp for Gateway {
     ) -> pingora::Result<Option<Duration>> {
         if session.was_upgraded() {
             return Ok(None);
+        }
+        if policy::is_over(context) {
+            return Err(self.fault(context, Fault::RequestTimeout));
         }
         if context.response_body {
             let mut piece = body.take().unwrap_or_default();
@@ -349,7 +347,15 @@ impl ProxyHttp for Gateway {
         let fault = match context.answer {
             Some(_) => None,
             None if context.tunnel.is_some() => Some(context.blame(fault_of_tunnel(error))),
-            None => Some(context.blame(fault_of(error))),
+            None => {
+                let fault = match fault_of(error) {
+                    Fault::UpstreamTimeout | Fault::BodyTimeout if policy::is_to_blame(context) => {
+                        Fault::RequestTimeout
+                    }
+                    fault => fault,
+                };
+                Some(context.blame(fault))
+            }
         };
         if let Some(Fault::ConnectFailed | Fault::UpstreamTimeout | Fault::UpstreamClosed) = fault {
             context.reason = reason_of(error);
@@ -367,7 +373,8 @@ impl ProxyHttp for Gateway {
             None if nobody => 0,
             None => {
                 let response = context.answer.take();
-                let response = response.unwrap_or_else(|| respond::refusal(fault.unwrap_or(Fault::Internal), context));
+                let response =
+                    response.unwrap_or_else(|| respond::refusal(session, fault.unwrap_or(Fault::Internal), context));
                 let status = response.status.as_u16();
                 // An error means that the client is gone, which the log tells by what was sent.
                 let _ = respond::answer(session, context, response).await;
@@ -399,6 +406,7 @@ impl ProxyHttp for Gateway {
         if context.snapshot.access_log {
             self.access_log.write(session, context, status, duration);
         }
+        policy::send_copy(context);
         if let Some(captures) = context.chain.take_captures()
             && let Some(route) = context.route()
         {
@@ -413,20 +421,75 @@ impl ProxyHttp for Gateway {
 }
 
 impl Gateway {
+    /// Bounds a piece of the request's body, and passes it along the chain.
+    async fn filter_request_body(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        context: &mut Context,
+    ) -> pingora::Result<()> {
+        if let Some(whole) = &context.body.whole {
+            *body = Some(whole.clone());
+            return Ok(());
+        }
+        context.body.received += body.as_ref().map_or(0, |piece| piece.len() as u64);
+        if session.was_upgraded() {
+            return Ok(());
+        }
+        let max = context.route().and_then(|route| route.policy.body_max);
+        if max.is_some_and(|max| context.body.received > max) {
+            return Err(self.fault(context, Fault::BodyTooLarge));
+        }
+        if policy::is_over(context) {
+            return Err(self.fault(context, Fault::RequestTimeout));
+        }
+        let pace = Pace::new(context.started, &context.snapshot.limits);
+        if !end && !pace.is_kept(context.body.received) && !admit::may_wait(session.req_header()) {
+            return Err(self.fault(context, Fault::BodyTimeout));
+        }
+        if context.body.mode == BodyMode::None {
+            return Ok(());
+        }
+        context.body.filtered = true;
+        let Some((chain, links, exchange)) = context.filters() else { return Ok(()) };
+        // An empty piece that is not the last means "hold back": none would mean the end.
+        let mut piece = body.take().unwrap_or_default();
+        lend::request(session, exchange);
+        exchange.request_sent = true;
+        let verdict = chain.on_request_body(links, exchange, &mut piece, end).await;
+        lend::take_back(session, exchange);
+        *body = Some(piece);
+        match self.settle(session, context, verdict) {
+            None => Ok(()),
+            Some(response) => {
+                let status = response.status.as_u16();
+                context.answer = Some(response);
+                Error::e_explain(ErrorType::HTTPStatus(status), "a filter answered")
+            }
+        }
+    }
+
     /// Reads the whole body where a filter wants it before the target is asked. Returns whether the request has been
     /// answered.
     async fn filter_whole_body(&self, session: &mut Session, context: &mut Context) -> pingora::Result<bool> {
         let limits = context.snapshot.limits;
         let Some((chain, links, _)) = context.filters() else { return Ok(false) };
         let mode = chain.request_body(links);
-        let max = limits.body.map_or(u64::MAX, |max| max.0).min(chain.request_body_max(links));
+        let max = chain.request_body_max(links);
+        let max = context.route().and_then(|route| route.policy.body_max).unwrap_or(u64::MAX).min(max);
         context.body.mode = mode;
         if mode != BodyMode::Buffer {
             return Ok(false);
         }
         let pace = Pace::new(context.started, &limits);
         let bounds = Bounds { max, timeout: limits.read_timeout, pace };
-        let mut whole = match body::read_whole(session.as_downstream_mut(), &bounds).await {
+        let read = tokio::select! {
+            biased;
+            read = body::read_whole(session.as_downstream_mut(), &bounds) => read,
+            () = policy::until_over(context, false) => Err(Fault::RequestTimeout),
+        };
+        let mut whole = match read {
             Ok(whole) => whole,
             Err(fault) => {
                 respond::refuse(session, context, fault).await?;
@@ -439,7 +502,7 @@ impl Gateway {
         let verdict = chain.on_request_body(links, exchange, &mut whole, true).await;
         lend::take_back(session, exchange);
         context.body.whole = Some(whole);
-        match self.settle(context, verdict) {
+        match self.settle(session, context, verdict) {
             Some(response) => respond::answer(session, context, response).await.map(|()| true),
             None => Ok(false),
         }
@@ -473,13 +536,13 @@ impl Gateway {
     }
 
     /// Returns the answer that a chain's verdict asks for; none to go on.
-    fn settle(&self, context: &mut Context, verdict: Verdict) -> Option<Response> {
+    fn settle(&self, session: &Session, context: &mut Context, verdict: Verdict) -> Option<Response> {
         match verdict {
             Verdict::Continue => None,
             Verdict::Respond(response) => Some(response),
             Verdict::Fail(fault) => {
                 context.blame(fault);
-                Some(respond::refusal(fault, context))
+                Some(respond::refusal(session, fault, context))
             }
         }
     }

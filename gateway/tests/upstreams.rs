@@ -352,3 +352,38 @@ routes: [{ upstream: app }]
 
     assert_eq!(gateway.get("/").await.status, StatusCode::OK);
 }
+
+#[tokio::test]
+async fn a_canary_of_which_no_endpoint_is_well_is_spared() {
+    let (one, two, gateway) = pair(
+        r#"
+upstreams:
+  app: { endpoints: ["${ONE}"] }
+  next: { endpoints: ["${TWO}"], health: { path: /healthz, interval: 50ms, timeout: 50ms, unhealthy: 1, healthy: 1 } }
+routes: [{ upstream: app }]
+rollouts:
+  next:
+    upstream: app
+    canary: next
+    weight: 100%
+    override: { trusted: [127.0.0.0/8] }
+"#,
+    )
+    .await;
+    assert_eq!(spread(&gateway, "/", 10).await, counts([("two", 10)]));
+
+    two.set_health(503);
+    let down =
+        async || gateway.metric("lockgate_upstream_endpoints", &["upstream=\"next\"", "state=\"unhealthy\""]).await;
+    while down().await != 1.0 {}
+    let before = one.requests();
+    assert_eq!(spread(&gateway, "/", 10).await, counts([("one", 10)]));
+    assert_eq!(one.requests() - before, 10);
+    assert_eq!(gateway.metric("lockgate_rollout_spared_total", &["rollout=\"next\""]).await, 10.0);
+    // Whoever asks for it outright gets it, as it is.
+    assert_eq!(gateway.get_with("/", "x-lockgate-track", "canary").await.status, StatusCode::SERVICE_UNAVAILABLE);
+
+    two.set_health(200);
+    while down().await != 0.0 {}
+    assert_eq!(spread(&gateway, "/", 10).await, counts([("two", 10)]));
+}

@@ -12,7 +12,10 @@ use super::filter::Grants;
 use super::folder::Static;
 use super::forms::{Either, Named, OneOrMany};
 use super::plan::{Decider, Guard, Mode, OnBad, Shadow, StepForm, local, serve};
-use super::written::{CookieName, FilePath, Name, Reference, Token, Written, quoting};
+use super::policy::{
+    Cors, ErrorPage, HeaderRules, Mirror, RateLimit, Redirect, RedirectTo, Respond, Rewrite, RouteLimits, RouteTimeouts,
+};
+use super::written::{CookieName, FilePath, Name, Reference, Status, Token, Written, quoting};
 use crate::model::{HostPattern, PathPattern};
 use crate::text::{HeaderName, Method};
 use crate::units::Weight;
@@ -41,22 +44,61 @@ pub(crate) struct Route {
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
     pub(crate) compress: Vec<Coding>,
-    /// Name of the upstream that answers. Either this, `function` or `static`.
+    /// How often who may ask, each for itself; one that is reached answers with 429. Asked before any filter.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "none"))]
+    pub(crate) rate_limits: Vec<RateLimit>,
+    /// Limits of its requests.
+    #[serde(default)]
+    pub(crate) limits: RouteLimits,
+    /// How long its requests may take.
+    #[serde(default)]
+    pub(crate) timeouts: RouteTimeouts,
+    /// Edits of headers.
+    #[serde(default)]
+    pub(crate) headers: HeaderRules,
+    /// What the target is asked for, where that differs from what the client asked for.
+    #[serde(default)]
+    pub(crate) rewrite: Rewrite,
+    /// Which pages of other origins may ask.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "none: browsers are told nothing"))]
+    pub(crate) cors: Option<Cors>,
+    /// Where a share of the requests goes as well, beside the route's upstream. A name alone is short for a map with that
+    /// `upstream`.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "none"))]
+    pub(crate) mirror: Option<Either<Written<Reference>, Mirror>>,
+    /// What the gateway's own errors look like.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "`server.error_pages`"))]
+    pub(crate) error_pages: Vec<ErrorPage>,
+    /// Name of the upstream that answers. Either this, `function`, `static`, `redirect` or `respond`.
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
     pub(crate) upstream: Option<Written<Reference>>,
-    /// Name of the function that answers. Either this, `upstream` or `static`.
+    /// Name of the function that answers. Either this, `upstream`, `static`, `redirect` or `respond`.
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
     pub(crate) function: Option<Written<Reference>>,
     /// Names of further upstreams, which a filter may choose instead of `upstream`.
     #[serde(default)]
     pub(crate) alternatives: Vec<Written<Reference>>,
-    /// The folder whose files answer. A path alone is short for a map with that `folder`. Either this,
-    /// `upstream` or `function`.
+    /// The folder whose files answer. A path alone is short for a map with that `folder`. Either this, `upstream`,
+    /// `function`, `redirect` or `respond`.
     #[serde(default, rename = "static")]
     #[schemars(extend("x-default" = "none"))]
     pub(crate) files: Option<Either<Written<FilePath>, Static>>,
+    /// Where requests are sent instead. An address alone is short for a map with that `to`. Either this, `upstream`,
+    /// `function`, `static` or `respond`.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "none"))]
+    pub(crate) redirect: Option<Either<Written<RedirectTo>, Redirect>>,
+    /// What is always answered. A status alone is short for a map with that `status`. Either this, `upstream`,
+    /// `function`, `static` or `redirect`.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "none"))]
+    pub(crate) respond: Option<Either<Written<Status>, Respond>>,
 }
 
 fn websocket() -> Vec<Written<Token>> {
@@ -168,7 +210,8 @@ pub(crate) struct Rollout {
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
     pub(crate) function: Option<Written<Reference>>,
-    /// Name of the upstream that moves. Either this, `filter` or `function`.
+    /// Name of the upstream that moves. Either this, `filter` or `function`. As long as the checks of the canary's
+    /// `health` find none of its endpoints well, stable serves its share.
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
     pub(crate) upstream: Option<Written<Reference>>,

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::policy::ErrorPage;
 use super::written::{FilePath, Timeout, Whole, Written};
 use crate::model::ListenAddress;
 use crate::units::{ByteSize, Secret};
@@ -50,6 +51,9 @@ pub(crate) struct Server {
     pub(crate) trusted_proxies: Vec<Written<IpNet>>,
     /// Limits of every request, whatever its filters.
     pub(crate) limits: RequestLimits,
+    /// What the gateway's own errors look like, on every route that has no page of its own for them.
+    #[schemars(extend("x-default" = "a line of text, and the request's id"))]
+    pub(crate) error_pages: Vec<ErrorPage>,
 }
 
 impl Default for Server {
@@ -68,6 +72,7 @@ impl Default for Server {
             access_log: AccessLog::Stdout,
             trusted_proxies: Vec::new(),
             limits: RequestLimits::default(),
+            error_pages: Vec::new(),
         }
     }
 }
@@ -90,6 +95,10 @@ pub(crate) struct RequestLimits {
     /// Size of a request's body; a longer one is answered with 413.
     #[schemars(extend("x-default" = "no limit"))]
     pub(crate) body: Option<Written<ByteSize>>,
+    /// Requests under way at the same time, on all routes together; further ones are answered with 503 at once. Tunnels
+    /// count.
+    #[schemars(extend("x-default" = "no limit"))]
+    pub(crate) requests: Option<Written<Whole<1, 1_000_000>>>,
     /// Time to read a request's headers, and between two pieces of its body.
     pub(crate) read_timeout: Written<Timeout>,
     /// Time to write a piece of a response to the client.
@@ -120,6 +129,7 @@ impl Default for RequestLimits {
     fn default() -> Self {
         Self {
             body: None,
+            requests: None,
             read_timeout: seconds(60),
             write_timeout: seconds(60),
             idle_timeout: seconds(75),

@@ -61,6 +61,7 @@ impl Resolver<'_> {
         });
         let compress = compress.collect();
         let upgrades = std::mem::take(&mut route.upgrades).into_iter().map(|protocol| protocol.0.0).collect();
+        let policy = self.policy(&mut route, &matcher, node);
         let target = self.target(route, node);
         Some(Route {
             name,
@@ -68,6 +69,7 @@ impl Resolver<'_> {
             filters,
             upgrades,
             compress,
+            policy,
             target: target?,
             place: node.get("name").unwrap_or(node).place.clone(),
         })
@@ -80,8 +82,28 @@ impl Resolver<'_> {
             let problem = Problem::new("only an upstream has alternatives", node.key_place("alternatives"));
             self.problem(problem.hint("a filter may choose between upstreams only; remove this"));
         }
+        let there = [
+            ("upstream", route.upstream.is_some()),
+            ("function", route.function.is_some()),
+            ("static", route.files.is_some()),
+            ("redirect", route.redirect.is_some()),
+            ("respond", route.respond.is_some()),
+        ];
+        let mut there_are = there.iter().filter(|(_, is_there)| *is_there).map(|(key, _)| *key);
+        if let (Some(first), Some(second)) = (there_are.next(), there_are.next()) {
+            let problem = Problem::new("a route has one target", node.key_place(second));
+            let problem = problem.label(format!("`{first}` is there too"));
+            self.problem(problem.hint("make two routes of it, or remove one"));
+            return None;
+        }
+        if let Some(redirect) = route.redirect {
+            return Some(Target::Redirect(Self::redirect(redirect)));
+        }
+        if let Some(respond) = route.respond {
+            return Some(Target::Respond(self.respond(respond, node.at("respond"))));
+        }
         match (&route.upstream, &route.function, route.files) {
-            (Some(name), None, None) => {
+            (Some(name), _, _) => {
                 let upstream = self.find(Section::Upstreams, name, node.at("upstream"));
                 if let Some(index) = route.alternatives.iter().position(|other| other.0 == name.0) {
                     let place = node.at("alternatives").item(index).place.clone();
@@ -90,7 +112,7 @@ impl Resolver<'_> {
                 }
                 Some(Target::Upstream { upstream: upstream?, alternatives })
             }
-            (None, Some(name), None) => {
+            (None, Some(name), _) => {
                 Some(Target::Function { function: self.find(Section::Functions, name, node.at("function"))? })
             }
             (None, None, Some(files)) => {
@@ -101,20 +123,12 @@ impl Resolver<'_> {
                 }))
             }
             (None, None, None) => {
-                if !["upstream", "function", "static"].iter().any(|key| node.pruned(key)) {
+                if !there.iter().any(|(key, _)| node.pruned(key)) {
                     let problem = Problem::new("it is not said what answers", node.place.clone());
-                    self.problem(problem.hint("add `upstream: NAME`, `function: NAME` or `static: FOLDER`"));
+                    self.problem(problem.hint(
+                        "add `upstream: NAME`, `function: NAME`, `static: FOLDER`, `redirect: TO` or `respond: STATUS`",
+                    ));
                 }
-                None
-            }
-            (upstream, function, files) => {
-                let keys =
-                    [("upstream", upstream.is_some()), ("function", function.is_some()), ("static", files.is_some())];
-                let mut keys = keys.iter().filter(|(_, is_there)| *is_there).map(|(key, _)| *key);
-                let (first, second) = (keys.next().unwrap_or_default(), keys.next().unwrap_or_default());
-                let problem = Problem::new("a route has one target", node.key_place(second));
-                let problem = problem.label(format!("`{first}` is there too"));
-                self.problem(problem.hint("make two routes of it, or remove one"));
                 None
             }
         }

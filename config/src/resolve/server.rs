@@ -60,6 +60,7 @@ impl Resolver<'_> {
             trusted_proxies: server.trusted_proxies.iter().map(|network| network.0).collect(),
             limits: RequestLimits {
                 body: server.limits.body.map(|size| size.0),
+                requests: server.limits.requests.map(|requests| requests.0.0),
                 read_timeout: server.limits.read_timeout.0.0,
                 write_timeout: server.limits.write_timeout.0.0,
                 idle_timeout: server.limits.idle_timeout.0.0,
@@ -72,6 +73,7 @@ impl Resolver<'_> {
                 connections: server.limits.connections.0.0,
                 connections_per_address: server.limits.connections_per_address.0.0,
             },
+            error_pages: self.error_pages(server.error_pages, node.at("error_pages")),
         }
     }
 

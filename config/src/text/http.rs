@@ -32,6 +32,18 @@ const HOP_BY_HOP: [&str; 9] = [
     "upgrade",
 ];
 
+/// What the gateway itself says to targets and clients, or goes by.
+const WRITTEN_BY_US: [&str; 8] = [
+    "expect",
+    "forwarded",
+    "host",
+    "x-forwarded-client-cert",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-request-id",
+];
+
 impl HeaderName {
     pub(crate) fn parse(text: &str) -> Result<Self, TextError> {
         if is_token(text) {
@@ -46,6 +58,12 @@ impl HeaderName {
 
     pub(crate) fn is_hop_by_hop(&self) -> bool {
         HOP_BY_HOP.contains(&self.0.as_str())
+    }
+
+    /// Tells whether edits of a header must leave it alone: it frames messages, routes them, or says who asks, which is
+    /// the gateway's own word.
+    pub(crate) fn is_untouchable(&self) -> bool {
+        self.is_hop_by_hop() || self.is_ours() || WRITTEN_BY_US.contains(&self.0.as_str())
     }
 
     /// Tells whether the gateway writes it itself, and takes it away from what comes in.

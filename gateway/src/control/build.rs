@@ -4,18 +4,20 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use lockgate_config::model::{self, AccessLog, Config};
+use lockgate_config::model::{self, AccessLog};
 use lockgate_config::units::Weight;
 
 use crate::control::facts::Facts;
 use crate::control::function::FunctionVersion;
 use crate::control::rollout::Versions;
+use crate::control::policies::Policies;
 use crate::control::snapshot::{Link, Listening, Pair, Rollout, Route, Snapshot, Target};
 use crate::control::upstream::Upstream;
 use crate::control::version::Version;
 use crate::folder::Folder;
 use crate::metrics::Metrics;
 use crate::proxy::counts::Counts;
+use crate::proxy::policy::fixed::{Fixed, Redirect};
 use crate::proxy::route::Router;
 use crate::proxy::split::Split;
 use crate::shadow::{self, Shadows};
@@ -59,7 +61,14 @@ impl<T> Clone for Chose<T> {
 const UNROUTED: &str = "(none)";
 
 /// Returns a snapshot.
-pub fn build(generation: u64, facts: &Facts, chosen: &Chosen, metrics: &Metrics, shadows: &Shadows) -> Snapshot {
+pub fn build(
+    generation: u64,
+    facts: &Facts,
+    chosen: &Chosen,
+    metrics: &Metrics,
+    shadows: &Shadows,
+    policies: &Policies,
+) -> Snapshot {
     let config = &*facts.config;
     let rollouts = config
         .rollouts
@@ -89,7 +98,11 @@ pub fn build(generation: u64, facts: &Facts, chosen: &Chosen, metrics: &Metrics,
     Snapshot {
         generation,
         router: Router::new(config.routes.iter().map(|route| &route.matcher)),
-        routes: config.routes.iter().map(|route| build_route(config, chosen, metrics, shadows, route)).collect(),
+        routes: config
+            .routes
+            .iter()
+            .map(|route| build_route(facts, chosen, metrics, shadows, policies, route))
+            .collect(),
         rollouts,
         limits: config.server.limits,
         trusted_proxies: Arc::clone(&config.server.trusted_proxies),
@@ -99,13 +112,23 @@ pub fn build(generation: u64, facts: &Facts, chosen: &Chosen, metrics: &Metrics,
             .zip(&facts.terms)
             .map(|(listener, terms)| Arc::new(Listening::new(listener, terms.clone(), metrics)))
             .collect(),
+        requests_bound: policies.gateway(&config.server),
+        pages: facts.bodies.pages(&config.server.error_pages),
         access_log: config.server.access_log == AccessLog::Stdout,
         unrouted: metrics.route(UNROUTED),
         requests: AtomicUsize::new(0),
     }
 }
 
-fn build_route(config: &Config, chosen: &Chosen, metrics: &Metrics, shadows: &Shadows, route: &model::Route) -> Route {
+fn build_route(
+    facts: &Facts,
+    chosen: &Chosen,
+    metrics: &Metrics,
+    shadows: &Shadows,
+    policies: &Policies,
+    route: &model::Route,
+) -> Route {
+    let config = &*facts.config;
     let mut slots = Slots::default();
     let chain: Box<[Link]> = route
         .filters
@@ -140,6 +163,11 @@ fn build_route(config: &Config, chosen: &Chosen, metrics: &Metrics, shadows: &Sh
             folder: Arc::new(Folder::new(folder, &route.matcher.path)),
             series: metrics.folder(&route.name),
         },
+        model::Target::Redirect(redirect) => Target::Redirect(Redirect::new(redirect)),
+        model::Target::Respond(response) => {
+            let body = response.body.as_ref().map(|body| facts.bodies.of(body));
+            Target::Respond(Fixed::new(response, body.unwrap_or_default()))
+        }
     };
     Route {
         name: Arc::clone(&route.name),
@@ -147,10 +175,28 @@ fn build_route(config: &Config, chosen: &Chosen, metrics: &Metrics, shadows: &Sh
         chain,
         upgrades: route.upgrades.clone().into(),
         compress: route.compress.clone().into(),
+        gates: gates(config, &slots.0, &target),
         rollouts: slots.0.into_boxed_slice(),
+        policy: policies.of(route, facts, chosen, metrics),
         target,
         series: metrics.route(&route.name),
     }
+}
+
+/// Returns for each of a route's rollouts the canaries of upstreams that move with it, as far as their health is known.
+fn gates(config: &model::Config, rollouts: &[usize], target: &Target) -> Box<[Box<[Arc<Upstream>]>]> {
+    let Target::Upstream { upstreams, .. } = target else { return Box::default() };
+    let link = |rollout: usize| config.rollouts.get(rollout).and_then(|rollout| rollout.link.as_ref());
+    let gates = rollouts.iter().map(|&of| {
+        let moves_along = |other: usize| other == of || (link(of).is_some() && link(of) == link(other));
+        let canaries = upstreams.iter().filter_map(|pair| pair.canary.as_ref());
+        let canaries = canaries.filter(|(slot, canary)| {
+            canary.config().health.is_some()
+                && rollouts.get(usize::from(*slot)).is_some_and(|rollout| moves_along(*rollout))
+        });
+        canaries.map(|(_, canary)| Arc::clone(canary)).collect()
+    });
+    gates.collect()
 }
 
 /// The rollouts of one route, each with its slot.

@@ -12,6 +12,7 @@ use lockgate_host::{FilterSpec, FunctionLimits, FunctionSpec, Grants, Isolation,
 use serde_json::Value;
 
 use crate::control::quarantine::Held;
+use crate::control::policies::Bodies;
 use crate::control::rollout::Versions;
 use crate::control::time::Timestamp;
 use crate::control::upstream::digest_of;
@@ -35,12 +36,14 @@ pub struct Facts {
     pub terms: Vec<Option<Arc<Terms>>>,
     /// What was read for TLS to each upstream, in the configuration's order.
     pub upstream_tls: Vec<Option<Material>>,
+    /// What was read of the files that stand in responses.
+    pub bodies: Bodies,
     /// The configuration without its places, to tell whether a file means the same as another.
     meaning: Value,
 }
 
 impl Facts {
-    /// Puts together what was found out.
+    /// Puts together what was found out; [`Self::bodies`] is added by whoever has read them.
     pub fn new(
         config: Config,
         source: Source,
@@ -51,7 +54,8 @@ impl Facts {
         upstream_tls: Vec<Option<Material>>,
     ) -> Self {
         let meaning = lockgate_config::dump(&config);
-        Self { config: Arc::new(config), source, stable, functions, canaries, terms, upstream_tls, meaning }
+        let bodies = Bodies::default();
+        Self { config: Arc::new(config), source, stable, functions, canaries, terms, upstream_tls, bodies, meaning }
     }
 
     /// Returns whether nothing but the file's layout differs.
@@ -62,6 +66,7 @@ impl Facts {
             && self.functions == other.functions
             && self.canaries == other.canaries
             && self.upstream_tls == other.upstream_tls
+            && self.bodies == other.bodies
             && self.config.admin.token == other.config.admin.token
             && files(self) == files(other)
             && self.meaning == other.meaning

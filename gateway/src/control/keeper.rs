@@ -21,6 +21,7 @@ use crate::control::drain::{self, Drains};
 use crate::control::events::{self, Events};
 use crate::control::facts::Facts;
 use crate::control::judging::{Cases, Counters, Looked};
+use crate::control::policies::Policies;
 use crate::control::reconcile::{entry, reconcile, undone_promotions};
 use crate::control::reload::{Draft, host};
 use crate::control::rollout::State;
@@ -162,6 +163,7 @@ impl Keeper {
             host,
             metrics: Arc::clone(&metrics),
             shadows: Arc::default(),
+            policies: Policies::default(),
             counters: Arc::default(),
             store: Arc::new(Mutex::new(store)),
             bind: options.bind,
@@ -189,7 +191,9 @@ impl Keeper {
             commit(&tools, &audit, &notices, &restored.saved, &saved, entries).await.map_err(StartError::System)?;
         }
 
-        let first = Arc::new(build(1, &facts, &chosen(&loaded, &saved, &tools.counters), &metrics, &tools.shadows));
+        let chosen_first = chosen(&loaded, &saved, &tools.counters);
+        let first = build(1, &facts, &chosen_first, &metrics, &tools.shadows, &tools.policies);
+        let first = Arc::new(first);
         metrics.generation.set(1);
         let last_reload = last_reload(Cause::Start, &Actor::gateway(), ReloadOutcome::Swapped, None);
         let loaded = Arc::new(loaded);
@@ -478,7 +482,8 @@ impl Keeper {
         self.generation += 1;
         let chosen = chosen(&self.loaded, &self.saved, &self.tools.counters);
         let facts = &self.loaded.facts;
-        let next = Arc::new(build(self.generation, facts, &chosen, metrics, &self.tools.shadows));
+        let (shadows, policies) = (&self.tools.shadows, &self.tools.policies);
+        let next = Arc::new(build(self.generation, facts, &chosen, metrics, shadows, policies));
         let began = Instant::now();
         let old = self.cell.swap(next);
         metrics.swap_duration.observe(began.elapsed().as_secs_f64());

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use crate::control::Actor;
 use crate::control::export::Export;
 use crate::control::facts::{Facts, function_spec, grants, shown, spec, vars};
+use crate::control::policies::Bodies;
 use crate::control::reconcile::reconcile;
 use crate::control::rollout::State;
 use crate::control::state::{Store, StoreError};
@@ -140,6 +141,7 @@ impl Draft {
                 reader.check_folder(files);
             }
         }
+        let bodies = reader.bodies(&config);
         let Reader { components, problems: unread, .. } = reader;
         problems.extend(unread);
         if !problems.is_empty() {
@@ -148,7 +150,8 @@ impl Draft {
         let components = components.into_iter().filter_map(|(path, read)| Some((path, read?.1))).collect();
         let stable = stable.into_iter().flatten().collect();
         let functions = functions.into_iter().flatten().collect();
-        let facts = Facts::new(config, source, stable, functions, canaries, terms, upstream_tls);
+        let mut facts = Facts::new(config, source, stable, functions, canaries, terms, upstream_tls);
+        facts.bodies = bodies;
         Ok(Self { facts: Arc::new(facts), components })
     }
 
@@ -338,6 +341,18 @@ impl Reader<'_> {
             self.components.insert(path.to_owned(), read);
         }
         self.components.get(path)?.as_ref().map(|(digest, _)| *digest)
+    }
+
+    /// Reads the files that stand in responses.
+    fn bodies(&mut self, config: &Config) -> Bodies {
+        let seen = &mut *self.seen;
+        let read = |path: &Path| {
+            seen.note(path);
+            std::fs::read(path)
+        };
+        let (bodies, problems) = Bodies::read(config, |path| shown(self.source, path).display().to_string(), read);
+        self.problems.extend(problems);
+        bodies
     }
 
     /// Reads what TLS to an upstream needs.

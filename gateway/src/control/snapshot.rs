@@ -16,6 +16,10 @@ use crate::control::version::Version;
 use crate::folder::Folder;
 use crate::metrics::{FolderSeries, ListenerSeries, Metrics, RouteSeries, TrackSeries};
 use crate::proxy::counts::Counts;
+use crate::proxy::policy::Policy;
+use crate::proxy::policy::fixed::{Fixed, Redirect};
+use crate::proxy::policy::pages::Pages;
+use crate::proxy::policy::places::Bound;
 use crate::proxy::route::Router;
 use crate::proxy::split::Split;
 use crate::shadow::Shadow;
@@ -39,6 +43,10 @@ pub struct Snapshot {
     pub trusted_proxies: Arc<[IpNet]>,
     /// Where requests come in, in the order of the configuration.
     pub listeners: Box<[Arc<Listening>]>,
+    /// Requests that may be under way in the whole gateway, where that is bounded.
+    pub requests_bound: Option<Bound>,
+    /// What errors look like for which a route has no page.
+    pub pages: Pages,
     /// Whether requests are logged.
     pub access_log: bool,
     /// Counts requests that no route took.
@@ -120,12 +128,25 @@ pub struct Route {
     /// The rollouts that requests on this route can meet, as indices into [`Snapshot::rollouts`]. The position here is
     /// the rollout's slot in [`Tracks`].
     pub rollouts: Box<[usize]>,
+    /// For each of [`Self::rollouts`], the canaries among the route's upstreams that move with it and are checked for
+    /// their health.
+    pub gates: Box<[Box<[Arc<Upstream>]>]>,
     /// Whether any filter of the chain has a shadow.
     pub shadowed: bool,
+    /// What it asks for that needs no filter.
+    pub policy: Policy,
     /// What answers.
     pub target: Target,
     /// Metric handles.
     pub series: Arc<RouteSeries>,
+}
+
+impl Route {
+    /// Returns whether a rollout's canary would reach nobody: none of the endpoints is well of an upstream that moves with
+    /// it. Then stable serves.
+    pub fn is_gated(&self, slot: u8) -> bool {
+        self.gates.get(usize::from(slot)).is_some_and(|canaries| canaries.iter().any(|canary| canary.is_down()))
+    }
 }
 
 /// A filter in a chain.
@@ -160,6 +181,10 @@ pub enum Target {
         /// Metric handles.
         series: Arc<FolderSeries>,
     },
+    /// Another address.
+    Redirect(Redirect),
+    /// A response that is always the same.
+    Respond(Fixed),
 }
 
 /// A stable version, and a canary while a rollout is under way.

@@ -102,7 +102,7 @@ pub struct RouteView {
     pub headers: Vec<String>,
     /// In the order of the request.
     pub filters: Vec<String>,
-    /// The upstream that answers, unless a filter chooses another; none where a function or a folder answers.
+    /// The upstream that answers, unless a filter chooses another; none where something else does.
     pub upstream: Option<String>,
     /// The function that answers; none where something else does.
     pub function: Option<String>,
@@ -111,6 +111,12 @@ pub struct RouteView {
     /// The folder whose files answer.
     #[serde(rename = "static", skip_serializing_if = "Option::is_none")]
     pub folder: Option<String>,
+    /// Where requests are sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redirect: Option<String>,
+    /// The status that is always answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub respond: Option<u16>,
 }
 
 /// A filter.
@@ -613,19 +619,8 @@ impl Published {
     fn route(&self, route: &model::Route) -> RouteView {
         let config = &self.loaded.facts.config;
         let name = |index: &usize| config.upstreams[*index].name.to_string();
-        let (upstream, function, folder, alternatives) = match &route.target {
-            model::Target::Upstream { upstream, alternatives } => {
-                (Some(name(upstream)), None, None, alternatives.iter().map(name).collect())
-            }
-            model::Target::Function { function } => {
-                (None, Some(config.functions[*function].name.to_string()), None, Vec::new())
-            }
-            model::Target::Static(files) => {
-                (None, None, Some(self.loaded.facts.shown(&files.folder).display().to_string()), Vec::new())
-            }
-        };
         let matcher = &route.matcher;
-        RouteView {
+        let mut view = RouteView {
             name: route.name.to_string(),
             hosts: matcher.hosts.iter().map(host).collect(),
             path: path(&matcher.path),
@@ -639,11 +634,28 @@ impl Published {
                 })
                 .collect(),
             filters: route.filters.iter().map(|index| config.filters[*index].name.to_string()).collect(),
-            upstream,
-            function,
-            alternatives,
-            folder,
+            upstream: None,
+            function: None,
+            alternatives: Vec::new(),
+            folder: None,
+            redirect: None,
+            respond: None,
+        };
+        match &route.target {
+            model::Target::Upstream { upstream, alternatives } => {
+                view.upstream = Some(name(upstream));
+                view.alternatives = alternatives.iter().map(name).collect();
+            }
+            model::Target::Function { function } => {
+                view.function = Some(config.functions[*function].name.to_string());
+            }
+            model::Target::Static(files) => {
+                view.folder = Some(self.loaded.facts.shown(&files.folder).display().to_string());
+            }
+            model::Target::Redirect(redirect) => view.redirect = Some(redirect.to.to_string()),
+            model::Target::Respond(response) => view.respond = Some(response.status),
         }
+        view
     }
 }
 

@@ -124,6 +124,13 @@ impl Upstream {
         u64::try_from(now.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// Returns whether its checks have found none of its endpoints well. Never without checks. One read of a shared
+    /// pointer.
+    #[expect(clippy::disallowed_methods, reason = "addresses are beside the snapshot")]
+    pub fn is_down(&self) -> bool {
+        self.config.health.is_some() && self.pool.load().members().iter().all(|member| !member.is_healthy())
+    }
+
     /// Admits a request; none while as many as may be are under way. At most two atomic operations.
     pub fn admit(self: &Arc<Self>) -> Option<Admitted> {
         let before = self.in_flight.fetch_add(1, Ordering::Relaxed);

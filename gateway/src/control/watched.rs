@@ -137,7 +137,7 @@ fn summaries(route: &Route, slot: usize) -> Option<[Option<CallSummary>; 2]> {
             let of = |version: &FunctionVersion, track| version.series(track).map(|series| series.summary());
             return Some([of(stable, Track::Stable), of(canary, Track::Canary)]);
         }
-        Target::Function(_) | Target::Static { .. } => return None,
+        Target::Function(_) | Target::Static { .. } | Target::Redirect(_) | Target::Respond(_) => return None,
     };
     let mut upstream = upstreams.iter().filter(|pair| of_slot(pair.canary.as_ref().map(|(slot, _)| *slot)));
     let Pair { stable, canary } = upstream.next()?;

@@ -264,6 +264,7 @@ pub struct TrackSeries {
     pub(super) requests: [IntCounter; 2],
     /// What they showed when the rollout began with its versions.
     pub(super) before: [u64; 2],
+    pub(super) spared: IntCounter,
     pub(super) _lease: Lease,
 }
 
@@ -271,6 +272,12 @@ impl TrackSeries {
     /// Counts a request.
     pub fn record(&self, track: Track) {
         self.requests[track as usize].inc();
+    }
+
+    /// Counts a request of the canary's share that stable serves, since the canary cannot.
+    pub fn spare(&self) {
+        self.requests[Track::Stable as usize].inc();
+        self.spared.inc();
     }
 
     /// Returns the requests counted since the rollout began with its versions.

@@ -21,9 +21,11 @@ use crate::proxy::fault::Fault;
 use crate::proxy::forward::{self, X_FORWARDED_CLIENT_CERT};
 use crate::proxy::lend;
 use crate::proxy::path;
+use crate::proxy::policy::cors;
 use crate::proxy::route::Found;
 use crate::proxy::shadow::Captures;
-use crate::proxy::split::Attributes;
+use crate::proxy::split::{Attributes, Why};
+use crate::track::Track;
 
 /// Why a request goes no further, and what the client should know beside it.
 #[derive(Debug)]
@@ -198,7 +200,15 @@ pub fn set_timeouts(session: &mut Session, limits: &RequestLimits) {
 pub fn route_and_split(session: &Session, context: &mut Context) -> Result<(), Refused> {
     let request = session.req_header();
     let snapshot = &context.snapshot;
-    let found = snapshot.router.find(&request.method, host_of(request), request.uri.path(), &request.headers);
+    let find =
+        |method: &http::Method| snapshot.router.find(method, host_of(request), request.uri.path(), &request.headers);
+    // A browser that asks for permission is answered by the route of what it wants to ask.
+    let wanted = cors::asks_for(&request.method, &request.headers).and_then(|method| match find(&method) {
+        Found::Route(index) if snapshot.routes.get(index)?.policy.cors.is_some() => Some(index),
+        _ => None,
+    });
+    context.preflight = wanted.is_some();
+    let found = wanted.map_or_else(|| find(&request.method), Found::Route);
     let index = match found {
         Found::Route(index) => index,
         Found::Nothing => return Err(Fault::NoRoute.into()),
@@ -225,6 +235,12 @@ pub fn route_and_split(session: &Session, context: &mut Context) -> Result<(), R
     for (slot, rollout) in (0..).zip(&*route.rollouts) {
         if let Some(rollout) = snapshot.rollouts.get(*rollout) {
             let decision = rollout.split.decide(&attributes);
+            if decision.track == Track::Canary && decision.why != Why::Override && route.is_gated(slot) {
+                // Nothing is said about either track by it, so nothing is counted for the guard.
+                rollout.requests.spare();
+                context.tracks.set(slot, Track::Stable);
+                continue;
+            }
             rollout.requests.record(decision.track);
             context.tracks.set(slot, decision.track);
             if let (Some(counts), Some(key)) = (&rollout.counts, decision.hash)
@@ -234,15 +250,15 @@ pub fn route_and_split(session: &Session, context: &mut Context) -> Result<(), R
             }
         }
     }
-    let too_long = match (snapshot.limits.body, declared_length(request)) {
-        (Some(max), Some(length)) => length > max.0,
+    let too_long = match (route.policy.body_max, declared_length(request)) {
+        (Some(max), Some(length)) => length > max,
         _ => false,
     };
     if !route.chain.is_empty() {
         let names = match &route.target {
             Target::Upstream { names, .. } => Arc::clone(names),
             // There is nothing to choose from.
-            Target::Function(_) | Target::Static { .. } => Arc::default(),
+            Target::Function(_) | Target::Static { .. } | Target::Redirect(_) | Target::Respond(_) => Arc::default(),
         };
         let captures = Captures::sample(route, context.tracks, &context.id, context.started);
         context.chain = Chain::enter(&route.chain, context.tracks, captures);

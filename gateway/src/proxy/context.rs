@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::{HeaderValue, Uri};
 use lockgate_host::{BodyMode, Exchange, Response};
 use pingora::{Error, ErrorType};
 
@@ -14,10 +15,13 @@ use crate::control::function::FunctionVersion;
 use crate::control::snapshot::{Link, Pair, Route, Snapshot, SnapshotCell, Target};
 use crate::control::upstream::member::InFlight;
 use crate::control::upstream::{Admitted, Upstream};
+use crate::metrics::PolicyAnswer;
 use crate::proxy::arrival::{Arrival, Tunnel};
 use crate::proxy::chain::Chain;
 use crate::proxy::compress::Compression;
 use crate::proxy::fault::Fault;
+use crate::proxy::policy::mirror::Copy;
+use crate::proxy::policy::places::Place;
 use crate::track::{Slots, Track, Tracks};
 
 /// A request.
@@ -71,6 +75,22 @@ pub struct Context {
     pub tunnel: Option<Tunnel>,
     /// The response's compression.
     pub compression: Option<Box<Compression>>,
+    /// Whether it asks for a page whether that may ask: then it is routed as what the page wants to ask.
+    pub preflight: bool,
+    /// Where the page is from that asks, on a route that tells pages whether they may read.
+    pub origin: Option<HeaderValue>,
+    /// What is left of the route's rate limits, as the client is told.
+    pub rate_standing: Option<HeaderValue>,
+    /// Its places in the gateway and on the route, where those are counted.
+    pub places: [Option<Place>; 2],
+    /// When all of the route's time for it is over.
+    pub deadline: Option<Instant>,
+    /// What the target is asked for, where that differs from what the client asked for.
+    pub rewritten: Option<Uri>,
+    /// What the route's mirror is to be sent of it.
+    pub copy: Option<Box<Copy>>,
+    /// What of the route's policy answered it.
+    pub answered_by: Option<PolicyAnswer>,
 }
 
 /// The request's body.
@@ -210,6 +230,14 @@ impl Context {
             upgrade: false,
             tunnel: None,
             compression: None,
+            preflight: false,
+            origin: None,
+            rate_standing: None,
+            places: [None, None],
+            deadline: None,
+            rewritten: None,
+            copy: None,
+            answered_by: None,
         }
     }
 
@@ -235,7 +263,7 @@ impl Context {
     pub fn function(&self) -> Option<(&Arc<FunctionVersion>, Track)> {
         match &self.route()?.target {
             Target::Function(versions) => Some(versions.on(self.tracks)),
-            Target::Upstream { .. } | Target::Static { .. } => None,
+            Target::Upstream { .. } | Target::Static { .. } | Target::Redirect(_) | Target::Respond(_) => None,
         }
     }
 

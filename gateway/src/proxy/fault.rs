@@ -87,6 +87,14 @@ faults! {
     MethodNotAllowed = Downstream "method_not_allowed" 405 "method not allowed";
     /// The folder has no such file.
     NoFile = Downstream "no_file" 404 "not found";
+    /// The client has made as many requests as it may for now.
+    RateLimited = Downstream "rate_limited" 429 "too many requests";
+    /// As many requests of the route are under way as may be.
+    RouteOverloaded = Gateway "route_overloaded" 503 "too many requests under way";
+    /// As many requests are under way in the gateway as may be.
+    GatewayOverloaded = Gateway "gateway_overloaded" 503 "too many requests under way";
+    /// The request has had all of the route's time for it.
+    RequestTimeout = Gateway "request_timeout" 504 "request took too long";
     /// The body is longer than a limit.
     BodyTooLarge = Downstream "body_too_large" 413 "request body too large";
     /// The body did not come in time.

@@ -16,6 +16,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::upstreams::peer::{H1UpgradePolicy, HttpPeer};
 
 use crate::proxy::context::Context;
+use crate::proxy::policy;
 
 /// RFC 7239 is the standard; these are what everybody reads.
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -116,7 +117,7 @@ pub fn to_upstream(request: &mut RequestHeader, context: &Context) -> pingora::R
         request.remove_header(&RANGE);
         request.remove_header(&IF_RANGE);
     }
-    Ok(())
+    policy::redirect_to_target(request, context)
 }
 
 /// Says whose request it is, behind what trusted proxies say of those before.

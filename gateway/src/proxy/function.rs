@@ -23,6 +23,7 @@ use crate::proxy::Gateway;
 use crate::proxy::context::{Answering, Context};
 use crate::proxy::fault::Fault;
 use crate::proxy::forward;
+use crate::proxy::policy;
 use crate::track::Track;
 
 /// Bytes of a response that are gathered, if they are there at once, before its header is sent: a short response then
@@ -170,6 +171,7 @@ impl Exchange<'_> {
                 biased;
                 parts = call.response() => break parts?,
                 event = next(&mut self.client, self.session) => self.attend(event).await?,
+                () = policy::until_over(self.context, false) => return Err(self.over()),
             }
         };
         if let Some(answering) = &mut self.context.answering {
@@ -194,6 +196,7 @@ impl Exchange<'_> {
                     self.attend(event).await?;
                     continue;
                 }
+                () = policy::until_over(self.context, true) => return Err(self.over()),
             };
             let Some(frame) = frame else {
                 self.send_end(None).await?;
@@ -210,6 +213,11 @@ impl Exchange<'_> {
                 }
             }
         }
+    }
+
+    /// Ends a request that has had all of the route's time.
+    fn over(&mut self) -> Ended {
+        self.gateway.fault(self.context, Fault::RequestTimeout).into()
     }
 
     async fn send_header(

@@ -131,6 +131,7 @@ impl AccessLog {
 /// - `status` is 0 where the client was gone before there was one.
 /// - `filters` are the route's, with version and track, in the order of the chain; one without `outcome` was not called.
 /// - `function.busy_ms` is for how long it kept a thread; without `outcome` the client was gone before there was one.
+/// - `policy` is what of the route's policy answered, in the place of the target or as it.
 /// - `error.reason` is what the operating system or Pingora says, where they say something.
 fn put_together(line: &mut Vec<u8>, session: &Session, context: &Context, status: u16, duration: Duration) {
     let request = session.req_header();
@@ -195,6 +196,9 @@ fn put_together(line: &mut Vec<u8>, session: &Session, context: &Context, status
                 object.text("encoding", encoding);
             }
         });
+    }
+    if let Some(policy) = context.answered_by {
+        object.text("policy", policy.as_str());
     }
     let chain = context.route().map_or(&[][..], |route| &route.chain);
     object.objects("filters", chain.iter().zip(context.chain.steps()), |object, (link, step)| {

@@ -10,6 +10,7 @@ use pingora::upstreams::peer::HttpPeer;
 use crate::metrics::Retry;
 use crate::proxy::context::{Attempt, Context};
 use crate::proxy::fault::Fault;
+use crate::proxy::policy;
 use crate::proxy::split::Attributes;
 
 /// The pause before an attempt doubles at most this often.
@@ -45,6 +46,7 @@ pub async fn next(session: &Session, context: &mut Context) -> Result<Box<HttpPe
         }
         None => None,
     };
+    let left = [left, policy::time_left(context, started)?].into_iter().flatten().min();
     let request = session.req_header();
     let attributes = Attributes {
         headers: &request.headers,

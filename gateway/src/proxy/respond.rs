@@ -18,19 +18,25 @@ use crate::proxy::context::Context;
 use crate::proxy::fault::Fault;
 use crate::proxy::forward::{self, X_REQUEST_ID};
 use crate::proxy::lend;
+use crate::proxy::policy;
 
 /// Returns the answer to a fault. It names the request, so that the reason can be found in the log; never the reason.
-pub fn refusal(fault: Fault, context: &Context) -> Response {
+/// There may be a page for it.
+pub fn refusal(session: &Session, fault: Fault, context: &Context) -> Response {
+    let status = fault.status();
+    let (content_type, body) = match policy::page(status, session.req_header(), context) {
+        Some(page) => (page.content_type(), page.body(status, &context.id)),
+        None => {
+            let body = Bytes::from(format!("{}\nrequest id: {}\n", fault.text(), context.id));
+            (HeaderValue::from_static("text/plain; charset=utf-8"), body)
+        }
+    };
     let mut headers = HeaderMap::with_capacity(4);
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CONTENT_TYPE, content_type);
     if let Ok(id) = HeaderValue::from_str(&context.id) {
         headers.insert(X_REQUEST_ID, id);
     }
-    Response {
-        status: fault.status(),
-        headers,
-        body: Bytes::from(format!("{}\nrequest id: {}\n", fault.text(), context.id)),
-    }
+    Response { status, headers, body }
 }
 
 /// Answers a request with a fault, the response phases of the filters that it passed included.
@@ -52,7 +58,7 @@ pub async fn refuse_with(
     headers: HeaderMap,
 ) -> pingora::Result<()> {
     context.blame(fault);
-    let mut response = refusal(fault, context);
+    let mut response = refusal(session, fault, context);
     response.headers.extend(headers);
     answer(session, context, response).await
 }
@@ -71,6 +77,7 @@ pub async fn answer(session: &mut Session, context: &mut Context, response: Resp
         header.insert_header(DATE, get_cached_date())?;
     }
     forward::ask_for_https(&mut header, context)?;
+    policy::finish(session.req_header(), &mut header, context)?;
     let bodiless = status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
     if !bodiless {
         header.insert_header(CONTENT_LENGTH, body.len())?;
@@ -103,7 +110,7 @@ pub async fn begin(
     let mut response = Response { status, headers, body: Bytes::new() };
     if let Err(fault) = pass_header_back(session, context, &mut response).await {
         context.blame(fault);
-        let refusal = refusal(fault, context);
+        let refusal = refusal(session, fault, context);
         return answer(session, context, refusal).await.map(|()| false);
     }
     let Response { status, headers, .. } = response;
@@ -112,6 +119,7 @@ pub async fn begin(
         header.append_header(name, value)?;
     }
     forward::ask_for_https(&mut header, context)?;
+    policy::finish(session.req_header(), &mut header, context)?;
     let head = session.req_header().method == Method::HEAD;
     let bodiless = head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
     if bodiless && !head {
@@ -169,7 +177,7 @@ async fn pass_back(session: &mut Session, context: &mut Context, mut response: R
             Err(fault) => fault,
         };
         context.blame(fault);
-        response = refusal(fault, context);
+        response = refusal(session, fault, context);
     }
 }
 

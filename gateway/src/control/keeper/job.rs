@@ -18,6 +18,7 @@ use crate::control::choose::{Loaded, fallbacks, named};
 use crate::control::facts::{Facts, spec};
 use crate::control::function::FunctionVersion;
 use crate::control::judging::Counters;
+use crate::control::policies::Policies;
 use crate::control::reconcile::reconcile;
 use crate::control::reload::Draft;
 use crate::control::state::{Kept, Saved, Store};
@@ -39,6 +40,7 @@ pub(super) struct Tools {
     pub(super) host: Arc<Host>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) shadows: Arc<Shadows>,
+    pub(super) policies: Policies,
     pub(super) counters: Arc<Counters>,
     pub(super) resolver: Resolver,
     pub(super) store: Arc<Mutex<Store>>,
