@@ -6,6 +6,7 @@
 
 mod filters;
 mod functions;
+mod grants;
 mod listeners;
 mod plan;
 mod rollouts;

@@ -187,6 +187,7 @@ scalar!(HeaderName, "a header's name", Self::parse, |name: &Self| name.0.clone()
 scalar!(CookieName, "a cookie's name", CookieName::parse, |name: &Self| name.0.clone(), "sid");
 scalar!(Token, "a protocol", Token::parse, |name: &Self| name.0.clone(), "websocket");
 scalar!(FilePath, "a file or folder", FilePath::parse, |path: &Self| path.0.display().to_string(),);
+scalar!(GuestPath, "an absolute path", GuestPath::parse, |path: &Self| path.0.clone(), "/data");
 scalar!(Inside, "a file in a folder", Inside::parse, |file: &Self| file.0.clone(), "index.html");
 scalar!(HeaderValue, "the value of a header", HeaderValue::parse, |value: &Self| value.0.clone(),);
 scalar!(Secret, "a text that is kept secret", read_secret, Self::to_string, "${LOCKGATE_TOKEN}");
@@ -308,6 +309,24 @@ impl FilePath {
             );
         }
         Ok(Self(text.into()))
+    }
+}
+
+/// Where a guest finds a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct GuestPath(pub(crate) String);
+
+impl GuestPath {
+    fn parse(text: &str) -> Result<Self, TextError> {
+        let expected = || TextError::new("an absolute path such as `/data`");
+        let Some(inner) = text.strip_prefix('/') else {
+            return Err(expected().hint("begin with `/`: it is where the function finds the folder"));
+        };
+        let sound = |segment: &str| !matches!(segment, "" | "." | "..") && !segment.contains('\0');
+        match inner.is_empty() || inner.split('/').all(sound) {
+            true => Ok(Self(text.to_owned())),
+            false => Err(expected().hint("leave out `.`, `..`, double slashes and the one at the end")),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Resolver;
+use super::grants::{Of, require_approval};
 use super::server::MEMORY_MIN;
 use crate::file;
 use crate::file::forms::Either;
@@ -36,7 +37,7 @@ impl Resolver<'_> {
             .map(|(name, filter)| {
                 let node = section.at(&name);
                 let place = section.key_place(&name);
-                let grants = grants(&filter.grants);
+                let grants = self.grants(&filter.grants, node.at("grants"), Of::Filter);
                 let settings_node = node.get("settings");
                 let version = FilterVersion {
                     component: self.path(&filter.component),
@@ -54,7 +55,8 @@ impl Resolver<'_> {
                     on_failure: failure_mode(&filter.on_failure),
                     limits,
                 };
-                Filter { name: name.into(), version, policy, place }
+                let require_approval = require_approval(filter.require_approval, server);
+                Filter { name: name.into(), version, policy, require_approval, place }
             })
             .collect()
     }
@@ -142,10 +144,6 @@ impl Resolver<'_> {
         }
         Isolation::Reused { requests: reused.requests.0.0, memory }
     }
-}
-
-pub(super) fn grants(grants: &file::Grants) -> Grants {
-    Grants { outbound: grants.outbound.iter().map(|grant| grant.0.clone()).collect() }
 }
 
 /// Returns settings as JSON text. None are an empty object: a filter whose settings all have defaults takes it.

@@ -7,6 +7,7 @@
 
 mod body;
 mod call;
+mod folders;
 mod load;
 mod run;
 mod spec;

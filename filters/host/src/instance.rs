@@ -374,10 +374,7 @@ impl Instance {
                 self.failed = false;
                 Ok(outcome)
             }
-            Ok(Err(error)) => {
-                let refused = warm.store.data().memory.refused;
-                Err(CallError::from_wasmtime(&error, refused))
-            }
+            Ok(Err(error)) => Err(warm.store.data().failure(&error)),
             Err(_) => Err(overdue()),
         }
     }
@@ -409,8 +406,7 @@ impl Instance {
             Ok((outcome,)) => Ok(outcome),
             Err(error) => {
                 self.failed = true;
-                let refused = warm.store.data().memory.refused;
-                Err(CallError::from_wasmtime(&error, refused))
+                Err(warm.store.data().failure(&error))
             }
         }
     }
@@ -423,7 +419,7 @@ impl Instance {
     fn failure(&mut self, store: &mut Store<State>, error: &wasmtime::Error) -> CallError {
         self.failed = true;
         store.data_mut().flush_stdio();
-        CallError::from_wasmtime(error, store.data().memory.refused)
+        store.data().failure(error)
     }
 
     fn fail(&mut self, error: CallError) -> CallError {

@@ -78,8 +78,7 @@ pub(crate) fn load(host: &Host, spec: &FilterSpec, progress: &dyn Progress) -> R
     let mismatch = |error: wasmtime::Error| LoadError::Mismatch(format!("{error:#}"));
     let linker = link::linker(&host.engines.serve, &component, lane).map_err(mismatch)?;
     let pre = linker.instantiate_pre(&component).map_err(mismatch)?;
-    let access = (lane == Lane::Fibre)
-        .then(|| Access { grants: spec.grants.outbound.clone().into(), connections: host.connections() });
+    let access = (lane == Lane::Fibre).then(|| Access::new(&spec.grants.outbound, &host.pools)).flatten();
     let Manifest { declarations, not_snapshotted } = manifest;
     let filter = Arc::new(Filter {
         version,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::folders::Folder;
 use super::{FunctionLimits, LogSink};
 use crate::engine::EPOCH;
 use crate::error::{CallError, CallErrorKind, backtrace};
@@ -24,6 +25,7 @@ pub(super) struct Shared {
     pub(super) name: Arc<str>,
     pub(super) vars: Vec<(String, String)>,
     pub(super) limits: FunctionLimits,
+    pub(super) folders: Vec<Folder>,
     /// Where it may send requests; none where nothing is granted.
     pub(super) access: Option<Access>,
     pub(super) sink: OnceLock<Arc<LogSink>>,

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use lockgate_guests::Guest;
 use lockgate_host::{
-    Call, CallError, CallErrorKind, Function, FunctionLimits, FunctionSpec, Grants, Isolation, LoadError, RequestBody,
-    Settled, Silent,
+    Call, CallError, CallErrorKind, Function, FunctionLimits, FunctionSpec, Grants, Isolation, LoadError, OutboundGrant,
+    RequestBody, Settled, Silent,
 };
 use parking_lot::Mutex;
 
 use crate::{PATIENT, component, host};
 
-fn spec(guest: Guest) -> FunctionSpec {
+pub(crate) fn spec(guest: Guest) -> FunctionSpec {
     FunctionSpec {
         name: guest.name().into(),
         component: component(guest),
@@ -24,7 +24,7 @@ fn spec(guest: Guest) -> FunctionSpec {
     }
 }
 
-fn load(spec: &FunctionSpec) -> Arc<Function> {
+pub(crate) fn load(spec: &FunctionSpec) -> Arc<Function> {
     host().load_function(spec, &Silent).unwrap_or_else(|error| panic!("{}: {error}", spec.name))
 }
 
@@ -42,7 +42,7 @@ async fn rest(call: &mut Call) -> Result<Bytes, CallError> {
 }
 
 /// Sends a request without a body, and returns the whole answer.
-async fn get(function: &Arc<Function>, target: &str) -> Result<(http::response::Parts, Bytes), CallError> {
+pub(crate) async fn get(function: &Arc<Function>, target: &str) -> Result<(http::response::Parts, Bytes), CallError> {
     let mut call = begin(function, target, RequestBody::whole(Bytes::new()));
     let parts = call.response().await?;
     let body = rest(&mut call).await?;
@@ -109,7 +109,10 @@ async fn each_failure_has_its_kind_and_takes_nobody_along() {
         memory_bytes: 8 << 20,
         ..FunctionLimits::default()
     };
-    let function = load(&FunctionSpec { limits, ..spec(Guest::Function) });
+    let post = OutboundGrant { methods: vec!["POST".to_owned()], ..OutboundGrant::new(false, "example.org", 80) };
+    let local = OutboundGrant::new(false, "localhost", 80);
+    let grants = Grants { outbound: vec![post, local], ..Grants::default() };
+    let function = load(&FunctionSpec { limits, grants, ..spec(Guest::Function) });
     for (target, kind, told) in [
         ("/trap", Kind::Trap, "unreachable"),
         ("/spin", Kind::Cpu, "busy for more than 250ms"),
@@ -125,6 +128,8 @@ async fn each_failure_has_its_kind_and_takes_nobody_along() {
         ("/nothing", Kind::NoResponse, "ended without an answer"),
         ("/fetch?example.com", Kind::Denied, "`http://example.com:80` was denied"),
         ("/fetch?insist.example.com", Kind::Denied, "`http://insist.example.com:80` was denied"),
+        ("/fetch?example.org", Kind::DeniedMethod, "its method is GET, and the grant is for POST"),
+        ("/fetch?localhost", Kind::DeniedAddress, "a loopback address"),
         ("/status?99", Kind::Trap, ""),
         ("/status?199", Kind::InvalidResponse, "status 199"),
     ] {
@@ -135,6 +140,7 @@ async fn each_failure_has_its_kind_and_takes_nobody_along() {
     assert!(get(&function, "/").await.is_ok());
     assert_eq!(function.live().instances, 0);
     assert_eq!(function.live().memory_bytes, 0);
+    assert_eq!(function.live().refused, [2, 1, 1]);
 }
 
 #[tokio::test(flavor = "current_thread")]
