@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 
 use crate::model::{
     AccessLog, Alpn, Balance, Coding, Config, Decider, FailureMode, FilterLimits, FilterPolicy, FilterVersion,
-    FunctionVersion, Grants, Guard, Health, HealthCheck, Isolation, KeyPart, Listener, OnBad, Plan, Rollout, RolloutSubject,
-    Route, Server, ShadowLimits, SlownessGuard, Stage, StaticFolder, Target, Tls, TlsVersion, Upstream,
+    FunctionVersion, Grants, Guard, Health, HealthCheck, Isolation, KeyPart, Listener, OnBad, Plan, Rollout,
+    RolloutSubject, Route, Server, ShadowLimits, SlownessGuard, Stage, StaticFolder, Target, Tls, TlsVersion, Upstream,
     UpstreamProtocol,
 };
 use crate::units::format_duration;
@@ -248,6 +248,14 @@ pub fn grants(grants: &Grants) -> Value {
         }
         value
     });
+    let upstreams = grants.upstreams.iter().map(|grant| {
+        let mut value = json!({ "to": format!("upstream:{}", grant.name) });
+        if grant.methods.is_empty() {
+            return value["to"].take();
+        }
+        value["methods"] = texts(grant.methods.iter());
+        value
+    });
     let folders = grants.folders.iter().map(|folder| {
         json!({
             "path": literal(&folder.path.display().to_string()),
@@ -255,7 +263,7 @@ pub fn grants(grants: &Grants) -> Value {
             "write": folder.write,
         })
     });
-    let mut value = json!({ "outbound": outbound.collect::<Value>() });
+    let mut value = json!({ "outbound": outbound.chain(upstreams).collect::<Value>() });
     if !grants.folders.is_empty() {
         value["folders"] = folders.collect();
     }

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use crate::problem::Place;
 use crate::units::{ByteSize, Secret, Share, Weight};
 
-pub use self::grants::{FolderGrant, OutboundGrant};
+pub use self::grants::{FolderGrant, OutboundGrant, UpstreamGrant, reached_upstreams};
 pub use self::plan::{
     Decider, FailureGuard, FailureKind, Guard, OnBad, Plan, ShadowLimits, SlownessGuard, Stage, Step,
 };
@@ -429,6 +429,8 @@ pub struct FilterVersion {
 pub struct Grants {
     /// Where outbound HTTP may go. They add up.
     pub outbound: Vec<OutboundGrant>,
+    /// Upstreams that it may send HTTP requests to.
+    pub upstreams: Vec<UpstreamGrant>,
     /// Folders that it sees, each under a path of its own. Functions only.
     pub folders: Vec<FolderGrant>,
 }

@@ -497,12 +497,7 @@ impl Control {
     /// # Errors
     ///
     /// Nothing waits under that name, or the state cannot be written.
-    pub async fn approve(
-        &self,
-        name: &str,
-        version: Option<String>,
-        by: Actor,
-    ) -> Result<Vec<ApprovalView>, Refusal> {
+    pub async fn approve(&self, name: &str, version: Option<String>, by: Actor) -> Result<Vec<ApprovalView>, Refusal> {
         let name = name.to_owned();
         self.ask(|reply| Event::Approve { name, version, by, reply }).await
     }

@@ -64,7 +64,10 @@ async fn a_function_reads_the_folder_that_it_is_granted_and_a_missing_one_is_tol
     let reply = gateway.reload().await;
     assert_eq!(reply.status, StatusCode::UNPROCESSABLE_ENTITY);
     let told = reply.text();
-    assert!(told.contains("`./missing` is no folder") && told.contains("functions.files.grants.folders[0].path"), "{told}");
+    assert!(
+        told.contains("missing` is no folder") && told.contains("functions.files.grants.folders[0].path"),
+        "{told}"
+    );
     assert_eq!(gateway.get("/read?/data/a.txt").await.text(), "a file\n");
 }
 
@@ -128,10 +131,14 @@ async fn a_canary_that_may_do_more_waits_until_somebody_lets_it_in() {
     // It waits over a restart, and so does its approval hold.
     gateway.kill().await;
     gateway.launch().await;
-    assert_eq!((version(&gateway).await, status(&gateway).await["rollouts"][0]["state"].clone()), ("v1".into(), "waiting".into()));
+    assert_eq!(
+        (version(&gateway).await, status(&gateway).await["rollouts"][0]["state"].clone()),
+        ("v1".into(), "waiting".into())
+    );
     let (_, listed) = gateway.cli(&["approve", "--list"]).await;
     assert!(listed.contains("rollout fn-2") && listed.contains(gain), "{listed}");
-    let wrong = gateway.admin(Method::POST, "/api/v1/approvals/fn", Some(json!({ "version": "000000.000000.000000" }))).await;
+    let wrong =
+        gateway.admin(Method::POST, "/api/v1/approvals/fn", Some(json!({ "version": "000000.000000.000000" }))).await;
     assert_eq!(wrong.status, StatusCode::NOT_FOUND);
     let (done, said) = gateway.cli(&["approve", "fn"]).await;
     assert!(done.success() && said.contains(gain), "{said}");
@@ -219,7 +226,79 @@ async fn without_the_setting_nobody_is_asked_and_the_gain_is_told_all_the_same()
     assert_eq!(gateway.reload().await.status, StatusCode::OK);
     assert_eq!(version(&gateway).await, "v2");
     let (_, said) = gateway.cli(&["check"]).await;
-    assert!(said.contains("the canary of rollout fn-2 may send requests of any method to http://b.example:80"), "{said}");
+    assert!(
+        said.contains("the canary of rollout fn-2 may send requests of any method to http://b.example:80"),
+        "{said}"
+    );
     let audit: Value = gateway.admin(Method::GET, "/api/v1/audit", None).await.json();
-    assert!(audit.as_array().is_some_and(|entries| entries.iter().any(|entry| entry["action"] == "grant")), "{audit:#}");
+    assert!(
+        audit.as_array().is_some_and(|entries| entries.iter().any(|entry| entry["action"] == "grant")),
+        "{audit:#}"
+    );
+}
+
+const ASKING: &str = r#"
+upstreams:
+  users: ["${UPSTREAM}"]
+  next: { endpoints: ["${NEXT}"], retries: { attempts: 1 } }
+  dead: ["127.0.0.1:1"]
+filters:
+  asks:
+    component: filters/outbound.wasm
+    settings: { url: "http://users.upstream/asked?by=filter", body: ping }
+    grants: { outbound: ["upstream:users"] }
+functions:
+  fn:
+    component: filters/function.wasm
+    grants: { outbound: [{ to: "upstream:users", methods: [GET] }, "upstream:dead"] }
+routes:
+  - { match: { path: /filtered }, filters: [asks], upstream: next }
+  - { function: fn }
+rollouts:
+  users-2: { upstream: users, canary: next, weight: 0%, key: [{ header: x-user }], override: { trusted: [127.0.0.0/8] } }
+"#;
+
+async fn asking(up: &Upstream, next: &Upstream) -> Gateway {
+    let builder = Builder::new(ASKING).upstream(up).variable("NEXT", &next.address.to_string());
+    builder.guest(Guest::Outbound).guest(Guest::Function).start().await
+}
+
+#[tokio::test]
+async fn guests_reach_an_upstream_by_its_name_on_the_track_of_their_request() {
+    let (up, next) = (Upstream::start().await, Upstream::start().await);
+    let gateway = asking(&up, &next).await;
+    assert_eq!(gateway.get("/fetch?users.upstream").await.text(), "200\n");
+    assert_eq!((up.requests(), next.requests()), (1, 0));
+    // The request's track is that of what its guests ask.
+    let reply = gateway.get_with("/fetch?users.upstream", "x-lockgate-track", "canary").await;
+    assert_eq!((reply.status, up.requests(), next.requests()), (StatusCode::OK, 1, 1));
+    // A filter, with a body, and a target behind it.
+    let filtered = gateway.get("/filtered").await;
+    let came = filtered.seen().header("x-outbound").to_owned();
+    assert!(came.starts_with("200 ") && came.contains("/asked?by=filter") && came.contains("users.upstream"), "{came}");
+    assert_eq!((up.requests(), next.requests()), (2, 2));
+
+    // It counts as one of the upstream's requests, and is no request of the gateway's.
+    gateway.logged(|line| line["path"] == "/filtered").await;
+    let of = ["upstream=\"users\"", "class=\"2xx\""];
+    assert_eq!(gateway.metric("lockgate_upstream_requests_total", &of).await, 2.0);
+    assert_eq!(gateway.metric("lockgate_requests_total", &[]).await, 3.0);
+    assert_eq!(gateway.access_log().len(), 3);
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_not_granted_or_does_not_answer_is_the_guests_error() {
+    let (up, next) = (Upstream::start().await, Upstream::start().await);
+    let gateway = asking(&up, &next).await;
+    for (target, told) in [
+        ("/fetch?next.upstream", "an outbound request to the upstream `next` was denied: no grant covers it"),
+        ("/fetch?dead.upstream", "ConnectionRefused"),
+    ] {
+        assert_eq!(gateway.get(target).await.status, StatusCode::SERVICE_UNAVAILABLE, "{target}");
+        gateway.says(told).await;
+    }
+    assert_eq!(gateway.metric("lockgate_function_outbound_refused_total", &["reason=\"denied\""]).await, 1.0);
+    assert_eq!((up.requests(), next.requests()), (0, 0));
+    // Nothing of it is left: the next one is as good as the first.
+    assert_eq!(gateway.get("/fetch?users.upstream").await.text(), "200\n");
 }

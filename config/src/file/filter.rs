@@ -48,7 +48,8 @@ pub(crate) struct Grants {
     /// Where it may send HTTP requests: scheme, host (`*.` stands for one or more labels) and perhaps port; or a map with
     /// that as `to`, and with what narrows or widens it. Addresses that are not public (loopback, private, link-local and
     /// such) are refused, whatever the name that leads to them, unless the host is written as an address or `addresses`
-    /// lists it. Redirects are not followed: whoever follows one asks again. Grants add up.
+    /// lists it. Redirects are not followed: whoever follows one asks again. `upstream:NAME` is an upstream of this file, which the component reaches
+    /// as `http://NAME.upstream`, with its balancing, health, retries and TLS. Grants add up.
     pub(crate) outbound: Vec<OutboundForm>,
     /// Of a function: folders of this machine that it sees, and nothing beside them.
     pub(crate) folders: Vec<Folder>,

@@ -11,8 +11,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::{Serialize, Serializer};
 
+use super::grants::OutboundTo;
 use super::plan::StepShort;
-use crate::model::{Endpoint, FailureKind, HostPattern, ListenAddress, OutboundGrant, PathPattern};
+use crate::model::{Endpoint, FailureKind, HostPattern, ListenAddress, PathPattern};
 use crate::text::{self, HeaderName, Method, TextError};
 use crate::units::{self, ByteSize, Secret, Share, Weight};
 
@@ -172,12 +173,13 @@ scalar!(
 );
 scalar!(Endpoint, "a host and port", str::parse, Self::to_string, "127.0.0.1:3000", "app.internal:3000");
 scalar!(
-    OutboundGrant,
-    "a scheme and host",
-    str::parse,
+    OutboundTo,
+    "a scheme and host, or an upstream",
+    Self::parse,
     Self::to_string,
     "https://api.example.com",
-    "https://*.example.com"
+    "https://*.example.com",
+    "upstream:users"
 );
 scalar!(HostPattern, "a host", str::parse, Self::to_string, "api.example.com", "*.example.com");
 scalar!(PathPattern, "a path", str::parse, Self::to_string, "/exact", "/below/*", "/users/{id}");

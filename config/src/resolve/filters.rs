@@ -62,17 +62,17 @@ impl Resolver<'_> {
     }
 
     fn limits(&mut self, limits: &file::FilterLimits, node: &Node, grants: &Grants, server: &Server) -> FilterLimits {
-        let (default, max) = match grants.outbound.as_slice() {
-            [] => (DEADLINE, DEADLINE_MAX),
-            _ => (DEADLINE_OUTBOUND, DEADLINE_OUTBOUND_MAX),
+        let (default, max) = match grants.may_send() {
+            false => (DEADLINE, DEADLINE_MAX),
+            true => (DEADLINE_OUTBOUND, DEADLINE_OUTBOUND_MAX),
         };
         let deadline = limits.deadline.as_ref().map_or(default, |deadline| deadline.0.0);
         if deadline > max {
             let problem = Problem::new("the deadline is too long", node.at("deadline").place.clone())
                 .label(format!("at most `{}`", format_duration(max)));
-            self.problem(match grants.outbound.as_slice() {
-                [] => problem.hint("without outbound HTTP a call holds a thread to its end"),
-                _ => problem,
+            self.problem(match grants.may_send() {
+                false => problem.hint("without outbound HTTP a call holds a thread to its end"),
+                true => problem,
             });
         }
         let memory = self.memory(limits.memory.as_ref().map(|memory| memory.0), MEMORY, "filter", node, server);

@@ -1,9 +1,10 @@
 //! `grants` of filters, functions and canaries.
 
-use super::{Resolver, line_of, repeated};
-use crate::file;
+use super::{Names, Resolver, line_of, quoted, repeated};
+use crate::decode::did_you_mean;
 use crate::file::forms::Either;
-use crate::model::{FolderGrant, Grants, OutboundGrant, Server};
+use crate::file::{self, OutboundTo};
+use crate::model::{FolderGrant, Grants, OutboundGrant, Server, UpstreamGrant};
 use crate::problem::Problem;
 use crate::tree::Node;
 
@@ -16,43 +17,85 @@ pub(super) enum Of {
 
 impl Resolver<'_> {
     pub(super) fn grants(&mut self, grants: &file::Grants, node: &Node, of: Of) -> Grants {
-        Grants {
-            outbound: self.outbound(&grants.outbound, node.at("outbound")),
-            folders: self.folders(&grants.folders, node, of),
+        let (outbound, upstreams) = self.outbound(&grants.outbound, node.at("outbound"));
+        Grants { outbound, upstreams, folders: self.folders(&grants.folders, node, of) }
+    }
+
+    fn outbound(&mut self, forms: &[file::OutboundForm], node: &Node) -> (Vec<OutboundGrant>, Vec<UpstreamGrant>) {
+        let (mut outbound, mut upstreams) = (Vec::new(), Vec::new());
+        for (index, form) in forms.iter().enumerate() {
+            let item = node.item(index);
+            let (to, methods, addresses) = match form {
+                Either::Short(to) => (&to.0, Vec::new(), Vec::new()),
+                Either::Long(map) => (
+                    &map.to.0,
+                    map.methods.0.iter().map(|method| method.0.0.clone()).collect(),
+                    map.addresses.0.iter().map(|network| network.0).collect(),
+                ),
+            };
+            match to {
+                OutboundTo::Host(grant) => {
+                    let grant = OutboundGrant { methods, addresses, ..grant.clone() };
+                    self.check_host(&grant, item);
+                    outbound.push(grant);
+                }
+                OutboundTo::Upstream(name) => {
+                    if !addresses.is_empty() {
+                        let problem =
+                            Problem::new("an upstream's addresses are its endpoints", item.key_place("addresses"));
+                        self.problem(
+                            problem.hint("leave `addresses` out: whoever may reach an upstream reaches those"),
+                        );
+                    }
+                    let to = if matches!(form, Either::Long(_)) { item.at("to") } else { item };
+                    if let Some(upstream) = self.find_upstream(name, to) {
+                        upstreams.push(UpstreamGrant { name: name.as_str().into(), upstream, methods });
+                    }
+                }
+            }
+        }
+        (outbound, upstreams)
+    }
+
+    fn check_host(&mut self, grant: &OutboundGrant, item: &Node) {
+        let within = |domain: &str| grant.host == domain || grant.host.ends_with(&format!(".{domain}"));
+        if within("localhost") && grant.addresses.is_empty() {
+            let message = format!("no request to `{grant}` would be sent: it leads to a loopback address");
+            self.problem(
+                Problem::new(message, item.place.clone()).hint(format!(
+                    "list the address as well: `{{ to: \"{grant}\", addresses: [127.0.0.0/8, \"::1\"] }}`"
+                )),
+            );
+        }
+        if within("upstream") {
+            let message = format!("`{grant}` is no host: names below `.upstream` are those of upstreams");
+            let name = grant.host.strip_suffix(".upstream").filter(|name| !name.contains('*')).unwrap_or("NAME");
+            self.problem(Problem::new(message, item.place.clone()).hint(format!("write `upstream:{name}`")));
         }
     }
 
-    fn outbound(&mut self, forms: &[file::OutboundForm], node: &Node) -> Vec<OutboundGrant> {
-        let grants: Vec<OutboundGrant> = forms
-            .iter()
-            .map(|form| match form {
-                Either::Short(to) => to.0.clone(),
-                Either::Long(map) => OutboundGrant {
-                    methods: map.methods.0.iter().map(|method| method.0.0.clone()).collect(),
-                    addresses: map.addresses.0.iter().map(|network| network.0).collect(),
-                    ..map.to.0.clone()
-                },
-            })
-            .collect();
-        for (index, grant) in grants.iter().enumerate() {
-            let local = grant.host == "localhost" || grant.host.ends_with(".localhost");
-            if local && grant.addresses.is_empty() {
-                let problem = Problem::new(
-                    format!("no request to `{grant}` would be sent: it leads to a loopback address"),
-                    node.item(index).place.clone(),
-                );
-                self.problem(problem.hint(format!(
-                    "list the address as well: `{{ to: \"{grant}\", addresses: [127.0.0.0/8, \"::1\"] }}`"
-                )));
-            }
+    /// Finds the upstream that a grant names.
+    fn find_upstream(&mut self, name: &str, node: &Node) -> Option<usize> {
+        let Names { names, lost, unsure } = &self.upstreams;
+        let found = names.iter().position(|declared| declared == name);
+        if found.is_some() || *unsure || lost.iter().any(|lost| lost == name) {
+            return found;
         }
-        grants
+        let problem = Problem::new(format!("there is no upstream `{name}`"), node.place.clone());
+        let problem = match did_you_mean(name, names.iter().map(String::as_str)) {
+            Some(hint) => problem.hint(hint),
+            None => problem.label(format!("declared are {}", quoted(names))),
+        };
+        self.problem(problem);
+        None
     }
 
     fn folders(&mut self, folders: &[file::Folder], node: &Node, of: Of) -> Vec<FolderGrant> {
         if of == Of::Filter && !folders.is_empty() {
             let problem = Problem::new("a filter sees no folders", node.key_place("folders"));
-            self.problem(problem.hint("what it needs to know, it is told by its `settings`; a function may see folders"));
+            self.problem(
+                problem.hint("what it needs to know, it is told by its `settings`; a function may see folders"),
+            );
         }
         let items = node.at("folders");
         let grants: Vec<FolderGrant> = folders

@@ -200,7 +200,7 @@ impl Resolver<'_> {
             self.problem(problem.hint("give it another `component`, or other `settings` or `grants`"));
         }
         let deadline = filter.policy.limits.deadline;
-        if version.grants.outbound.is_empty() && deadline > DEADLINE_MAX && !node.damaged {
+        if !version.grants.may_send() && deadline > DEADLINE_MAX && !node.damaged {
             let message =
                 format!("the filter's deadline of `{}` is too long for this canary", format_duration(deadline));
             let problem = Problem::new(message, node.at("grants").place.clone())

@@ -84,10 +84,9 @@ impl OutboundGrant {
     pub(crate) fn digested(&self) -> String {
         let scheme = if self.tls { "https" } else { "http" };
         let mut line = format!("{scheme}://{}:{}", self.host.to_ascii_lowercase(), self.port);
-        for (what, mut values) in [
-            ("methods", self.methods.clone()),
-            ("addresses", self.addresses.iter().map(ToString::to_string).collect()),
-        ] {
+        for (what, mut values) in
+            [("methods", self.methods.clone()), ("addresses", self.addresses.iter().map(ToString::to_string).collect())]
+        {
             values.sort();
             values.dedup();
             if !values.is_empty() {
@@ -102,6 +101,31 @@ impl OutboundGrant {
 /// Returns a host without the brackets that an address of version 6 has in a URI.
 pub(crate) fn bare(host: &str) -> &str {
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}
+
+/// An upstream of the gateway's to which a guest may send HTTP requests, as `http://NAME.upstream/…`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct UpstreamGrant {
+    /// Its name.
+    pub upstream: String,
+    /// Methods, in upper case; none for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
+}
+
+impl UpstreamGrant {
+    /// Returns whether requests may have this method.
+    pub fn allows(&self, method: &str) -> bool {
+        self.methods.is_empty() || self.methods.iter().any(|granted| granted == method)
+    }
+
+    /// Returns the line that stands for the grant in a version's digest.
+    pub(crate) fn digested(&self) -> String {
+        let mut methods = self.methods.clone();
+        methods.sort();
+        methods.dedup();
+        format!("upstream {} methods={}\n", self.upstream, methods.join(","))
+    }
 }
 
 /// A folder that a guest sees.

@@ -7,6 +7,7 @@
 mod address;
 mod connections;
 mod policy;
+mod upstreams;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,9 +22,10 @@ use wasmtime_wasi_http::{
     Error, RequestOptions, WasiBody, WasiHttp, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
 };
 
-pub(crate) use self::connections::{Connections, Pools};
-use self::connections::{Prohibited, Unresolved};
-pub(crate) use self::policy::{Access, check};
+pub(crate) use self::connections::Pools;
+use self::connections::{Connections, Prohibited, Unresolved};
+pub(crate) use self::policy::{Access, Way, check};
+pub use self::upstreams::{UpstreamBody, UpstreamFailure, UpstreamSending, Upstreams};
 use crate::error::{CallError, CallErrorKind};
 use crate::sink::Level;
 use crate::state::{Shared, State};
@@ -42,7 +44,11 @@ pub(crate) struct Outbound {
 
 impl Outbound {
     /// `kept_in` is told of requests that would be sent, and are not.
-    pub(crate) fn new(shared: Arc<Shared>, kept_in: Option<Arc<AtomicBool>>) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        kept_in: Option<Arc<AtomicBool>>,
+        upstreams: Option<Arc<dyn Upstreams>>,
+    ) -> Self {
         let printed = Printed::default();
         // Nothing is granted but what is named here: no folder, no variable, no socket.
         let wasi = WasiCtx::builder()
@@ -53,7 +59,7 @@ impl Outbound {
             .allow_ip_name_lookup(false)
             .max_random_size(64 << 10)
             .build();
-        let hooks = Hooks { shared, kept_in, printed: printed.clone() };
+        let hooks = Hooks { shared, kept_in, upstreams, printed: printed.clone() };
         Self { wasi, http: WasiHttpCtx::new(), hooks, printed }
     }
 
@@ -112,11 +118,20 @@ fn link_types(linker: &mut Linker<State>) -> wasmtime::Result<()> {
 
 impl State {
     fn outbound(&mut self) -> (&mut Outbound, &mut wasmtime::component::ResourceTable) {
-        let (shared, effects) = (&self.shared, &self.effects);
-        let outbound = self
-            .outbound
-            .get_or_insert_with(|| Box::new(Outbound::new(Arc::clone(shared), effects.outbound_denied())));
+        let (shared, effects, upstreams) = (&self.shared, &self.effects, &self.upstreams);
+        let outbound = self.outbound.get_or_insert_with(|| {
+            Box::new(Outbound::new(Arc::clone(shared), effects.outbound_denied(), upstreams.clone()))
+        });
         (outbound, &mut self.table)
+    }
+
+    /// Sets by what the request reaches upstreams; none for one that is over: an instance that waits for the next one keeps
+    /// nothing of it.
+    pub(crate) fn reach(&mut self, upstreams: Option<&Arc<dyn Upstreams>>) {
+        self.upstreams = upstreams.cloned();
+        if let Some(outbound) = &mut self.outbound {
+            outbound.hooks.upstreams = upstreams.cloned();
+        }
     }
 }
 
@@ -138,6 +153,7 @@ impl WasiHttpView for State {
 struct Hooks {
     shared: Arc<Shared>,
     kept_in: Option<Arc<AtomicBool>>,
+    upstreams: Option<Arc<dyn Upstreams>>,
     printed: Printed,
 }
 
@@ -166,14 +182,15 @@ impl WasiHttpHooks for Hooks {
                 self.refuse(refused);
                 denied(kind)
             }
-            Ok(connections) => match &self.kept_in {
+            Ok(way) => match &self.kept_in {
                 Some(kept_in) => {
                     kept_in.store(true, Ordering::Relaxed);
                     denied(CallErrorKind::Denied)
                 }
                 None => {
                     let hooks = self.clone();
-                    dispatch(connections, request, options, move |refused| hooks.refuse(refused))
+                    let upstreams = self.upstreams.as_deref();
+                    dispatch(way, upstreams, request, options, move |refused| hooks.refuse(refused))
                 }
             },
         }
@@ -194,8 +211,22 @@ fn refusal(kind: CallErrorKind) -> Error {
     }
 }
 
-/// Sends a request. `refuse` is told where its name leads to an address that no guest may reach.
+/// Sends a request by the way that it may go.
 pub(crate) fn dispatch(
+    way: Way,
+    upstreams: Option<&dyn Upstreams>,
+    request: http::Request<WasiBody>,
+    options: Option<RequestOptions>,
+    refuse: impl FnOnce(CallError) + Send + 'static,
+) -> Sending {
+    match way {
+        Way::Connections(connections) => connect(connections, request, options, refuse),
+        Way::Upstream(name) => upstreams::send(upstreams, &name, request, options),
+    }
+}
+
+/// Sends a request over a connection of its own. `refuse` is told where its name leads to an address that no guest may reach.
+fn connect(
     connections: Arc<Connections>,
     request: http::Request<WasiBody>,
     options: Option<RequestOptions>,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
-use crate::grants::{FolderGrant, OutboundGrant};
+use crate::grants::{FolderGrant, OutboundGrant, UpstreamGrant};
 
 /// The SHA-256 of something. Displayed by its first 12 hexadecimal digits; the alternate form (`{:#}`) has all 64.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -146,94 +146,34 @@ impl fmt::Debug for FilterSpec {
 pub struct Grants {
     /// Where it may send HTTP requests. Any entry puts the filter on the fibre lane.
     pub outbound: Vec<OutboundGrant>,
+    /// Upstreams of the gateway's to which it may send HTTP requests. Any entry puts the filter on the fibre lane.
+    #[serde(default)]
+    pub upstreams: Vec<UpstreamGrant>,
     /// Folders that it sees. Functions only.
     #[serde(default)]
     pub folders: Vec<FolderGrant>,
 }
 
 impl Grants {
+    /// Returns whether it may send HTTP requests at all.
+    pub fn may_send(&self) -> bool {
+        !(self.outbound.is_empty() && self.upstreams.is_empty())
+    }
+
     fn digest(&self) -> Digest {
         let mut hash = Sha256::new();
-        hash_sorted(&mut hash, self.outbound.iter().map(OutboundGrant::digested));
-        hash_sorted(&mut hash, self.folders.iter().map(FolderGrant::digested));
+        hash_sorted(&mut hash, &self.outbound, OutboundGrant::digested);
+        hash_sorted(&mut hash, &self.upstreams, UpstreamGrant::digested);
+        hash_sorted(&mut hash, &self.folders, FolderGrant::digested);
         Digest(hash.finalize().into())
     }
 }
 
-/// How long an instance lives.
-    pub isolation: Isolation,
-    /// What it may use up.
-    pub limits: Limits,
-}
-
-impl fmt::Debug for FilterSpec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Settings may hold secrets: their length is all that a log gets to see.
-        f.debug_struct("FilterSpec")
-            .field("name", &self.name)
-            .field("component_bytes", &self.component.len())
-            .field("settings_bytes", &self.settings.len())
-            .field("grants", &self.grants)
-            .field("isolation", &self.isolation)
-            .field("limits", &self.limits)
-            .finish()
-    }
-}
-
-/// What a filter is granted. Nothing by default.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Grants {
-    /// Where it may send HTTP requests. Any entry puts the filter on the fibre lane.
-    pub outbound: Vec<OutboundGrant>,
-    /// Folders that it sees. Functions only.
-    #[serde(default)]
-    pub folders: Vec<FolderGrant>,
-}
-
-impl Grants {
-    fn digest(&self) -> Digest {
-        let mut hash = Sha256::new();
-        hash_sorted(&mut hash, self.outbound.iter().map(OutboundGrant::digested));
-        hash_sorted(&mut hash, self.folders.iter().map(FolderGrant::digested));
-        Digest(hash.finalize().into())
-    }
-}
-
-/// A place to which a filter may send HTTP requests.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct OutboundGrant {
-    /// `https` rather than `http`.
-    pub tls: bool,
-    /// A host name or address; `*.example.com` stands for every name below `example.com`, not for itself.
-    pub host: String,
-    /// The port.
-    pub port: u16,
-}
-
-impl OutboundGrant {
-    /// Returns whether a request to `host` and `port` is covered.
-    pub(crate) fn covers(&self, tls: bool, host: &str, port: u16) -> bool {
-        if self.tls != tls || self.port != port {
-            return false;
-        }
-        match self.host.strip_prefix("*.") {
-            None => self.host.eq_ignore_ascii_case(host),
-            Some(parent) => host
-                .len()
-                .checked_sub(parent.len() + 1)
-                .filter(|&dot| dot > 0)
-                .and_then(|dot| host.get(dot..))
-                .and_then(|tail| tail.strip_prefix('.'))
-                .is_some_and(|tail| tail.eq_ignore_ascii_case(parent)),
-        }
-    }
-}
-
-/// Hashes lines, in whatever order and however often they were written.
-fn hash_sorted(hash: &mut Sha256, lines: impl Iterator<Item = String>) {
-    let lines: BTreeSet<_> = lines.collect();
-    for line in lines {
-        hash.update(line);
+/// Hashes the lines of grants, in whatever order and however often they were written.
+fn hash_sorted<T: Ord>(hash: &mut Sha256, grants: &[T], line: impl Fn(&T) -> String) {
+    let grants: BTreeSet<_> = grants.iter().collect();
+    for grant in grants {
+        hash.update(line(grant));
     }
 }
 
@@ -310,6 +250,8 @@ mod tests {
         let plain = grant("example.com");
         let folder = FolderGrant { path: "/srv/data".into(), seen_as: "/data".to_owned(), write: false };
         let written = FolderGrant { write: true, ..folder.clone() };
+        let upstream = UpstreamGrant { upstream: "users".to_owned(), methods: Vec::new() };
+        let read_only = UpstreamGrant { methods: vec!["GET".to_owned()], ..upstream.clone() };
         let methods = OutboundGrant { methods: vec!["GET".to_owned()], ..plain.clone() };
         let addresses = OutboundGrant { addresses: vec!["10.0.0.0/8".parse().unwrap()], ..plain.clone() };
         let sets = [
@@ -317,6 +259,8 @@ mod tests {
             Grants { outbound: vec![plain], ..Grants::default() },
             Grants { outbound: vec![methods], ..Grants::default() },
             Grants { outbound: vec![addresses], ..Grants::default() },
+            Grants { upstreams: vec![upstream], ..Grants::default() },
+            Grants { upstreams: vec![read_only], ..Grants::default() },
             Grants { folders: vec![folder], ..Grants::default() },
             Grants { folders: vec![written], ..Grants::default() },
         ];

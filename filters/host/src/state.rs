@@ -13,7 +13,7 @@ use crate::error::{CallError, CallErrorKind};
 use crate::exchange::Exchange;
 use crate::key_value::KeyValue;
 use crate::memory::{Alive, Memory};
-use crate::outbound::{Access, Outbound};
+use crate::outbound::{Access, Outbound, Upstreams};
 use crate::sink::{CallInfo, Level, Phase, Sink};
 use crate::spec::Limits;
 use crate::wasi::Stdio;
@@ -76,6 +76,8 @@ pub(crate) struct State {
     pub(crate) stdio: Stdio,
     /// Handles to things outside, of the kinds that `wasi:http` and the fibre lane have.
     pub(crate) table: ResourceTable,
+    /// By which the call's request reaches upstreams; none where nobody granted it.
+    pub(crate) upstreams: Option<Arc<dyn Upstreams>>,
     /// What only filters with `wasi:http` need; made when first asked for.
     pub(crate) outbound: Option<Box<Outbound>>,
     pub(crate) memory: Memory,
@@ -98,6 +100,7 @@ impl State {
             declarations: None,
             stdio: Stdio::default(),
             table: ResourceTable::new(),
+            upstreams: None,
             outbound: None,
             memory: Memory::default(),
             lines: 0,

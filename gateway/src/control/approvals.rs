@@ -91,9 +91,8 @@ impl Waiting {
         let Self { subject, version, gains, .. } = self;
         let (label, name, gains) = (label_of(version), self.name(), in_words(gains));
         let message = format!("{subject} {label} waits for approval: it may {gains}, and what serves may not");
-        Problem::new(message, self.place.clone()).hint(format!(
-            "to let it in, run `lockgate approve {name}`; with `--offline` where no gateway runs"
-        ))
+        Problem::new(message, self.place.clone())
+            .hint(format!("to let it in, run `lockgate approve {name}`; with `--offline` where no gateway runs"))
     }
 }
 
@@ -161,15 +160,24 @@ fn gained(facts: &Facts, next: &Saved, before: &Saved) -> Vec<(Stable, Vec<Gain>
 /// Returns what the stable versions may newly do, one line for each filter and function, for the audit log.
 pub(super) fn grown(facts: &Facts, next: &Saved, before: &Saved) -> Vec<(String, String)> {
     let gained = gained(facts, next, before).into_iter();
-    gained.map(|(stable, gains)| (format!("{} {}", stable.subject, label_of(&stable.version)), in_words(&gains))).collect()
+    gained
+        .map(|(stable, gains)| (format!("{} {}", stable.subject, label_of(&stable.version)), in_words(&gains)))
+        .collect()
 }
 
 /// Returns the stable versions that wait. `next` is what would be kept if they did not, `before` what was.
 pub(super) fn waiting_stable(facts: &Facts, next: &Saved, before: &Saved) -> Vec<Waiting> {
     let gained = gained(facts, next, before).into_iter();
-    let waiting = gained.filter(|(stable, _)| stable.required && !before.approvals.has(&stable.subject, &stable.version));
+    let waiting =
+        gained.filter(|(stable, _)| stable.required && !before.approvals.has(&stable.subject, &stable.version));
     waiting
-        .map(|(Stable { subject, version, place, .. }, gains)| Waiting { subject, version, gains, rollout: None, place })
+        .map(|(Stable { subject, version, place, .. }, gains)| Waiting {
+            subject,
+            version,
+            gains,
+            rollout: None,
+            place,
+        })
         .collect()
 }
 

@@ -8,7 +8,10 @@ use lockgate_config::model::{
     self, Config, Filter, FilterVersion, Function, FunctionVersion, ListenAddress, RolloutSubject,
 };
 use lockgate_config::problem::{Place, Problem, Source};
-use lockgate_host::{FilterSpec, FolderGrant, FunctionLimits, FunctionSpec, Grants, Isolation, Limits, OutboundGrant, VersionId};
+use lockgate_host::{
+    FilterSpec, FolderGrant, FunctionLimits, FunctionSpec, Grants, Isolation, Limits, OutboundGrant, UpstreamGrant,
+    VersionId,
+};
 use serde_json::Value;
 
 use crate::control::rollout::Versions;
@@ -238,6 +241,11 @@ pub fn grants(grants: &model::Grants) -> Grants {
                 methods: grant.methods.clone(),
                 addresses: grant.addresses.clone(),
             })
+            .collect(),
+        upstreams: grants
+            .upstreams
+            .iter()
+            .map(|grant| UpstreamGrant { upstream: grant.name.to_string(), methods: grant.methods.clone() })
             .collect(),
         folders: folders
             .map(|folder| FolderGrant {

@@ -83,10 +83,23 @@ pub fn in_words(gains: &[Gain]) -> String {
 /// that only together cover a new one do not count as covering it.
 pub fn gains(old: &Powers, new: &Powers) -> Vec<Gain> {
     // Whoever adds a kind of grant has to say here what it lets a version do.
-    let Grants { outbound, folders } = &new.grants;
+    let Grants { outbound, upstreams, folders } = &new.grants;
     let mut gains = BTreeSet::new();
     for grant in outbound {
         sends(&old.grants.outbound, grant, &mut gains);
+    }
+    for grant in upstreams {
+        let to = || format!("the upstream {}", grant.upstream);
+        let granted = |method: Option<&str>| {
+            let mut known = old.grants.upstreams.iter().filter(|known| known.upstream == grant.upstream);
+            known.any(|known| match method {
+                Some(method) => known.allows(method),
+                None => known.methods.is_empty(),
+            })
+        };
+        for method in methods(&grant.methods).into_iter().filter(|method| !granted(*method)) {
+            gains.insert(Gain::Send { method: method.map(str::to_owned), to: to() });
+        }
     }
     for folder in folders {
         let covering = || old.grants.folders.iter().filter(|known| folder.path.starts_with(&known.path));
@@ -101,14 +114,18 @@ pub fn gains(old: &Powers, new: &Powers) -> Vec<Gain> {
     gains.into_iter().collect()
 }
 
+/// Returns the methods that a grant names, one by one; none for all of them.
+fn methods(named: &[String]) -> Vec<Option<&str>> {
+    match named {
+        [] => vec![None],
+        named => named.iter().map(|method| Some(method.as_str())).collect(),
+    }
+}
+
 /// Adds what an outbound grant lets through and `old` does not.
 fn sends(old: &[OutboundGrant], new: &OutboundGrant, gains: &mut BTreeSet<Gain>) {
     let to = format!("{}://{}:{}", if new.tls { "https" } else { "http" }, new.host, new.port);
-    let methods: Vec<Option<&str>> = match new.methods.as_slice() {
-        [] => vec![None],
-        methods => methods.iter().map(|method| Some(method.as_str())).collect(),
-    };
-    for method in methods {
+    for method in methods(&new.methods) {
         let granting = || {
             old.iter().filter(|grant| grant.contains(new)).filter(|grant| match method {
                 Some(method) => grant.allows(method),
@@ -129,7 +146,7 @@ fn sends(old: &[OutboundGrant], new: &OutboundGrant, gains: &mut BTreeSet<Gain>)
 
 #[cfg(test)]
 mod tests {
-    use lockgate_host::FolderGrant;
+    use lockgate_host::{FolderGrant, UpstreamGrant};
 
     use super::*;
 
@@ -143,6 +160,11 @@ mod tests {
                 "read" | "write" => {
                     let (path, seen_as) = (rest.into(), "/seen".to_owned());
                     powers.grants.folders.push(FolderGrant { path, seen_as, write: what == "write" });
+                }
+                methods if rest.starts_with("upstream:") => {
+                    let methods = methods.split(',').filter(|it| *it != "any").map(str::to_owned).collect();
+                    let upstream = rest["upstream:".len()..].to_owned();
+                    powers.grants.upstreams.push(UpstreamGrant { upstream, methods });
                 }
                 methods => {
                     let mut words = rest.split(' ');
@@ -166,14 +188,38 @@ mod tests {
             (&["any https://a.example"], &[], &[]),
             (&["any https://a.example"], &["any https://a.example"], &[]),
             (&[], &["any https://a.example"], &["send requests of any method to https://a.example:443"]),
-            (&["any https://a.example"], &["any http://a.example"], &["send requests of any method to http://a.example:443"]),
-            (&["any https://a.example"], &["any https://a.example:1"], &["send requests of any method to https://a.example:1"]),
+            (
+                &["any https://a.example"],
+                &["any http://a.example"],
+                &["send requests of any method to http://a.example:443"],
+            ),
+            (
+                &["any https://a.example"],
+                &["any https://a.example:1"],
+                &["send requests of any method to https://a.example:1"],
+            ),
             (&["any https://a.example"], &["GET https://a.example"], &[]),
-            (&["GET https://a.example"], &["any https://a.example"], &["send requests of any method to https://a.example:443"]),
-            (&["GET https://a.example"], &["GET,POST https://a.example"], &["send POST requests to https://a.example:443"]),
-            (&["any https://a.b.example"], &["any https://*.b.example"], &["send requests of any method to https://*.b.example:443"]),
+            (
+                &["GET https://a.example"],
+                &["any https://a.example"],
+                &["send requests of any method to https://a.example:443"],
+            ),
+            (
+                &["GET https://a.example"],
+                &["GET,POST https://a.example"],
+                &["send POST requests to https://a.example:443"],
+            ),
+            (
+                &["any https://a.b.example"],
+                &["any https://*.b.example"],
+                &["send requests of any method to https://*.b.example:443"],
+            ),
             (&["any https://*.b.example"], &["any https://a.b.example", "GET https://*.c.b.example"], &[]),
-            (&["any https://a.example"], &["any https://a.example 10.0.0.0/8"], &["reach 10.0.0.0/8 by https://a.example:443"]),
+            (
+                &["any https://a.example"],
+                &["any https://a.example 10.0.0.0/8"],
+                &["reach 10.0.0.0/8 by https://a.example:443"],
+            ),
             (&["any https://a.example 10.0.0.0/8"], &["any https://a.example 10.1.0.0/16"], &[]),
             (
                 &["GET https://a.example 10.0.0.0/8", "POST https://a.example"],
@@ -184,7 +230,18 @@ mod tests {
             (
                 &[],
                 &["any https://127.0.0.1"],
-                &["send requests of any method to https://127.0.0.1:443", "reach 127.0.0.1/32 by https://127.0.0.1:443"],
+                &[
+                    "send requests of any method to https://127.0.0.1:443",
+                    "reach 127.0.0.1/32 by https://127.0.0.1:443",
+                ],
+            ),
+            (&[], &["GET upstream:users"], &["send GET requests to the upstream users"]),
+            (&["GET upstream:users"], &["any upstream:users"], &["send requests of any method to the upstream users"]),
+            (&["any upstream:users"], &["GET upstream:users"], &[]),
+            (
+                &["any upstream:users"],
+                &["any upstream:orders"],
+                &["send requests of any method to the upstream orders"],
             ),
             (&[], &["read /data"], &["read /data"]),
             (&[], &["write /data"], &["read /data", "write to /data"]),

@@ -417,10 +417,7 @@ mod tests {
             version: version(component),
             component: "filters/auth.wasm".into(),
             settings: Secret::new(r#"{"key":"s3cret"}"#.to_owned()),
-            grants: Grants {
-                outbound: vec![OutboundGrant::new(true, "api.example.com", 443)],
-                ..Grants::default()
-            },
+            grants: Grants { outbound: vec![OutboundGrant::new(true, "api.example.com", 443)], ..Grants::default() },
             since: Timestamp::from_millis(1),
         }
     }

@@ -84,7 +84,7 @@ pub(crate) fn load(host: &Host, spec: &FunctionSpec, progress: &dyn Progress) ->
     })?;
     let need = crate::load::need(host, spec.limits.memory_bytes, &shape, &component, true)?;
     let pre = pre(&host.engines.serve, &component).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
-    let access = Access::new(&spec.grants.outbound, &host.pools);
+    let access = Access::new(&spec.grants, &host.pools);
     let function = Arc::new(Function {
         version,
         shared: Arc::new(Shared {
@@ -114,7 +114,7 @@ pub(crate) fn load(host: &Host, spec: &FunctionSpec, progress: &dyn Progress) ->
 async fn probe(function: &Arc<Function>) -> Result<(), LoadError> {
     let (_, reservation) = function.acquire().map_err(LoadError::Start)?;
     let store = run::store(function);
-    store.data().turn.begin("", "".into());
+    store.data().turn.begin("", "".into(), None);
     let started = run::probe(function, store).await;
     function.give_back(None, reservation);
     started.map_err(LoadError::Start)

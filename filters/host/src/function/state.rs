@@ -153,7 +153,7 @@ impl WasiHttpHooks for Hooks {
             turn.refuse(refused.kind, refused.message);
         };
         let sending = match outbound::check(self.turn.shared.access.as_ref(), &request) {
-            Ok(connections) => outbound::dispatch(connections, request, options, refuse),
+            Ok(way) => outbound::dispatch(way, self.turn.upstreams().as_deref(), request, options, refuse),
             Err(refused) => {
                 let kind = refused.kind;
                 refuse(refused);

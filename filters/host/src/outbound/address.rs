@@ -61,8 +61,7 @@ fn special_v4(address: Ipv4Addr) -> Option<&'static str> {
 }
 
 fn special_v6(address: Ipv6Addr) -> Option<&'static str> {
-    let is_in =
-        |first: [u16; 8], bits: u32| (address.to_bits() ^ Ipv6Addr::from(first).to_bits()) >> (128 - bits) == 0;
+    let is_in = |first: [u16; 8], bits: u32| (address.to_bits() ^ Ipv6Addr::from(first).to_bits()) >> (128 - bits) == 0;
     let known = SPECIAL_V6.iter().find(|(first, bits, _)| is_in(*first, *bits)).map(|(.., what)| *what);
     known.or_else(|| embedded(address).and_then(special_v4))
 }

@@ -11,13 +11,26 @@ use ipnet::IpNet;
 use wasmtime_wasi_http::WasiBody;
 
 use super::connections::{Connections, Pools, Prohibited};
+use super::upstreams::DOMAIN;
 use crate::error::{CallError, CallErrorKind};
-use crate::grants::{OutboundGrant, bare};
+use crate::grants::{OutboundGrant, UpstreamGrant, bare};
+use crate::spec::Grants;
 
 /// Where a guest may go, and by which connections. The places that name a host most closely come first: what else covers
 /// it has been added to them.
 #[derive(Clone)]
-pub(crate) struct Access(Arc<[Place]>);
+pub(crate) struct Access {
+    places: Arc<[Place]>,
+    upstreams: Arc<[UpstreamGrant]>,
+}
+
+/// How a request may go.
+pub(crate) enum Way {
+    /// To whoever has the host.
+    Connections(Arc<Connections>),
+    /// To an upstream of the gateway's.
+    Upstream(String),
+}
 
 /// A place that a grant names, with all that grants say of it.
 struct Place {
@@ -30,14 +43,15 @@ struct Place {
 
 impl Access {
     /// Returns what `grants` give; none where there is none.
-    pub(crate) fn new(grants: &[OutboundGrant], pools: &Pools) -> Option<Self> {
-        let mut places: Vec<_> = grants.iter().map(|grant| Place::new(grant, grants, pools)).collect();
+    pub(crate) fn new(grants: &Grants, pools: &Pools) -> Option<Self> {
+        let outbound = &grants.outbound;
+        let mut places: Vec<_> = outbound.iter().map(|grant| Place::new(grant, outbound, pools)).collect();
         places.sort_by_key(|place| std::cmp::Reverse(place.to.closeness()));
-        (!places.is_empty()).then(|| Self(places.into()))
+        grants.may_send().then(|| Self { places: places.into(), upstreams: grants.upstreams.as_slice().into() })
     }
 
     fn place(&self, tls: bool, host: &str, port: u16) -> Option<&Place> {
-        self.0.iter().find(|place| place.to.covers(tls, host, port))
+        self.places.iter().find(|place| place.to.covers(tls, host, port))
     }
 }
 
@@ -71,35 +85,56 @@ impl Place {
     }
 }
 
-/// Checks a request, and returns the connections by which it may go.
+/// Checks a request, and returns the way that it may go.
 ///
 /// # Errors
 ///
 /// No grant covers it: of what kind the refusal is, and what is to be said about it.
-pub(crate) fn check(
-    access: Option<&Access>,
-    request: &http::Request<WasiBody>,
-) -> Result<Arc<Connections>, CallError> {
+pub(crate) fn check(access: Option<&Access>, request: &http::Request<WasiBody>) -> Result<Way, CallError> {
     let uri = request.uri();
     let tls = uri.scheme() == Some(&Scheme::HTTPS);
     let host = bare(uri.host().unwrap_or_default());
     let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
+    let method = request.method().as_str();
+    let upstream = host.len().checked_sub(DOMAIN.len()).and_then(|at| host.split_at_checked(at));
+    if let Some((name, domain)) = upstream
+        && domain.eq_ignore_ascii_case(DOMAIN)
+        && !tls
+        && port == 80
+    {
+        return check_upstream(access, name, method, uri);
+    }
     let Some(place) = access.and_then(|access| access.place(tls, host, port)) else {
         let message = format!("an outbound request to `{}` was denied: no grant covers it", shown(uri));
         return Err(CallError::new(CallErrorKind::Denied, message));
     };
-    let method = request.method().as_str();
     let Some(connections) = place.connections(method) else {
-        let granted: Vec<_> = place.methods.iter().map(|(method, _)| method.as_str()).collect();
-        let message = format!(
-            "an outbound request to `{}` was denied: its method is {method}, and the grant is for {}",
-            shown(uri),
-            granted.join(", ")
-        );
-        return Err(CallError::new(CallErrorKind::DeniedMethod, message));
+        return Err(refused_method(uri, method, place.methods.iter().map(|(method, _)| method.as_str())));
     };
     connections.check(host).map_err(|prohibited| refused_address(&shown(uri), &prohibited))?;
-    Ok(Arc::clone(connections))
+    Ok(Way::Connections(Arc::clone(connections)))
+}
+
+fn check_upstream(access: Option<&Access>, name: &str, method: &str, uri: &Uri) -> Result<Way, CallError> {
+    let granted = || {
+        let grants = access.map_or(&[][..], |access| &access.upstreams);
+        grants.iter().filter(|grant| grant.upstream.eq_ignore_ascii_case(name))
+    };
+    if granted().next().is_none() {
+        let message = format!("an outbound request to the upstream `{name}` was denied: no grant covers it");
+        return Err(CallError::new(CallErrorKind::Denied, message));
+    }
+    match granted().find(|grant| grant.allows(method)) {
+        Some(grant) => Ok(Way::Upstream(grant.upstream.clone())),
+        None => Err(refused_method(uri, method, granted().flat_map(|grant| &grant.methods).map(String::as_str))),
+    }
+}
+
+fn refused_method<'a>(uri: &Uri, method: &str, granted: impl Iterator<Item = &'a str>) -> CallError {
+    let (to, granted) = (shown(uri), granted.collect::<Vec<_>>().join(", "));
+    let message =
+        format!("an outbound request to `{to}` was denied: its method is {method}, and the grant is for {granted}");
+    CallError::new(CallErrorKind::DeniedMethod, message)
 }
 
 /// Returns where a request goes, as a grant would have it.
@@ -122,7 +157,9 @@ mod tests {
     use super::*;
 
     fn refusal(grants: &[OutboundGrant], method: &str, uri: &str) -> Result<(), (CallErrorKind, String)> {
-        let access = Access::new(grants, &Pools::default());
+        let upstreams = vec![UpstreamGrant { upstream: "Users".to_owned(), methods: vec!["GET".to_owned()] }];
+        let grants = Grants { outbound: grants.to_vec(), upstreams, ..Grants::default() };
+        let access = Access::new(&grants, &Pools::default());
         let body: WasiBody = Empty::new().map_err(|never| match never {}).boxed_unsync();
         let request = http::Request::builder().method(method).uri(uri).body(body).unwrap();
         check(access.as_ref(), &request).map(drop).map_err(|refused| (refused.kind, refused.message))
@@ -147,6 +184,13 @@ mod tests {
                 "http://example.com/",
                 Err((CallErrorKind::Denied, "to `http://example.com:80` was denied: no grant covers it")),
             ),
+            ("GET", "http://users.upstream/a", Ok(())),
+            ("GET", "http://USERS.upstream:80/a", Ok(())),
+            ("POST", "http://users.upstream/a", Err((CallErrorKind::DeniedMethod, "the grant is for GET"))),
+            ("GET", "http://others.upstream/a", Err((CallErrorKind::Denied, "no grant covers it"))),
+            ("GET", "https://users.upstream/a", Err((CallErrorKind::Denied, "no grant covers it"))),
+            ("GET", "http://users.upstream:81/a", Err((CallErrorKind::Denied, "no grant covers it"))),
+            ("GET", "http://upstream/a", Err((CallErrorKind::Denied, "no grant covers it"))),
             ("GET", "https://a.example.com/", Err((CallErrorKind::Denied, "no grant covers it"))),
             ("GET", "http://10.0.0.2/", Err((CallErrorKind::Denied, "no grant covers it"))),
             (
@@ -172,7 +216,8 @@ mod tests {
         let close = grant("a.example.com", &["GET", "POST"], &["127.0.0.1/32"]);
         let any = grant("b.example.com", &[], &[]);
         let pools = Pools::default();
-        let access = Access::new(&[wide, close, any], &pools).unwrap();
+        let grants = Grants { outbound: vec![wide, close, any], ..Grants::default() };
+        let access = Access::new(&grants, &pools).unwrap();
         let by = |method: &str, host: &str| {
             let body: WasiBody = Empty::new().map_err(|never| match never {}).boxed_unsync();
             let uri = format!("http://{host}/");
@@ -191,7 +236,7 @@ mod tests {
             ("GET", "example.com", Err(CallErrorKind::Denied)),
         ] {
             match (by(method, host), expected) {
-                (Ok(connections), Ok(addresses)) => {
+                (Ok(Way::Connections(connections)), Ok(addresses)) => {
                     assert!(Arc::ptr_eq(&connections, &reaching(addresses)), "{method} {host}");
                 }
                 (came, expected) => assert_eq!(came.err(), expected.err(), "{method} {host}"),

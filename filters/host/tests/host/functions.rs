@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use lockgate_guests::Guest;
 use lockgate_host::{
-    Call, CallError, CallErrorKind, Function, FunctionLimits, FunctionSpec, Grants, Isolation, LoadError, OutboundGrant,
-    RequestBody, Settled, Silent,
+    Call, CallError, CallErrorKind, Function, FunctionLimits, FunctionSpec, Grants, Isolation, LoadError,
+    OutboundGrant, RequestBody, Settled, Silent,
 };
 use parking_lot::Mutex;
 
@@ -30,7 +30,7 @@ pub(crate) fn load(spec: &FunctionSpec) -> Arc<Function> {
 
 fn begin(function: &Arc<Function>, target: &str, body: RequestBody) -> Call {
     let request = http::Request::post(target).header("host", "example.com").body(body).expect("a request");
-    function.call("stable", "request-1".into(), false, request).expect("an instance")
+    function.call("stable", "request-1".into(), None, false, request).expect("an instance")
 }
 
 async fn rest(call: &mut Call) -> Result<Bytes, CallError> {
@@ -184,7 +184,7 @@ async fn instances_are_limited() {
 
 fn get_request(function: &Arc<Function>) -> Result<Call, CallError> {
     let request = http::Request::get("/").body(RequestBody::whole(Bytes::new())).expect("a request");
-    function.call("stable", "request-2".into(), false, request)
+    function.call("stable", "request-2".into(), None, false, request)
 }
 
 #[tokio::test]
@@ -226,7 +226,7 @@ async fn a_function_sees_its_request_and_nothing_of_the_connection() {
         .header("x-mine", "1")
         .body(RequestBody::whole(Bytes::new()))
         .expect("a request");
-    let mut call = function.call("stable", "request-1".into(), true, request).expect("an instance");
+    let mut call = function.call("stable", "request-1".into(), None, true, request).expect("an instance");
     call.response().await.expect("an answer");
     let seen = rest(&mut call).await.expect("a body");
     assert_eq!(seen, "PUT Some(Scheme::Https) example.com:8080 /request?q\nx-mine: 1\n");
