@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::policy::ErrorPage;
+use super::grants::RequireApproval;
 use super::written::{FilePath, Timeout, Whole, Written};
 use crate::model::ListenAddress;
 use crate::units::{ByteSize, Secret};
@@ -54,6 +55,10 @@ pub(crate) struct Server {
     /// What the gateway's own errors look like, on every route that has no page of its own for them.
     #[schemars(extend("x-default" = "a line of text, and the request's id"))]
     pub(crate) error_pages: Vec<ErrorPage>,
+    /// `grants`: a version of a filter or function that may do more than the one that serves waits until somebody lets it
+    /// in with `lockgate approve`. A canary's rollout does not begin before; a file with such a stable version is not
+    /// taken. What serves goes on meanwhile. `nothing`: nobody is asked.
+    pub(crate) require_approval: RequireApproval,
 }
 
 impl Default for Server {
@@ -73,6 +78,7 @@ impl Default for Server {
             trusted_proxies: Vec::new(),
             limits: RequestLimits::default(),
             error_pages: Vec::new(),
+            require_approval: RequireApproval::Nothing,
         }
     }
 }

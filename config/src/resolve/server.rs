@@ -74,6 +74,7 @@ impl Resolver<'_> {
                 connections_per_address: server.limits.connections_per_address.0.0,
             },
             error_pages: self.error_pages(server.error_pages, node.at("error_pages")),
+            require_approval: server.require_approval == file::RequireApproval::Grants,
         }
     }
 

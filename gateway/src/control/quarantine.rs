@@ -35,6 +35,13 @@ pub enum Why {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         others: Vec<String>,
     },
+    /// It may do more than the version that serves, and nobody has let it in.
+    Unapproved {
+        /// Of the filter or function.
+        name: String,
+        /// What it may do that the other may not.
+        gains: String,
+    },
     /// Another rollout, which it moves with, came to it.
     Linked {
         /// Which.
@@ -52,13 +59,14 @@ pub enum Why {
 }
 
 impl Why {
-    /// Returns the kind in a word: `failures`, `guard`, `linked` or `person`.
+    /// Returns the kind in a word: `failures`, `guard`, `linked`, `person` or `unapproved`.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Failures { .. } => "failures",
             Self::Guard { .. } => "guard",
             Self::Linked { .. } => "linked",
             Self::Person { .. } => "person",
+            Self::Unapproved { .. } => "unapproved",
         }
     }
 
@@ -72,7 +80,16 @@ impl Why {
         match self {
             Self::Guard { others, .. } => others,
             Self::Linked { why, .. } => why.others(),
-            Self::Failures { .. } | Self::Person { .. } => &[],
+            Self::Failures { .. } | Self::Person { .. } | Self::Unapproved { .. } => &[],
+        }
+    }
+
+    /// Returns the name under which a version waits for a person to let it in, where that is why.
+    pub fn unapproved(&self) -> Option<&str> {
+        match self {
+            Self::Unapproved { name, .. } => Some(name),
+            Self::Linked { why, .. } => why.unapproved(),
+            Self::Failures { .. } | Self::Guard { .. } | Self::Person { .. } => None,
         }
     }
 }
@@ -84,6 +101,7 @@ impl fmt::Display for Why {
                 write!(f, "{failures} calls failed within {}", format_duration(Duration::from_millis(*window_ms)))
             }
             Self::Guard { findings, others: _ } => f.write_str(&findings.join("; ")),
+            Self::Unapproved { gains, .. } => write!(f, "it may {gains}, and what serves may not"),
             Self::Linked { rollout, why } => write!(f, "with `{rollout}`: {why}"),
             Self::Person { by, reason: None } => f.write_str(by),
             Self::Person { by, reason: Some(reason) } => write!(f, "{by}: {reason}"),

@@ -137,6 +137,8 @@ pub struct Route {
     pub policy: Policy,
     /// What answers.
     pub target: Target,
+    /// Upstreams that a guest of the route is granted, by name.
+    pub reachable: Box<[(Arc<str>, Pair<Upstream>)]>,
     /// Metric handles.
     pub series: Arc<RouteSeries>,
 }

@@ -28,6 +28,7 @@ use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::control::audit::AuditEntry;
+use crate::control::approvals::Approvals;
 use crate::control::quarantine::Quarantine;
 use crate::control::rollout;
 use crate::control::time::Timestamp;
@@ -48,6 +49,9 @@ pub struct Saved {
     pub quarantine: Quarantine,
     /// By the filter's name; only those that fall back.
     pub filters: BTreeMap<String, History>,
+    /// What people have let in.
+    #[serde(default)]
+    pub approvals: Approvals,
 }
 
 /// The stable versions that a filter had.
@@ -429,9 +433,7 @@ mod tests {
             version: version(component),
             component: "filters/auth.wasm".into(),
             settings: Secret::new(r#"{"key":"s3cret"}"#.to_owned()),
-            grants: Grants {
-                outbound: vec![OutboundGrant { tls: true, host: "api.example.com".to_owned(), port: 443 }],
-            },
+            grants: Grants { outbound: vec![OutboundGrant::new(true, "api.example.com", 443)], ..Grants::default() },
             since: Timestamp::from_millis(1),
         }
     }
@@ -452,6 +454,7 @@ mod tests {
             .into(),
             filters: [("auth".to_owned(), History { serving: Some(kept(b"new")), last_good: vec![kept(b"old")] })]
                 .into(),
+            approvals: Approvals::default(),
         }
     }
 

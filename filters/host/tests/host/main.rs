@@ -4,6 +4,7 @@
 mod cache;
 mod contract;
 mod effects;
+mod folders;
 mod functions;
 mod isolation;
 mod limits;
@@ -93,8 +94,12 @@ impl Setup {
         self
     }
 
-    fn granted(mut self, host: &str, port: u16) -> Self {
-        self.0.grants.outbound.push(OutboundGrant { tls: false, host: host.to_owned(), port });
+    fn granted(self, host: &str, port: u16) -> Self {
+        self.granted_as(OutboundGrant::new(false, host, port))
+    }
+
+    fn granted_as(mut self, grant: OutboundGrant) -> Self {
+        self.0.grants.outbound.push(grant);
         self
     }
 
