@@ -51,7 +51,7 @@ pub async fn answer(gateway: &Gateway, session: &mut Session, context: &mut Cont
     let (body, client) = bodies(session, context);
     let tls = context.scheme() == "https";
     let request = request(session, context, body)?;
-    let mut call = match version.function().call(track.as_str(), Arc::clone(&context.id), tls, request) {
+    let mut call = match version.function().call(track.as_str(), Arc::clone(&context.id), tls, request, None) {
         Ok(call) => call,
         Err(error) => return Err(failed(gateway, context, &error, Duration::ZERO)),
     };
