@@ -75,6 +75,9 @@ guests! {
     /// `{"url": "…", "body"?: "…"}`: fetches it for each request (`POST` with a body); `x-outbound` is `STATUS BODY` or
     /// `failed`, `x-outbound-error` why, on either side.
     Outbound = "outbound",
+    /// A middleware of WASI 0.3: sets `x-middleware-request` on the request and `x-middleware` on the response, both to
+    /// the variable `VERSION`. With `x-middleware-does: answer`, `trap`, `trap-after`, `upper` and more, it does that.
+    Middleware = "middleware",
     /// Prints `configured` in `configure`, and `stdout: METHOD PATH` and `stderr: METHOD PATH` in `on-request`.
     Println = "println",
     /// Prints by WASI's own streams: `configured` in `configure`, so that it cannot be snapshotted, `requested` and `and
@@ -87,6 +90,9 @@ guests! {
     /// `{"status"?: 200, "headers"?: {}, "body"?: "", "when"?, "on_body"?: false}`: answers in `on-request`, or in
     /// `on-request-body`; sets `x-respond: passed` on responses that are not its own.
     Respond = "respond",
+    /// A service of WASI 0.3 that does what the path says: as [`Self::Function`], with `/pass`, `/trailers`, `/leave-open`
+    /// and `/error`.
+    Service = "service",
     /// `{"duration_ms"?: 2000}`: is busy in `configure` for that long, or for ever; sets `x-slow-configure` on the
     /// response.
     SlowConfigure = "slow-configure",
@@ -186,6 +192,8 @@ mod tests {
         assert_eq!(exports(Guest::Access), ["configuration", "on-request"].map(phase));
         assert_eq!(exports(Guest::WrongWorld), ["example:elsewhere/arithmetic@1.0.0"]);
         assert_eq!(exports(Guest::Hello), ["wasi:http/incoming-handler@0.2.12"]);
+        assert_eq!(exports(Guest::Service), ["wasi:http/handler@0.3.0"]);
+        assert_eq!(exports(Guest::Middleware), ["wasi:http/handler@0.3.0"]);
     }
 
     #[test]

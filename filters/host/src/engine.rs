@@ -1,14 +1,19 @@
 //! The engines. One *serves*: pooled slots, optimised code, the artifacts are for it. The other *prepares*: it runs
 //! `configure` once and is never seen by a request, so its code is compiled fast rather than well, and its instances
-//! come from the heap, where no pool can run out.
+//! come from the heap, where no pool can run out. A third one serves as the first does, for components of WASI 0.3:
+//! tasks of theirs overlap, and the machinery for that makes every call slower. It is made when the first such
+//! component is loaded; most gateways never have it.
 //!
-//! Epochs are advanced every millisecond by one thread for both.
+//! Epochs are advanced every millisecond by one thread for all.
 
 use std::num::NonZeroUsize;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use wasmtime::{
-    Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, WasmBacktraceDetails,
+    Config, Enabled, Engine, EngineWeak, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
+    WasmBacktraceDetails,
 };
 
 use crate::budget::Need;
@@ -41,10 +46,21 @@ pub(crate) const TABLE_ELEMENTS_MAX: u32 = 100_000;
 /// Bytes of the bookkeeping of one instance. Guests with many functions need more than Wasmtime's default of 1 MiB.
 const INSTANCE_METADATA_BYTES_MAX: usize = 4 << 20;
 
-#[derive(Debug)]
 pub(crate) struct Engines {
     pub(crate) serve: Engine,
     pub(crate) prepare: Engine,
+    /// As `serve`, for components whose tasks overlap; none before the first of them.
+    overlapping: Mutex<Option<Engine>>,
+    /// What that is made from.
+    config: Config,
+    /// Tells the clock.
+    late: Arc<OnceLock<EngineWeak>>,
+}
+
+impl std::fmt::Debug for Engines {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engines").field("overlapping", &self.late.get().is_some()).finish_non_exhaustive()
+    }
 }
 
 /// Returns the slots of a pool for `instances` lean filters. Kinds of which a guest may need several are more plenty.
@@ -86,33 +102,39 @@ impl Engines {
             .cranelift_opt_level(OptLevel::Speed)
             .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
             .memory_guaranteed_dense_image_size(DENSE_IMAGE_BYTES_MAX);
-        let serve = match Engine::new(&config) {
-            Ok(engine) => engine,
-            Err(error) => {
-                // A container or `ulimit -v` may not give away that much address space. Slower is better than not at all.
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "the instance pool cannot be reserved; instances are allocated one by one, which is slower"
-                );
-                config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
-                Engine::new(&config).map_err(|error| HostError::Engine(format!("{error:#}")))?
-            }
-        };
+        let serve = engine(&mut config)?;
+        let serving = config;
         let mut config = base();
         config.cranelift_opt_level(OptLevel::None).allocation_strategy(InstanceAllocationStrategy::OnDemand);
         let prepare = Engine::new(&config).map_err(|error| HostError::Engine(format!("{error:#}")))?;
-        let engines = Self { serve, prepare };
+        let engines =
+            Self { serve, prepare, overlapping: Mutex::new(None), config: serving, late: Arc::new(OnceLock::new()) };
         engines.start_clock()?;
         Ok(engines)
     }
 
+    /// Returns the engine for components whose tasks overlap.
+    pub(crate) fn overlapping(&self) -> Result<Engine, HostError> {
+        let mut overlapping = self.overlapping.lock();
+        if let Some(engine) = &*overlapping {
+            return Ok(engine.clone());
+        }
+        let mut config = self.config.clone();
+        config.concurrency_support(true).wasm_component_model_async(true);
+        let engine = engine(&mut config)?;
+        // There is one, made under the lock: nobody was here before.
+        let _ = self.late.set(engine.weak());
+        Ok(overlapping.insert(engine).clone())
+    }
+
     fn start_clock(&self) -> Result<(), HostError> {
         let engines = [self.serve.weak(), self.prepare.weak()];
+        let late = Arc::clone(&self.late);
         let tick = move || {
             loop {
                 std::thread::sleep(EPOCH);
                 let mut alive = false;
-                for engine in &engines {
+                for engine in engines.iter().chain(late.get()) {
                     if let Some(engine) = engine.upgrade() {
                         engine.increment_epoch();
                         alive = true;
@@ -131,7 +153,20 @@ impl Engines {
     }
 }
 
-/// What both engines agree on: a component means the same to both.
+/// Returns an engine with a pool, or where none can be had, without.
+fn engine(config: &mut Config) -> Result<Engine, HostError> {
+    Engine::new(config).or_else(|error| {
+        // A container or `ulimit -v` may not give away that much address space. Slower is better than not at all.
+        tracing::warn!(
+            error = format!("{error:#}"),
+            "the instance pool cannot be reserved; instances are allocated one by one, which is slower"
+        );
+        config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+        Engine::new(config).map_err(|error| HostError::Engine(format!("{error:#}")))
+    })
+}
+
+/// What all engines agree on, but for overlapping tasks: a component means the same to all.
 fn base() -> Config {
     let mut config = Config::new();
     config

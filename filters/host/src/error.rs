@@ -59,7 +59,7 @@ pub enum LoadError {
         exports: Vec<String>,
     },
     /// Answers no requests.
-    #[error("exports no `wasi:http/incoming-handler@0.2`; it exports {}{hint}",
+    #[error("exports neither `wasi:http/incoming-handler@0.2` nor `wasi:http/handler@0.3`; it exports {}{hint}",
         if .exports.is_empty() { "nothing".to_owned() } else { list(.exports) })]
     NoHandler {
         /// What it exports.
@@ -68,8 +68,13 @@ pub enum LoadError {
         hint: &'static str,
     },
     /// Wants what no function can have.
-    #[error("imports what a function cannot have: {}; there is WASI 0.2", list(.0))]
-    UnknownFunctionImports(Vec<String>),
+    #[error("imports what a function cannot have: {}; {there_is}", list(.imports))]
+    UnknownFunctionImports {
+        /// What that is.
+        imports: Vec<String>,
+        /// What it could have.
+        there_is: &'static str,
+    },
     /// Wants what no filter can have.
     #[error("imports what a filter cannot have: {}; there are `lockgate:filter@0.1` and WASI 0.2", list(.0))]
     UnknownImports(Vec<String>),

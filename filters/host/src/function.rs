@@ -1,33 +1,39 @@
-//! A [`Function`] is one version of a component that answers requests itself: a `wasi:http` 0.2 proxy, built by anyone
-//! with any toolchain. It is loaded as a filter is (compiled, sealed, proven to start), and called once for each
+//! A [`Function`] is one version of a component that answers requests itself: a `wasi:http` proxy of 0.2, or a service or
+//! middleware of 0.3, built by anyone with any toolchain. It is loaded as a filter is (compiled, sealed, proven to start), and called once for each
 //! request: a [`Call`] runs the guest on a stack of its own and hands its answer out piece by piece.
 //!
-//! Nothing is granted but what the [`FunctionSpec`] names. All of WASI 0.2 links, and is Wasmtime's own, which waits
-//! without holding a thread.
+//! Nothing is granted but what the [`FunctionSpec`] names. All of WASI 0.2 links, for components of 0.3 all of that as
+//! well, and is Wasmtime's own, which waits without holding a thread.
 
 mod body;
 mod call;
+mod fate;
 mod folders;
 mod load;
+mod next;
 mod run;
 mod spec;
 mod state;
 mod turn;
+mod world;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime::Engine;
+use wasmtime_wasi_http::handler::ProxyPre;
 
 pub use self::body::{RequestBody, Upload};
 pub use self::call::{Call, Settled, Tail};
 pub use self::load::FunctionInspection;
 pub(crate) use self::load::{inspect, load};
-use self::run::Warm;
+pub use self::next::{Handling, Next, NextBody, NextError};
+use self::run::{Asked, Warm};
 pub use self::spec::{FunctionLimits, FunctionSpec};
 use self::state::State;
 use self::turn::Shared;
+pub use self::world::World;
 use crate::budget::{Budget, Need, Reservation};
 use crate::error::{CallError, CallErrorKind};
 use crate::filter::Live;
@@ -45,13 +51,17 @@ pub type LogSink = dyn Fn(&CallInfo<'_>, Level, &str) + Send + Sync;
 /// One version of a function, ready to serve. Made by [`Host::load_function`](crate::Host::load_function).
 pub struct Function {
     version: VersionId,
+    world: World,
     shared: Arc<Shared>,
+    engine: Engine,
     pre: ProxyPre<State>,
     isolation: Isolation,
     need: Need,
     budget: Arc<Budget>,
     /// Instances in use and idle.
     taken: AtomicU32,
+    /// Instances so far.
+    made: AtomicU32,
     idle: Mutex<Vec<Idle>>,
 }
 
@@ -83,6 +93,11 @@ impl Function {
         &self.version
     }
 
+    /// Returns the world that it is built for.
+    pub fn world(&self) -> World {
+        self.world
+    }
+
     /// Returns how long its instances live.
     pub fn isolation(&self) -> Isolation {
         self.isolation
@@ -112,8 +127,9 @@ impl Function {
     /// Begins to answer a request, on a fresh instance, or on one that served before where isolation is `reused`. The
     /// guest runs when the call is asked for its response, not before.
     ///
-    /// `upstreams` is by what it reaches those that it is granted. `track` and `request_id` are what log lines are told with; `tls` says how the client came. The request's target
-    /// is path and query, its authority that of the `host` header.
+    /// `track` and `request_id` are what log lines are told with; `tls` says how the client came. The request's target
+    /// is path and query, its authority that of the `host` header. `upstreams` is by what it reaches those of the gateway's that it
+    /// is granted. `next` is what is behind a middleware, where there is something.
     ///
     /// # Errors
     ///
@@ -125,9 +141,20 @@ impl Function {
         upstreams: Option<Arc<dyn Upstreams>>,
         tls: bool,
         request: http::Request<RequestBody>,
+        next: Option<Box<dyn Next>>,
     ) -> Result<Call, CallError> {
         let (warm, reservation) = self.acquire()?;
-        Ok(run::begin(self, warm, reservation, track, request_id, upstreams, tls, request))
+        Ok(run::begin(self, warm, reservation, Asked { track, request_id, upstreams, tls, request, next }))
+    }
+
+    /// Returns how many requests the next instance may serve. A little less than the isolation says, and for each
+    /// instance something else: those that began together do not all end together.
+    fn uses(&self) -> u32 {
+        let Isolation::Reused { requests, .. } = self.isolation else { return 1 };
+        // Multiples of the golden ratio fill a range evenly, however many they are.
+        let place = self.made.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9);
+        let spread = u64::from(requests / 8);
+        requests - u32::try_from((u64::from(place) * spread) >> 32).unwrap_or(0)
     }
 
     /// Returns an instance that is there already, if there is one, and its slots.
@@ -154,8 +181,7 @@ impl Function {
 
     /// Takes an instance back, or lets it go.
     fn give_back(&self, warm: Option<Warm>, reservation: Reservation) {
-        if let (Isolation::Reused { requests, memory_bytes }, Some(warm)) = (self.isolation, warm)
-            && warm.requests < requests
+        if let (Isolation::Reused { memory_bytes, .. }, Some(warm)) = (self.isolation, warm)
             && warm.memory_bytes() <= memory_bytes
             && !self.budget.is_tight()
         {

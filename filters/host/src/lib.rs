@@ -9,7 +9,8 @@
 //! This crate knows Wasmtime and nothing of the proxy around it: requests and responses are `http` types, log lines and
 //! metrics go to a [`Sink`].
 //!
-//! What a filter may import and must export is `filters/wit/filter.wit`; a function is a standard `wasi:http` 0.2 proxy.
+//! What a filter may import and must export is `filters/wit/filter.wit`; a function is a standard `wasi:http` proxy of 0.2,
+//! or a service or middleware of 0.3.
 
 #![warn(missing_docs)]
 
@@ -50,7 +51,8 @@ pub use error::{CallError, CallErrorKind, HostError, LoadError};
 pub use exchange::{Bag, Exchange};
 pub use filter::{BodyMode, Filter, Lane, Live, Phases};
 pub use function::{
-    Call, Function, FunctionInspection, FunctionLimits, FunctionSpec, LogSink, RequestBody, Settled, Tail, Upload,
+    Call, Function, FunctionInspection, FunctionLimits, FunctionSpec, Handling, LogSink, Next, NextBody, NextError,
+    RequestBody, Settled, Tail, Upload, World,
 };
 pub use grants::{FolderGrant, OutboundGrant, UpstreamGrant};
 pub use host::{Host, Options};

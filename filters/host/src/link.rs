@@ -20,8 +20,12 @@ const CONTRACT_PACKAGE: &str = "lockgate:filter/";
 /// What `0.1.0` is compatible with.
 const CONTRACT_SERIES: &str = "0.1.";
 pub(crate) const WASI_SERIES: &str = "0.2.";
+pub(crate) const WASI_03_SERIES: &str = "0.3.";
+/// The version of WASI 0.3 that is linked.
+pub(crate) const WASI_03_VERSION: &str = "0.3.0";
 const WASI_PACKAGES: [&str; 7] = ["cli", "clocks", "filesystem", "http", "io", "random", "sockets"];
-const OUTGOING_HANDLER: &str = "wasi:http/outgoing-handler";
+/// What sends HTTP requests, of either version.
+const OUTBOUND: [&str; 2] = ["wasi:http/outgoing-handler", "wasi:http/client"];
 
 /// Returns the full name of one of the contract's interfaces.
 pub(crate) fn contract(interface: &str) -> String {
@@ -30,7 +34,7 @@ pub(crate) fn contract(interface: &str) -> String {
 
 /// Returns whether the component would send HTTP requests.
 pub(crate) fn wants_outbound(shape: &Shape) -> bool {
-    shape.imports.iter().any(|import| import.split('@').next() == Some(OUTGOING_HANDLER))
+    shape.imports.iter().filter_map(|import| import.split('@').next()).any(|name| OUTBOUND.contains(&name))
 }
 
 /// Checks the names of what a component imports and exports.
@@ -55,8 +59,17 @@ pub(crate) fn is_of_series(name: &str, series: &str) -> bool {
 }
 
 pub(crate) fn is_wasi(name: &str) -> bool {
+    is_wasi_of(name, WASI_SERIES)
+}
+
+/// As [`is_wasi`], of 0.3.
+pub(crate) fn is_wasi_03(name: &str) -> bool {
+    is_wasi_of(name, WASI_03_SERIES)
+}
+
+fn is_wasi_of(name: &str, series: &str) -> bool {
     let package = name.strip_prefix("wasi:").and_then(|rest| rest.split('/').next());
-    package.is_some_and(|package| WASI_PACKAGES.contains(&package)) && is_of_series(name, WASI_SERIES)
+    package.is_some_and(|package| WASI_PACKAGES.contains(&package)) && is_of_series(name, series)
 }
 
 /// Returns a linker with everything that `component` imports.
@@ -88,19 +101,27 @@ pub(crate) fn link_stubs<T: 'static>(linker: &mut Linker<T>, engine: &Engine, co
     // contradict the first.
     let mut owned = Vec::new();
     for (name, import) in component.imports(engine) {
-        let (true, ComponentItem::ComponentInstance(interface)) = (is_wasi(name), import.ty) else {
-            continue;
+        // Under the one version that everything of its series is linked under: a component may mix several.
+        let version = match name {
+            name if is_wasi(name) => wasi::VERSION,
+            name if is_wasi_03(name) => WASI_03_VERSION,
+            _ => continue,
         };
-        // Under the one version that everything is linked under: a component may mix several.
+        let ComponentItem::ComponentInstance(interface) = import.ty else { continue };
         let unversioned = name.split('@').next().unwrap_or(name);
-        let mut instance = linker.instance(&format!("{unversioned}@{}", wasi::VERSION))?;
+        let mut instance = linker.instance(&format!("{unversioned}@{version}"))?;
         for (export, item) in interface.exports(engine) {
             match item.ty {
-                ComponentItem::ComponentFunc(_) => {
-                    let full_name = format!("{unversioned}#{export}");
-                    instance.func_new(export, move |_, _, _, _| {
-                        bail!("`{full_name}` was called: it has not been granted what it is for")
-                    })?;
+                ComponentItem::ComponentFunc(function) => {
+                    let called = format!("`{unversioned}#{export}` was called: it has not been granted what it is for");
+                    if function.async_() {
+                        instance.func_new_concurrent(export, move |_, _, _, _| {
+                            let called = called.clone();
+                            Box::pin(async move { bail!(called) })
+                        })?;
+                    } else {
+                        instance.func_new(export, move |_, _, _, _| bail!("{called}"))?;
+                    }
                 }
                 ComponentItem::Resource(resource) if !owned.contains(&resource) => {
                     instance.resource(export, ResourceType::host::<()>(), |_, _| Ok(()))?;

@@ -56,7 +56,7 @@ pub async fn answer(gateway: &Gateway, session: &mut Session, context: &mut Cont
     let request = request(session, context, body)?;
     let upstreams = Reach::of(context, &gateway.itself);
     let id = Arc::clone(&context.id);
-    let mut call = match version.function().call(track.as_str(), id, upstreams, tls, request) {
+    let mut call = match version.function().call(track.as_str(), id, upstreams, tls, request, None) {
         Ok(call) => call,
         Err(error) => return Err(failed(gateway, context, &error, Duration::ZERO)),
     };

@@ -14,14 +14,13 @@ use http_body::{Body as _, Frame};
 use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::task::coop::unconstrained;
 use tokio::time::Sleep;
-use wasmtime_wasi_http::WasiBody;
-use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
+use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::turn::{Turn, late};
 use crate::error::{CallError, CallErrorKind};
 
-/// What a guest answers with.
-pub(super) type Answer = Result<http::Response<WasiBody>, ErrorCode>;
+/// What a guest answers with: a response, or the name of an error.
+pub(super) type Answer = Result<http::Response<WasiBody>, String>;
 
 type Guest = Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>;
 
@@ -34,6 +33,8 @@ pub struct Call {
     body: Option<WasiBody>,
     /// Its answer has no body, whatever length it names.
     head: bool,
+    /// The body may come from elsewhere, and so go on after its guest.
+    outlived: bool,
     length: Option<u64>,
     sent: u64,
 }
@@ -75,7 +76,13 @@ impl std::fmt::Debug for Tail {
 }
 
 impl Call {
-    pub(super) fn new(turn: Arc<Turn>, guest: Guest, answer: oneshot::Receiver<Answer>, head: bool) -> Self {
+    pub(super) fn new(
+        turn: Arc<Turn>,
+        guest: Guest,
+        answer: oneshot::Receiver<Answer>,
+        head: bool,
+        outlived: bool,
+    ) -> Self {
         let deadline = Box::pin(tokio::time::sleep(turn.shared.limits.deadline));
         Self {
             turn,
@@ -84,6 +91,7 @@ impl Call {
             deadline,
             body: None,
             head,
+            outlived,
             length: None,
             sent: 0,
         }
@@ -148,6 +156,10 @@ impl Call {
         let answer = match answer.try_recv() {
             Ok(answer) => answer,
             Err(TryRecvError::Empty) if matches!(self.guest, State::Running(_)) => {
+                let Some(due) = self.turn.due() else { return Poll::Pending };
+                if self.deadline.deadline().into_std() < due {
+                    self.deadline.as_mut().reset(due.into());
+                }
                 ready!(self.deadline.as_mut().poll(context));
                 let late = late(self.turn.shared.limits.deadline);
                 return Poll::Ready(Err(CallError::new(CallErrorKind::Deadline, late)));
@@ -158,7 +170,7 @@ impl Call {
         self.turn.has_answered();
         Poll::Ready(match answer {
             Ok(response) => self.begin_response(response),
-            Err(code) => Err(self.turn.no_answer(format!("it answered with the error {code:?}"))),
+            Err(code) => Err(self.turn.no_answer(format!("it answered with the error {code}"))),
         })
     }
 
@@ -194,11 +206,16 @@ impl Call {
         let polled = pin!(unconstrained(poll_fn(|context| Pin::new(&mut *body).poll_frame(context)))).poll(context);
         let frame = match polled {
             Poll::Ready(frame) => frame,
-            Poll::Pending if matches!(self.guest, State::Ended(_)) => None,
+            Poll::Pending if self.is_left() => None,
             Poll::Pending => return Poll::Pending,
         };
         let frame = match frame {
             Some(Ok(frame)) => frame,
+            // Wasmtime counts with us for guests of 0.3, and lets through no more than was named.
+            Some(Err(Error::HttpResponseBodySize(Some(size)))) if self.length.is_some_and(|length| size > length) => {
+                self.body = None;
+                return Poll::Ready(Some(Err(self.wrong_length("more"))));
+            }
             broken => {
                 self.body = None;
                 return Poll::Ready(self.check_end(broken.is_some()).err().map(Err));
@@ -212,6 +229,14 @@ impl Call {
             }
         }
         Poll::Ready(Some(Ok(frame)))
+    }
+
+    /// Returns whether nobody will write more of the body.
+    fn is_left(&self) -> bool {
+        match &self.guest {
+            State::Running(_) => false,
+            State::Ended(ended) => ended.is_err() || !self.outlived,
+        }
     }
 
     /// Checks that a body which has ended is whole. What a guest that fails leaves behind is no body, even if it looks

@@ -8,66 +8,47 @@ use std::time::Instant;
 use serde::Serialize;
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Engine, Result};
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::handler::ProxyPre;
+use wasmtime_wasi_http::{p2, p3};
 
 use super::spec::FunctionSpec;
 use super::state::State;
 use super::turn::Shared;
-use super::{Function, folders, run};
+use super::world::{World, examine};
+use super::{Function, folders, next, run};
 use crate::artifact::Manifest;
 use crate::budget::Need;
 use crate::cache::Cache;
 use crate::error::LoadError;
 use crate::host::Host;
-use crate::link::{self, is_of_series, is_wasi};
+use crate::link;
 use crate::load::{check_ceilings, compile_error, on_a_runtime};
 use crate::memory::Alive;
 use crate::outbound::Access;
-use crate::shape::Shape;
 use crate::sink::{Progress, Stage};
 use crate::spec::Digest;
 
-/// What a function exports.
-const HANDLER: &str = "wasi:http/incoming-handler";
 /// What stands for the settings in an artifact's key: functions have none, and an environment is no part of the code.
 const NO_SETTINGS: &[u8] = b"wasi:http/proxy@0.2";
 
-/// Looks at a component's bytes.
-///
-/// # Errors
-///
-/// What no function can be.
-fn examine(component: &[u8]) -> Result<Shape, LoadError> {
-    let shape = Shape::of(component)?;
-    let exports = |interface: &str| shape.exports.iter().any(|name| name.split('@').next() == Some(interface));
-    let handler = shape
-        .exports
-        .iter()
-        .any(|name| name.strip_prefix(HANDLER).is_some_and(|_| is_of_series(name, link::WASI_SERIES)));
-    if !handler {
-        let hint = if exports("wasi:http/handler") {
-            "; it is for `wasi:http` 0.3: build it for 0.2"
-        } else if exports("wasi:cli/run") {
-            "; it is a command: build it for the world `wasi:http/proxy`"
-        } else if shape.exports.iter().any(|name| name.starts_with("lockgate:filter/")) {
-            "; it is a filter: name it under `filters`"
-        } else {
-            "; build it for the world `wasi:http/proxy`"
-        };
-        return Err(LoadError::NoHandler { exports: shape.exports, hint });
+/// Returns the engine that serves a world.
+fn engine(host: &Host, world: World) -> Result<Engine, LoadError> {
+    if world.is_03() {
+        host.engines.overlapping().map_err(|error| LoadError::Compile(error.to_string()))
+    } else {
+        Ok(host.engines.serve.clone())
     }
-    let unknown: Vec<_> = shape.imports.iter().filter(|name| !is_wasi(name)).cloned().collect();
-    if unknown.is_empty() { Ok(shape) } else { Err(LoadError::UnknownFunctionImports(unknown)) }
 }
 
 pub(crate) fn load(host: &Host, spec: &FunctionSpec, progress: &dyn Progress) -> Result<Arc<Function>, LoadError> {
     let began = Instant::now();
-    let shape = examine(&spec.component)?;
+    let (shape, world) = examine(&spec.component)?;
     check_ceilings(host, spec.limits.memory_bytes, spec.limits.table_elements)?;
     let folders = folders::open(&spec.grants.folders)?;
     let version = spec.version();
-    let key = Cache::key(&host.engines.serve, &version.component, &Digest::of(NO_SETTINGS));
-    let (component, _) = host.cache.alone(key, || match host.cache.load(&host.engines.serve, key) {
+    let engine = engine(host, world)?;
+    let key = Cache::key(&engine, &version.component, &Digest::of(NO_SETTINGS));
+    let (component, _) = host.cache.alone(key, || match host.cache.load(&engine, key) {
         Some(found) => {
             progress.stage(&spec.name, Stage::CacheHit);
             Ok(found)
@@ -75,18 +56,19 @@ pub(crate) fn load(host: &Host, spec: &FunctionSpec, progress: &dyn Progress) ->
         None => {
             let began = Instant::now();
             progress.stage(&spec.name, Stage::Compiling { bytes: spec.component.len() as u64 });
-            let code = host.compiler.install(|| host.engines.serve.precompile_component(&spec.component));
+            let code = host.compiler.install(|| engine.precompile_component(&spec.component));
             let code = code.map_err(|error| compile_error(&error))?;
             let manifest = Manifest::default();
-            let component = host.cache.keep(&host.engines.serve, key, &manifest, &code, began.elapsed());
+            let component = host.cache.keep(&engine, key, &manifest, &code, began.elapsed());
             Ok((component.map_err(|error| compile_error(&error))?, manifest))
         }
     })?;
     let need = crate::load::need(host, spec.limits.memory_bytes, &shape, &component, true)?;
-    let pre = pre(&host.engines.serve, &component).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
+    let pre = pre(&engine, &component, world).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
     let access = Access::new(&spec.grants, &host.pools);
     let function = Arc::new(Function {
         version,
+        world,
         shared: Arc::new(Shared {
             name: Arc::clone(&spec.name),
             vars: spec.vars.clone(),
@@ -96,11 +78,13 @@ pub(crate) fn load(host: &Host, spec: &FunctionSpec, progress: &dyn Progress) ->
             sink: OnceLock::new(),
             alive: Alive::default(),
         }),
+        engine,
         pre,
         isolation: spec.isolation,
         need,
         budget: Arc::clone(&host.budget),
         taken: AtomicU32::new(0),
+        made: AtomicU32::new(0),
         idle: Default::default(),
     });
     progress.stage(&spec.name, Stage::Probing);
@@ -120,14 +104,20 @@ async fn probe(function: &Arc<Function>) -> Result<(), LoadError> {
     started.map_err(LoadError::Start)
 }
 
-fn pre(engine: &Engine, component: &Component) -> Result<ProxyPre<State>> {
+fn pre(engine: &Engine, component: &Component, world: World) -> Result<ProxyPre<State>> {
     let mut linker = Linker::new(engine);
-    // What a later 0.2 has and ours does not, traps when it is called.
+    // What a later version has and ours does not, traps when it is called.
     link::link_stubs(&mut linker, engine, component)?;
     linker.allow_shadowing(true);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
-    ProxyPre::new(linker.instantiate_pre(component)?)
+    p2::add_only_http_to_linker_async(&mut linker)?;
+    if !world.is_03() {
+        return Ok(ProxyPre::P2(p2::bindings::ProxyPre::new(linker.instantiate_pre(component)?)?));
+    }
+    wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+    p3::add_to_linker(&mut linker)?;
+    next::link(&mut linker)?;
+    Ok(ProxyPre::P3(p3::bindings::ServicePre::new(linker.instantiate_pre(component)?)?))
 }
 
 /// What a component that answers requests is, and what it would need. Nothing of it has run.
@@ -156,14 +146,14 @@ pub struct FunctionInspection {
 }
 
 pub(crate) fn inspect(host: &Host, bytes: &[u8]) -> Result<FunctionInspection, LoadError> {
-    let shape = examine(bytes)?;
-    let engine = &host.engines.prepare;
-    let component = host.compiler.install(|| Component::from_binary(engine, bytes));
+    let (shape, world) = examine(bytes)?;
+    let engine = if world.is_03() { engine(host, world)? } else { host.engines.prepare.clone() };
+    let component = host.compiler.install(|| Component::from_binary(&engine, bytes));
     let component = component.map_err(|error| compile_error(&error))?;
-    pre(engine, &component).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
+    pre(&engine, &component, world).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
     let resources = component.resources_required();
     Ok(FunctionInspection {
-        world: "wasi:http/proxy@0.2",
+        world: world.as_str(),
         digest: Digest::of(bytes),
         component_bytes: bytes.len() as u64,
         code_bytes: component.text().len() as u64,

@@ -1,4 +1,7 @@
 //! Runs the guest: from an instance to the end of its handler, as one future that owns everything it needs.
+//!
+//! A guest of 0.2 is one call on one stack. Those of 0.3 have tasks, which go on after the handler has returned: the
+//! future is over when none is left.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -8,15 +11,16 @@ use http::Uri;
 use http::uri::{Authority, PathAndQuery};
 use tokio::sync::oneshot;
 use wasmtime::{Store, UpdateDeadline};
-use wasmtime_wasi_http::WasiHttpView as _;
-use wasmtime_wasi_http::p2::bindings::Proxy;
+use wasmtime_wasi_http::handler::Proxy;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
+use wasmtime_wasi_http::{WasiHttpView as _, p2, p3};
 
-use super::Function;
 use super::body::RequestBody;
 use super::call::{Answer, Call};
+use super::fate::Fate;
 use super::state::{State, remove_forbidden};
-use super::turn::{Tick, Turn, late};
+use super::turn::{Tick, late};
+use super::{Function, Next};
 use crate::budget::Reservation;
 use crate::error::{CallError, CallErrorKind};
 use crate::outbound::Upstreams;
@@ -28,8 +32,18 @@ const COPY_BYTES_MAX: usize = 1 << 20;
 pub(super) struct Warm {
     store: Store<State>,
     proxy: Proxy,
-    /// Requests served so far.
-    pub(super) requests: u32,
+    /// Requests that it may still serve.
+    pub(super) left: u32,
+}
+
+/// A request, and for whom it is answered.
+pub(super) struct Asked {
+    pub(super) track: &'static str,
+    pub(super) request_id: Arc<str>,
+    pub(super) upstreams: Option<Arc<dyn Upstreams>>,
+    pub(super) tls: bool,
+    pub(super) request: http::Request<RequestBody>,
+    pub(super) next: Option<Box<dyn Next>>,
 }
 
 impl Warm {
@@ -46,35 +60,29 @@ enum Ready {
 }
 
 impl Ready {
-    fn turn(&self) -> &Arc<Turn> {
+    fn state(&mut self) -> &mut State {
         match self {
-            Self::Warm(Warm { store, .. }) | Self::Fresh(store) => &store.data().turn,
+            Self::Warm(Warm { store, .. }) | Self::Fresh(store) => store.data_mut(),
         }
     }
 }
 
 /// Puts a call together. Nothing of the guest runs yet.
-#[expect(clippy::too_many_arguments, reason = "what a request is, item by item; the one caller has them apart")]
-pub(super) fn begin(
-    function: &Arc<Function>,
-    warm: Option<Warm>,
-    reservation: Reservation,
-    track: &'static str,
-    request_id: Arc<str>,
-    upstreams: Option<Arc<dyn Upstreams>>,
-    tls: bool,
-    mut request: http::Request<RequestBody>,
-) -> Call {
-    let ready = warm.map_or_else(|| Ready::Fresh(store(function)), Ready::Warm);
+pub(super) fn begin(function: &Arc<Function>, warm: Option<Warm>, reservation: Reservation, asked: Asked) -> Call {
+    let Asked { track, request_id, upstreams, tls, mut request, next } = asked;
+    let mut ready = warm.map_or_else(|| Ready::Fresh(store(function)), Ready::Warm);
     let held = Held { function: Arc::clone(function), warm: None, reservation: Some(reservation) };
-    let turn = Arc::clone(ready.turn());
+    let state = ready.state();
+    state.next = next;
+    let turn = Arc::clone(&state.turn);
     turn.begin(track, request_id, upstreams);
     name_authority(&mut request, tls);
     remove_forbidden(request.headers_mut());
     let head = *request.method() == http::Method::HEAD;
     let (sender, answer) = oneshot::channel();
     let scheme = if tls { Scheme::Https } else { Scheme::Http };
-    Call::new(turn, Box::pin(handle(ready, held, scheme, request, sender)), answer, head)
+    let outlived = function.world.is_03();
+    Call::new(turn, Box::pin(handle(ready, held, scheme, request, sender)), answer, head, outlived)
 }
 
 /// Moves the host from its header to the target, where guests have it from.
@@ -116,23 +124,62 @@ async fn handle(
         Ready::Warm(warm) => warm,
         Ready::Fresh(store) => start(&held.function, store).await?,
     };
-    warm.requests += 1;
+    warm.left = warm.left.saturating_sub(1);
+    let again = warm.left > 0;
     let Warm { store, proxy, .. } = &mut warm;
-    let called = async {
-        let request = store.data_mut().http().new_incoming_request(scheme, request)?;
-        let answer = store.data_mut().http().new_response_outparam(answer)?;
-        proxy.wasi_http_incoming_handler().call_handle(&mut *store, request, answer).await
+    let ended = match proxy {
+        Proxy::P2(proxy) => handle_02(store, proxy, scheme, request, answer).await.map(|()| true),
+        Proxy::P3(service) => handle_03(store, service, request, answer, again).await,
     };
-    let ended = called.await;
-    let state = store.data();
+    let state = store.data_mut();
+    state.next = None;
     match ended {
-        Ok(()) => {
+        Ok(clean) => {
             state.turn.end();
-            held.warm = Some(warm);
+            held.warm = Some(warm).filter(|_| again && clean);
             Ok(())
         }
         Err(error) => Err(state.turn.failure(&error, state.memory.refused)),
     }
+}
+
+async fn handle_02(
+    store: &mut Store<State>,
+    proxy: &p2::bindings::Proxy,
+    scheme: Scheme,
+    request: http::Request<RequestBody>,
+    answer: oneshot::Sender<Answer>,
+) -> wasmtime::Result<()> {
+    let request = store.data_mut().http().new_incoming_request(scheme, request)?;
+    let answer = store.data_mut().http().new_response_outparam_from_callback(move |given| {
+        // Whoever wanted it may be gone.
+        let _ = answer.send(given.map_err(|code| format!("{code:?}")));
+    })?;
+    proxy.wasi_http_incoming_handler().call_handle(&mut *store, request, answer).await
+}
+
+/// Returns whether the instance has nothing left of this request. Told only where it is to serve `again`.
+async fn handle_03(
+    store: &mut Store<State>,
+    service: &p3::bindings::Service,
+    request: http::Request<RequestBody>,
+    answer: oneshot::Sender<Answer>,
+    again: bool,
+) -> wasmtime::Result<bool> {
+    let running = store.run_concurrent(async |accessor| {
+        // The other half would tell how the request's body was taken.
+        let request = accessor.with(|mut access| p3::Request::from_http(access.data_mut().http().hooks, request).0);
+        let answered = match service.handle(accessor, request).await? {
+            Ok(response) => Ok(accessor.with(|mut access| response.into_http(&mut access, async { Ok(()) }))?),
+            Err(code) => Err(format!("{code:?}")),
+        };
+        let fate = Arc::new(Fate::default());
+        // Whoever wanted it may be gone.
+        let _ = answer.send(answered.map(|response| response.map(|body| Fate::watch(&fate, body))));
+        poll_fn(|context| accessor.poll_no_interesting_tasks(context)).await;
+        Ok(again && poll_fn(|context| fate.poll_over(context)).await)
+    });
+    running.await?
 }
 
 /// Starts an instance for nobody, and within the time of a request: it must not trap.
@@ -155,7 +202,7 @@ pub(super) async fn probe(function: &Arc<Function>, store: Store<State>) -> Resu
 /// Starts an instance.
 async fn start(function: &Function, mut store: Store<State>) -> Result<Warm, CallError> {
     match function.pre.instantiate_async(&mut store).await {
-        Ok(proxy) => Ok(Warm { store, proxy, requests: 0 }),
+        Ok(proxy) => Ok(Warm { store, proxy, left: function.uses() }),
         Err(error) => {
             let state = store.data();
             Err(state.turn.failure(&error, state.memory.refused))
@@ -165,7 +212,7 @@ async fn start(function: &Function, mut store: Store<State>) -> Result<Warm, Cal
 
 /// Returns a store with the function's limits on it.
 pub(super) fn store(function: &Function) -> Store<State> {
-    let mut store = Store::new(function.pre.engine(), State::new(&function.shared));
+    let mut store = Store::new(&function.engine, State::new(&function.shared));
     store.limiter(|state| state);
     store.set_hostcall_fuel(COPY_BYTES_MAX);
     store.set_epoch_deadline(1);

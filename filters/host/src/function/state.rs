@@ -11,6 +11,7 @@ use wasmtime_wasi_http::{
     WasiHttpHooks, WasiHttpView,
 };
 
+use super::Next;
 use super::turn::{Shared, Turn};
 use crate::error::{CallError, CallErrorKind};
 use crate::memory::Memory;
@@ -36,6 +37,8 @@ pub(super) struct State {
     wasi: Option<Box<WasiCtx>>,
     http: WasiHttpCtx,
     hooks: Hooks,
+    /// What is behind it, for the request under way; none once that was asked.
+    pub(super) next: Option<Box<dyn Next>>,
 }
 
 impl State {
@@ -47,7 +50,7 @@ impl State {
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELDS_BYTES_MAX);
         let hooks = Hooks { turn: Arc::clone(&turn) };
-        Self { turn, memory: Memory::default(), table, wasi: None, http, hooks }
+        Self { turn, memory: Memory::default(), table, wasi: None, http, hooks, next: None }
     }
 }
 
@@ -168,6 +171,10 @@ impl WasiHttpHooks for Hooks {
     }
 
     fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        WRITE_BYTES_MAX
+    }
+
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
         WRITE_BYTES_MAX
     }
 }

@@ -1,7 +1,7 @@
 //! A *turn* is what an instance is doing for whom: one request's id and track, its use of the processor, its lines, and
 //! what the host has refused it. Store, hooks and printers share it; it is renewed for each request.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,9 @@ pub(super) struct Turn {
     pub(super) shared: Arc<Shared>,
     /// What the times below are counted from.
     epoch: Instant,
+    /// None is due at `u64::MAX`: the answer is there, or it is for others to come.
     deadline_ns: AtomicU64,
+    answered: AtomicBool,
     polled_ns: AtomicU64,
     /// In earlier polls of this request.
     busy_ns: AtomicU64,
@@ -52,6 +54,12 @@ struct Saying {
     lines: u32,
     stdout: Line,
     stderr: Line,
+}
+
+/// A deadline that is put off.
+pub(super) struct Waiting {
+    began_ns: u64,
+    deadline_ns: u64,
 }
 
 /// What becomes of a guest that is found running at the end of an epoch.
@@ -73,6 +81,7 @@ impl Turn {
             shared,
             epoch: Instant::now(),
             deadline_ns: AtomicU64::new(0),
+            answered: AtomicBool::new(false),
             polled_ns: AtomicU64::new(0),
             busy_ns: AtomicU64::new(0),
             saying: Mutex::new(saying),
@@ -86,6 +95,7 @@ impl Turn {
         *self.upstreams.lock() = upstreams;
         let deadline = self.now_ns().saturating_add(nanos(self.shared.limits.deadline));
         self.deadline_ns.store(deadline, Ordering::Relaxed);
+        self.answered.store(false, Ordering::Relaxed);
         self.busy_ns.store(0, Ordering::Relaxed);
         *self.refused.lock() = None;
         let mut saying = self.saying.lock();
@@ -111,7 +121,29 @@ impl Turn {
 
     /// Takes note that the response's header is there: its deadline is met.
     pub(super) fn has_answered(&self) {
+        self.answered.store(true, Ordering::Relaxed);
         self.deadline_ns.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    /// Takes note that the guest waits for what is behind it, and returns what [`Self::waited`] wants to know. What
+    /// others take is not its own: meanwhile no deadline runs.
+    pub(super) fn waits(&self) -> Waiting {
+        Waiting { began_ns: self.now_ns(), deadline_ns: self.deadline_ns.swap(u64::MAX, Ordering::Relaxed) }
+    }
+
+    /// Takes note that it waits no longer.
+    pub(super) fn waited(&self, waiting: &Waiting) {
+        if self.answered.load(Ordering::Relaxed) {
+            return;
+        }
+        let deadline = waiting.deadline_ns.saturating_add(self.now_ns().saturating_sub(waiting.began_ns));
+        self.deadline_ns.store(deadline, Ordering::Relaxed);
+    }
+
+    /// Returns when the answer is due; none while nothing is.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let deadline = self.deadline_ns.load(Ordering::Relaxed);
+        (deadline != u64::MAX).then(|| self.epoch + Duration::from_nanos(deadline))
     }
 
     /// Takes note that the guest is given the thread.

@@ -30,7 +30,7 @@ pub(crate) fn load(spec: &FunctionSpec) -> Arc<Function> {
 
 fn begin(function: &Arc<Function>, target: &str, body: RequestBody) -> Call {
     let request = http::Request::post(target).header("host", "example.com").body(body).expect("a request");
-    function.call("stable", "request-1".into(), None, false, request).expect("an instance")
+    function.call("stable", "request-1".into(), None, false, request, None).expect("an instance")
 }
 
 async fn rest(call: &mut Call) -> Result<Bytes, CallError> {
@@ -184,7 +184,7 @@ async fn instances_are_limited() {
 
 fn get_request(function: &Arc<Function>) -> Result<Call, CallError> {
     let request = http::Request::get("/").body(RequestBody::whole(Bytes::new())).expect("a request");
-    function.call("stable", "request-2".into(), None, false, request)
+    function.call("stable", "request-2".into(), None, false, request, None)
 }
 
 #[tokio::test]
@@ -226,7 +226,7 @@ async fn a_function_sees_its_request_and_nothing_of_the_connection() {
         .header("x-mine", "1")
         .body(RequestBody::whole(Bytes::new()))
         .expect("a request");
-    let mut call = function.call("stable", "request-1".into(), None, true, request).expect("an instance");
+    let mut call = function.call("stable", "request-1".into(), None, true, request, None).expect("an instance");
     call.response().await.expect("an answer");
     let seen = rest(&mut call).await.expect("a body");
     assert_eq!(seen, "PUT Some(Scheme::Https) example.com:8080 /request?q\nx-mine: 1\n");
@@ -252,7 +252,8 @@ fn what_is_no_function_is_refused_with_what_to_build_instead() {
         (component(Guest::CoreModule), "is a core module, not a component; build for wasm32-wasip2"),
         (component(Guest::Tag), "it is a filter: name it under `filters`"),
         (exporting("wasi:cli/run@0.2.3"), "it is a command: build it for the world `wasi:http/proxy`"),
-        (exporting("wasi:http/handler@0.3.0"), "it is for `wasi:http` 0.3: build it for 0.2"),
+        (exporting("wasi:http/handler@0.3.0-rc-2025-09-16"), "it is for a draft of `wasi:http` 0.3"),
+        (exporting("wasi:http/handler@0.3.0"), "does not fit the contract"),
         (exporting("example:elsewhere/arithmetic@1.0.0"), "build it for the world `wasi:http/proxy`"),
         (wat("(component)"), "it exports nothing; build it"),
         (

@@ -9,6 +9,7 @@ mod functions;
 mod isolation;
 mod limits;
 mod outbound;
+mod services;
 mod snapshot;
 mod wasi;
 mod wrong_components;
