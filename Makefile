@@ -104,6 +104,8 @@ examples: setup-test ## Check the example configurations and those in deploy, co
 	        -out "target/examples/tls/$$name.pem" 2>/dev/null; \
 	done
 	@cp config/examples/*.yaml target/examples/
+	@mkdir -p target/examples/endpoints
+	@echo '["127.0.0.1:3001"]' | tee target/examples/endpoints/app.yaml > target/examples/endpoints/legacy.yaml
 	@for file in deploy/lockgate.yaml deploy/compose/config/lockgate.yaml; do \
 	    sed -e 's#/usr/share/lockgate/filters#filters#' -e 's#/var/\(lib\|cache\)/lockgate#var#' \
 	        "$$file" > "target/examples/$$(dirname "$$file" | tr / -).yaml"; \

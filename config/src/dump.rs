@@ -156,10 +156,13 @@ fn tls(tls: &Tls) -> Value {
 pub fn upstream(upstream: &Upstream) -> Value {
     let retries = &upstream.retries;
     let mut value = json!({
-        "endpoints": upstream.endpoints.iter().map(|(endpoint, weight)| match weight {
-            1 => json!(endpoint.to_string()),
-            weight => json!({ "address": endpoint.to_string(), "weight": weight }),
-        }).collect::<Value>(),
+        "endpoints": match &upstream.endpoints_file {
+            Some((path, _)) => json!({ "file": path.display().to_string() }),
+            None => upstream.endpoints.iter().map(|(endpoint, weight)| match weight {
+                1 => json!(endpoint.to_string()),
+                weight => json!({ "address": endpoint.to_string(), "weight": weight }),
+            }).collect::<Value>(),
+        },
         "balance": match &upstream.balance {
             Balance::RoundRobin => json!("round_robin"),
             Balance::LeastRequests => json!("least_requests"),

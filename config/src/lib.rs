@@ -8,6 +8,7 @@
 
 mod decode;
 mod dump;
+mod endpoints;
 mod file;
 pub mod model;
 pub mod problem;
@@ -20,6 +21,7 @@ pub mod units;
 mod warnings;
 
 pub use self::dump::{dump, grants, upstream};
+pub use self::endpoints::endpoints;
 pub use self::reference::reference;
 pub use self::schema::schema;
 pub use self::warnings::Warnings;

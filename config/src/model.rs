@@ -235,9 +235,11 @@ pub enum ListenAddress {
 pub struct Upstream {
     /// Unique among the upstreams.
     pub name: Arc<str>,
-    /// At least one, each with its share beside the others', 1 to 100. Host names are resolved by the gateway, never on a
+    /// At least one unless they are in a file, each with its share beside the others', 1 to 100. Host names are resolved by the gateway, never on a
     /// thread that serves requests.
     pub endpoints: Vec<(Endpoint, u32)>,
+    /// The file that has them instead, and where it is named; then there are none above.
+    pub endpoints_file: Option<(PathBuf, Place)>,
     /// Whose turn it is. Default: one after the other.
     pub balance: Balance,
     /// All set by default.

@@ -120,6 +120,7 @@ pub struct Metrics {
     upstream_ejections: IntCounterVec,
     upstream_overflows: IntCounterVec,
     upstream_endpoints: IntGaugeVec,
+    upstream_file_failing: IntGaugeVec,
     quarantined: IntGaugeVec,
     quarantined_functions: IntGaugeVec,
     quarantined_upstreams: IntGaugeVec,
@@ -451,6 +452,11 @@ impl Metrics {
                 "lockgate_approval_waiting",
                 "Versions that may do more than what serves, and wait for `lockgate approve`.",
                 &["kind", "name", "version"],
+            )?,
+            upstream_file_failing: r.gauges(
+                "lockgate_upstream_file_failing",
+                "1 while the file of an upstream's endpoints cannot be used: the last good ones are in use.",
+                &["upstream"],
             )?,
             reloads: r.counters("lockgate_reloads_total", "Reloads, by how they ended.", &["outcome"])?,
             cache: CacheFamilies {
@@ -798,6 +804,7 @@ impl Metrics {
             usable: self.upstream_endpoints.with_label_values(&[name, "usable"]),
             unhealthy: self.upstream_endpoints.with_label_values(&[name, "unhealthy"]),
             ejected: self.upstream_endpoints.with_label_values(&[name, "ejected"]),
+            file_failing: self.upstream_file_failing.with_label_values(&[name]),
             _lease: self.leases.take({
                 let mut series: Vec<_> =
                     STATUS_CLASSES.map(|class| remove(&self.upstream_requests, &[name, class])).into();
@@ -807,6 +814,7 @@ impl Metrics {
                 series.push(remove(&self.upstream_overflows, &[name]));
                 let states = ["usable", "unhealthy", "ejected"];
                 series.extend(states.map(|state| remove(&self.upstream_endpoints, &[name, state])));
+                series.push(remove(&self.upstream_file_failing, &[name]));
                 lease::Series::new(&["upstream", name], series)
             }),
         })

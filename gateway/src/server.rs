@@ -298,12 +298,19 @@ async fn serve(options: &Options, config: &Config, data_runtime: Handle) -> Resu
     Ok(())
 }
 
+/// Endpoints that a file of them is taken to have, where room is made for their connections. With more, connections are
+/// closed a little earlier.
+const FILE_ENDPOINTS: usize = 16;
+
 /// Attempts at an upstream: one, and the sixteen retries that the configuration allows at most.
 const ATTEMPTS_MAX: usize = 17;
 
 /// Sets up the pool of connections to upstreams. It is one for all of them: large enough for what each may keep.
 fn upstream_pool(config: &Config) -> ServerConf {
-    let kept = config.upstreams.iter().map(|upstream| upstream.keepalive_connections * upstream.endpoints.len());
+    let kept = config.upstreams.iter().map(|upstream| {
+        let endpoints = if upstream.endpoints_file.is_some() { FILE_ENDPOINTS } else { upstream.endpoints.len() };
+        upstream.keepalive_connections * endpoints
+    });
     ServerConf {
         threads: config.server.threads,
         upstream_keepalive_pool_size: kept.sum::<usize>().max(1),

@@ -387,3 +387,45 @@ rollouts:
     while down().await != 0.0 {}
     assert_eq!(spread(&gateway, "/", 10).await, counts([("two", 10)]));
 }
+
+#[tokio::test]
+async fn endpoints_of_a_file_are_followed_and_a_broken_file_changes_nothing() {
+    let (one, two) = (Upstream::named("one").await, Upstream::named("two").await);
+    let config = "upstreams: { app: { endpoints: { file: endpoints.yaml } } }\nroutes: [{ upstream: app }]";
+    let builder = Builder::new(config);
+    let file = builder.path().join("endpoints.yaml");
+    let write = |text: &str| {
+        // As whoever writes such a file should do it.
+        std::fs::write(file.with_extension("new"), text).unwrap();
+        std::fs::rename(file.with_extension("new"), &file).unwrap();
+    };
+    write(&format!("- {}", one.address));
+    let gateway = builder.start().await;
+    assert_eq!(spread(&gateway, "/", 5).await, counts([("one", 5)]));
+
+    write(&format!("- {}\n- {{ address: \"{}\", weight: 3 }}", one.address, two.address));
+    gateway.says("endpoints changed").await;
+    assert_eq!(spread(&gateway, "/", 40).await, counts([("one", 10), ("two", 30)]));
+    let failing = async || gateway.metric("lockgate_upstream_file_failing", &["upstream=\"app\""]).await;
+    assert_eq!(failing().await, 0.0);
+
+    write("- nowhere");
+    while failing().await != 1.0 {}
+    assert_eq!(spread(&gateway, "/", 40).await, counts([("one", 10), ("two", 30)]));
+    // Other changes go on.
+    gateway.write_config(&config.replace("upstream: app", "upstream: app, compress: [gzip]"));
+    assert_eq!(gateway.reload().await.status, StatusCode::OK);
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(spread(&gateway, "/", 40).await, counts([("one", 10), ("two", 30)]));
+    // What begins with a broken file is refused.
+    gateway.write_config(&config.replace("app", "other"));
+    let refused = gateway.reload().await;
+    assert!(refused.text().contains("cannot use `endpoints.yaml`"), "{refused:?}");
+
+    let said = gateway.said();
+    gateway.write_config(config);
+    write(&format!("- {}", two.address));
+    gateway.says_after(said, "endpoints changed").await;
+    assert_eq!(spread(&gateway, "/", 5).await, counts([("two", 5)]));
+    assert_eq!(failing().await, 0.0);
+}

@@ -32,8 +32,8 @@ pub(crate) struct RateLimit {
     #[serde(default)]
     #[schemars(extend("x-default" = "as many as `requests`"))]
     pub(crate) burst: Option<Written<Whole<1, 1_000_000>>>,
-    /// What tells users apart, in order of preference, as in rollouts. Requests that have none of it count together,
-    /// and with `[]` all do.
+    /// What tells users apart, in order of preference, as in rollouts; of an IPv6 `client_ip`, the network of 64 bits.
+    /// Requests that have none of it count together, and with `[]` all do.
     #[serde(default)]
     #[schemars(extend("x-default" = "`[client_ip]`"))]
     pub(crate) key: Option<Vec<KeyForm>>,
@@ -76,7 +76,8 @@ pub(crate) struct RouteTimeouts {
     #[schemars(extend("x-default" = "no limit"))]
     pub(crate) total: Option<Written<Timeout>>,
     /// From the request's header to that of the response, filters and all attempts included; then it is answered with
-    /// 504.
+    /// 504. Nor may an upstream's response fall silent for what was left when the upstream was asked: not for events that
+    /// come now and then.
     #[schemars(extend("x-default" = "no limit"))]
     pub(crate) response: Option<Written<Timeout>>,
 }

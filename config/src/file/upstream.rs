@@ -16,12 +16,22 @@ pub(crate) type UpstreamForm = Either<Vec<EndpointForm>, Upstream>;
 /// Host and port, or a map with a weight.
 pub(crate) type EndpointForm = Either<Written<Endpoint>, WeightedEndpoint>;
 
+/// Where endpoints stand in a file of their own.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct EndpointFile {
+    /// A relative path starts at the folder of this file.
+    pub(crate) file: Written<FilePath>,
+}
+
 /// A group of endpoints that serve the same thing.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Upstream {
-    /// Hosts and ports, at least one. Names are resolved again when what the name server said expires.
-    pub(crate) endpoints: Vec<EndpointForm>,
+    /// Hosts and ports, at least one. Names are resolved again when what the name server said expires. Or `{ file: FILE }`,
+    /// a file with such a list, which is looked at each second: what it says holds at once, and one that cannot be used
+    /// changes nothing.
+    pub(crate) endpoints: Either<Vec<EndpointForm>, EndpointFile>,
     /// Whose turn it is: `round_robin`; `least_requests`, the less busy of two that are drawn; or `{ hash: KEY }`, with a
     /// key as rollouts have it, so that requests with the same key go to the same endpoint as long as it lives.
     #[serde(default = "round_robin")]
@@ -87,7 +97,7 @@ impl Upstream {
     /// Returns what the short form is short for.
     pub(crate) fn of(endpoints: Vec<EndpointForm>) -> Self {
         Self {
-            endpoints,
+            endpoints: Either::Short(endpoints),
             balance: round_robin(),
             protocol: Protocol::default(),
             tls: None,

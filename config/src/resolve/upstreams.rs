@@ -27,13 +27,20 @@ impl Resolver<'_> {
                     Either::Long(long) => long,
                 };
                 let place = section.key_place(&name);
-                let endpoints = self.endpoints(&name, upstream.endpoints, node, section);
+                let (endpoints, endpoints_file) = match upstream.endpoints {
+                    Either::Short(list) => (self.endpoints(&name, list, node, section), None),
+                    Either::Long(long) => {
+                        let place = node.at("endpoints").at("file").place.clone();
+                        (Vec::new(), Some((self.path(&long.file), place)))
+                    }
+                };
                 let tls = self.upstream_tls(upstream.tls, &endpoints, node);
                 let protocol = self.upstream_protocol(upstream.protocol, tls.is_some(), node);
                 let health = upstream.health.map(|it| self.health(it, protocol, node.at("health")));
                 Upstream {
                     name: name.into(),
                     endpoints,
+                    endpoints_file,
                     balance: self.balance(upstream.balance, node.at("balance")),
                     timeouts: UpstreamTimeouts {
                         connect: upstream.timeouts.connect.0.0,

@@ -24,6 +24,7 @@ use crate::control::reconcile::reconcile;
 use crate::control::rollout::State;
 use crate::control::state::{Store, StoreError};
 use crate::control::time::Timestamp;
+use crate::control::upstream::endpoints;
 use crate::control::upstream::tls::Material;
 use crate::control::watch::Fingerprint;
 use crate::tls::{self, Terms};
@@ -105,7 +106,7 @@ impl Draft {
         seen.note(path);
         let lockgate_config::Loaded { config, source } = lockgate_config::load(path)?;
         let (terms, problems) = read_terms(&config, &source, seen, serving);
-        Self::of(config, source, seen, terms, problems)
+        Self::of(config, source, seen, terms, problems, serving)
     }
 
     /// Does what [`Self::read`] does, but for certificates: whoever compiles components may have none.
@@ -116,7 +117,7 @@ impl Draft {
     pub fn read_components(path: &Path) -> Result<Self, Report> {
         let lockgate_config::Loaded { config, source } = lockgate_config::load(path)?;
         let none = config.listeners.iter().map(|_| None).collect();
-        Self::of(config, source, &mut Fingerprint::default(), none, Vec::new())
+        Self::of(config, source, &mut Fingerprint::default(), none, Vec::new(), None)
     }
 
     fn of(
@@ -125,6 +126,7 @@ impl Draft {
         seen: &mut Fingerprint,
         terms: Vec<Option<Arc<Terms>>>,
         mut problems: Vec<Problem>,
+        serving: Option<&Facts>,
     ) -> Result<Self, Report> {
         let mut reader = Reader { source: &source, seen, components: BTreeMap::new(), problems: Vec::new() };
         let stable = config.filters.iter().map(|filter| reader.read(&filter.version)).collect::<Vec<_>>();
@@ -137,6 +139,9 @@ impl Draft {
         });
         let canaries = canaries.collect::<Vec<_>>();
         let upstream_tls = config.upstreams.iter().map(|upstream| reader.tls(upstream)).collect();
+        for upstream in &config.upstreams {
+            reader.check_endpoints(upstream, serving);
+        }
         for route in &config.routes {
             if let Target::Static(files) = &route.target {
                 reader.check_folder(&files.folder, &files.place);
@@ -319,6 +324,26 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// Tells a problem where the file of an upstream's endpoints cannot be used, unless it is in use: then its last good
+    /// endpoints are, and another change must not fail by it.
+    fn check_endpoints(&mut self, upstream: &Upstream, serving: Option<&Facts>) {
+        let Some((path, place)) = &upstream.endpoints_file else { return };
+        let in_use = |known: &Upstream| {
+            known.name == upstream.name && known.endpoints_file.as_ref().is_some_and(|(known, _)| known == path)
+        };
+        if serving.is_some_and(|serving| serving.config.upstreams.iter().any(in_use)) {
+            return;
+        }
+        let named = upstream.tls.as_ref().is_some_and(|tls| tls.server_name.is_none());
+        if let Err(reason) = endpoints::read(path, named) {
+            // So that the reload comes with the file.
+            self.seen.note(path);
+            let message = format!("cannot use `{}`: {reason}", shown(self.source, path).display());
+            let hint = "it is a list of endpoints, as it could stand here: `[\"127.0.0.1:3000\"]`";
+            self.problems.push(Problem::new(message, place.clone()).hint(hint));
+        }
+    }
+
     fn check_folder(&mut self, folder: &Path, place: &Place) {
         if folder.is_dir() {
             return;

@@ -2,6 +2,7 @@
 //! by tasks of the control plane; the data plane reads what they found, and notes how its requests went.
 
 pub mod budget;
+pub mod endpoints;
 pub mod health;
 pub mod member;
 pub mod pool;
@@ -14,8 +15,9 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use lockgate_config::model::{self, Balance, Health, Host, UpstreamProtocol};
+use lockgate_config::model::{self, Balance, Endpoint, Health, Host, UpstreamProtocol};
 use lockgate_config::units::Weight;
+use parking_lot::Mutex;
 use pingora::connectors::http::Connector;
 use pingora::protocols::ALPN;
 use pingora::upstreams::peer::HttpPeer;
@@ -36,6 +38,8 @@ const H2_STREAMS_MAX: usize = 128;
 pub struct Upstream {
     config: model::Upstream,
     digest: String,
+    /// As configured, or as they stand in the file. Only the control plane looks at them.
+    endpoints: Mutex<Arc<[(Endpoint, u32)]>>,
     tls: Option<Material>,
     /// Connections of one upstream are not another's, even where the address is the same.
     group: u64,
@@ -81,6 +85,7 @@ impl Upstream {
             key,
             budget: Budget::new(config.retries.budget),
             series: metrics.upstream(&config.name),
+            endpoints: Mutex::new(config.endpoints.clone().into()),
             config: config.clone(),
             digest,
         };
@@ -228,9 +233,13 @@ impl Upstream {
         self.series.ejected.set(of(&|member| member.is_healthy() && member.is_ejected(now_ms)));
     }
 
-    /// Resolves the names, and checks every endpoint, once; from then on a task does, for as long as the upstream lives.
+    /// Reads the endpoints where a file has them, resolves the names, and checks every endpoint, once; from then on a task does, for as long as the upstream lives.
     pub async fn tend(self: &Arc<Self>, resolver: &Resolver) {
-        if let Some(next) = self.resolve(resolver).await {
+        let (look, _) = self.look_at_file(None).await;
+        let next = self.resolve(resolver).await;
+        if self.config.endpoints_file.is_some() {
+            tokio::spawn(endpoints::follow(Arc::downgrade(self), resolver.clone(), look, next));
+        } else if let Some(next) = next {
             tokio::spawn(resolve_again(Arc::downgrade(self), resolver.clone(), next));
         }
         if let Some(health) = self.config.health.clone() {
@@ -243,11 +252,13 @@ impl Upstream {
     /// Resolves the names. A name that does not resolve keeps the addresses of the last time. Returns when to do it again;
     /// none where there are no names.
     async fn resolve(&self, resolver: &Resolver) -> Option<Duration> {
-        if self.config.endpoints.iter().all(|(endpoint, _)| matches!(endpoint.host, Host::Address(_))) {
+        let endpoints = Arc::clone(&self.endpoints.lock());
+        let is_address = |(endpoint, _): &(Endpoint, u32)| matches!(endpoint.host, Host::Address(_));
+        if self.config.endpoints_file.is_none() && endpoints.iter().all(is_address) {
             return None;
         }
         let (mut found, mut next) = (Vec::new(), Duration::MAX);
-        for (endpoint, weight) in &self.config.endpoints {
+        for (endpoint, weight) in &*endpoints {
             let shown = endpoint.to_string();
             match &endpoint.host {
                 Host::Address(address) => found.push((SocketAddr::new(*address, endpoint.port), *weight, shown)),
@@ -268,7 +279,7 @@ impl Upstream {
             }
         }
         self.set_members(found);
-        Some(next)
+        (next < Duration::MAX).then_some(next)
     }
 
     /// Puts other addresses in the place of the current ones; what is known about those that stay, stays.

@@ -339,6 +339,8 @@ pub struct UpstreamSeries {
     pub unhealthy: IntGauge,
     /// Endpoints that are out for their failures.
     pub ejected: IntGauge,
+    /// 1 while the file of endpoints cannot be used.
+    pub file_failing: IntGauge,
     pub(super) _lease: Lease,
 }
 

@@ -66,7 +66,7 @@ pub struct Context {
     pub file: Option<SentFile>,
     /// What kept the request from its target's answer. The first fault stays: what follows is its consequence.
     pub fault: Option<Fault>,
-    /// What the operating system or Pingora say of the fault, for the log.
+    /// What the operating system or Pingora say of the fault, or which limit it was, for the log.
     pub reason: Option<String>,
     /// What a filter answered while the request was on its way already.
     pub answer: Option<Response>,

@@ -132,7 +132,7 @@ impl AccessLog {
 /// - `filters` are the route's, with version and track, in the order of the chain; one without `outcome` was not called.
 /// - `function.busy_ms` is for how long it kept a thread; without `outcome` the client was gone before there was one.
 /// - `policy` is what of the route's policy answered, in the place of the target or as it.
-/// - `error.reason` is what the operating system or Pingora says, where they say something.
+/// - `error.reason` is what the operating system or Pingora says, where they say something, or which limit was reached.
 fn put_together(line: &mut Vec<u8>, session: &Session, context: &Context, status: u16, duration: Duration) {
     let request = session.req_header();
     let header = |name| request.headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
