@@ -33,6 +33,7 @@ pub mod version;
 pub mod watch;
 pub mod watched;
 pub mod why;
+mod worlds;
 
 use std::collections::BTreeMap;
 use std::fmt;

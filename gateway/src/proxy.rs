@@ -15,9 +15,11 @@ pub mod forward;
 pub mod function;
 pub mod lend;
 pub mod log;
+pub mod middleware;
 pub mod path;
 pub mod reach;
 pub mod respond;
+pub mod rest;
 pub mod route;
 pub mod shadow;
 pub mod sink;
@@ -102,6 +104,9 @@ impl ProxyHttp for Gateway {
 
     /// Who asks, and for what: refuses what cannot be routed.
     async fn early_request_filter(&self, session: &mut Session, context: &mut Context) -> pingora::Result<()> {
+        if rest::resume(session, context).map_err(|fault| self.fault(context, fault))? {
+            return Ok(());
+        }
         admit::identify(session, context);
         admit::bound_header(session, &context.snapshot.limits).map_err(|fault| self.fault(context, fault))?;
         if session.req_header().method == Method::CONNECT {
@@ -110,15 +115,14 @@ impl ProxyHttp for Gateway {
         admit::normalise(session).map_err(|fault| self.fault(context, fault))
     }
 
-    /// Route, split, request filters; the target, where it is not an upstream.
+    /// What is behind a middleware runs as a request of its own.
+    fn allow_spawning_subrequest(&self, _session: &Session, context: &Context) -> bool {
+        context.snapshot.middleware
+    }
+
+    /// Route, split, request filters; what is behind them, where it is not an upstream.
     async fn request_filter(&self, session: &mut Session, context: &mut Context) -> pingora::Result<bool> {
-        admit::set_timeouts(session, &context.snapshot.limits);
-        if let Some(redirect) = admit::redirected_to_https(session, context) {
-            respond::answer(session, context, redirect).await?;
-            return Ok(true);
-        }
-        if let Err(refused) = admit::route_and_split(session, context) {
-            respond::refuse_with(session, context, refused.fault, refused.headers).await?;
+        if context.parent.is_none() && self.refuse_at_once(session, context).await? {
             return Ok(true);
         }
         if let Some((chain, links, exchange)) = context.filters() {
@@ -133,7 +137,7 @@ impl ProxyHttp for Gateway {
                 return Ok(true);
             }
         }
-        if files::answer(session, context).await? {
+        if middleware::answer(self, session, context).await? || files::answer(session, context).await? {
             return Ok(true);
         }
         self.answer_by_function(session, context).await
@@ -297,7 +301,8 @@ impl ProxyHttp for Gateway {
         }
         forward::ask_for_https(response, context)?;
         self.filter_response(session, response, context).await?;
-        let codings = context.route().map_or(&[][..], |route| &route.compress);
+        // A middleware sees what is behind it as it is.
+        let codings = context.route().filter(|_| context.parent.is_none()).map_or(&[][..], |route| &route.compress);
         context.compression = Compression::begin(codings, session.req_header(), response)?;
         Ok(())
     }
@@ -385,12 +390,24 @@ impl ProxyHttp for Gateway {
         let status = session.response_written().map_or(0, |header| header.status.as_u16());
         let duration = context.started.elapsed();
         context.chain.leave();
+        if let Some(captures) = context.chain.take_captures()
+            && let Some(route) = context.route()
+        {
+            captures.hand_over(route.links(context.part));
+        }
+        // What a middleware asked for was counted where it happened.
+        if let Some(attempt) = context.attempt.as_ref().filter(|attempt| attempt.header_after.is_none())
+            && context.middleware.is_empty()
+        {
+            attempt.upstream.series.record(0, attempt.started.elapsed());
+        }
+        if let Some(parent) = context.parent.take() {
+            rest::tell(parent, context);
+            return;
+        }
         match context.route() {
             Some(route) => route.series.record(status, duration),
             None => context.snapshot.unrouted.record(status, duration),
-        }
-        if let Some(attempt) = context.attempt.as_ref().filter(|attempt| attempt.header_after.is_none()) {
-            attempt.upstream.series.record(0, attempt.started.elapsed());
         }
         counts::count(context, status, duration);
         if let Some(fault) = context.fault {
@@ -398,11 +415,6 @@ impl ProxyHttp for Gateway {
         }
         if context.snapshot.access_log {
             self.access_log.write(session, context, status, duration);
-        }
-        if let Some(captures) = context.chain.take_captures()
-            && let Some(route) = context.route()
-        {
-            captures.hand_over(&route.chain);
         }
     }
 
@@ -413,6 +425,20 @@ impl ProxyHttp for Gateway {
 }
 
 impl Gateway {
+    /// Finds the request's route and tracks. Returns whether the request has been answered: it is refused, or sent to HTTPS.
+    async fn refuse_at_once(&self, session: &mut Session, context: &mut Context) -> pingora::Result<bool> {
+        admit::set_timeouts(session, &context.snapshot.limits);
+        if let Some(redirect) = admit::redirected_to_https(session, context) {
+            respond::answer(session, context, redirect).await?;
+            return Ok(true);
+        }
+        if let Err(refused) = admit::route_and_split(session, context) {
+            respond::refuse_with(session, context, refused.fault, refused.headers).await?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
     /// Reads the whole body where a filter wants it before the target is asked. Returns whether the request has been
     /// answered.
     async fn filter_whole_body(&self, session: &mut Session, context: &mut Context) -> pingora::Result<bool> {
@@ -426,7 +452,12 @@ impl Gateway {
         }
         let pace = Pace::new(context.started, &limits);
         let bounds = Bounds { max, timeout: limits.read_timeout, pace };
-        let mut whole = match body::read_whole(session.as_downstream_mut(), &bounds).await {
+        // Behind a middleware it has been read.
+        let read = match context.body.whole.take() {
+            Some(whole) => Ok(whole),
+            None => body::read_whole(session.as_downstream_mut(), &bounds).await,
+        };
+        let mut whole = match read {
             Ok(whole) => whole,
             Err(fault) => {
                 respond::refuse(session, context, fault).await?;

@@ -9,7 +9,7 @@ use lockgate_config::units::Weight;
 
 use crate::control::facts::Facts;
 use crate::control::function::FunctionVersion;
-use crate::control::snapshot::{Link, Listening, Pair, Rollout, Route, Snapshot, Target};
+use crate::control::snapshot::{Link, Listening, Middleware, Pair, Rollout, Route, Snapshot, Target};
 use crate::control::upstream::Upstream;
 use crate::control::version::Version;
 use crate::folder::Folder;
@@ -87,6 +87,7 @@ pub fn build(generation: u64, facts: &Facts, chosen: &Chosen, metrics: &Metrics,
         router: Router::new(config.routes.iter().map(|route| &route.matcher)),
         routes: config.routes.iter().map(|route| build_route(config, chosen, metrics, shadows, route)).collect(),
         rollouts,
+        middleware: config.routes.iter().any(|route| !route.middleware.is_empty()),
         limits: config.server.limits,
         trusted_proxies: Arc::clone(&config.server.trusted_proxies),
         listeners: config
@@ -120,6 +121,12 @@ fn build_route(config: &Config, chosen: &Chosen, metrics: &Metrics, shadows: &Sh
             })
         })
         .collect();
+    let middleware = route.middleware.iter().map(|link| Middleware {
+        after: link.after,
+        on_failure: link.on_failure,
+        versions: slots.pair(&chosen.functions[link.function]),
+    });
+    let middleware = middleware.collect();
     let target = match &route.target {
         model::Target::Upstream { upstream, alternatives } => {
             let all = || std::iter::once(upstream).chain(alternatives);
@@ -141,6 +148,7 @@ fn build_route(config: &Config, chosen: &Chosen, metrics: &Metrics, shadows: &Sh
         name: Arc::clone(&route.name),
         shadowed: chain.iter().any(|link| link.shadow.is_some()),
         chain,
+        middleware,
         upgrades: route.upgrades.clone().into(),
         compress: route.compress.clone().into(),
         rollouts: slots.0.into_boxed_slice(),

@@ -229,7 +229,10 @@ pub fn count(context: &Context, status: u16, duration: Duration) {
         status,
         gateway_error: context.fault.is_some_and(|fault| fault.source() != fault::Source::Downstream),
         upstream_5xx: context.attempt.as_ref().is_some_and(|attempt| attempt.status / 100 == 5),
-        filter_failed: steps.iter().any(|step| step.outcome == Some(FAIL)),
+        filter_failed: steps
+            .iter()
+            .chain(context.middleware.iter().map(|(_, step)| step))
+            .any(|step| step.outcome == Some(FAIL)),
         duration,
     };
     for (slot, rollout) in (0_u8..).zip(&*route.rollouts) {
@@ -237,7 +240,12 @@ pub fn count(context: &Context, status: u16, duration: Duration) {
         let Some(counts) = rollout.and_then(|rollout| rollout.counts.as_ref()) else { continue };
         let track = if context.tracks.is_canary(slot) { Track::Canary } else { Track::Stable };
         let moved = route.chain.iter().zip(steps).filter(|(link, _)| link.versions.slot() == Some(slot));
-        counts.record(track, &ended, moved.map(|(_, step)| step));
+        let middleware = context
+            .middleware
+            .iter()
+            .filter(|(index, _)| route.middleware.get(*index).is_some_and(|link| link.versions.slot() == Some(slot)));
+        let moved = moved.map(|(_, step)| step).chain(middleware.map(|(_, step)| step));
+        counts.record(track, &ended, moved);
     }
 }
 
