@@ -46,7 +46,9 @@ pub fn dump(config: &Config) -> Value {
         value.insert("require_approval".into(), require_approval(function.require_approval));
         (function.name.to_string(), Value::Object(value))
     });
+    let experimental: &[&str] = if config.experimental.wasi_03 { &["wasi-0.3"] } else { &[] };
     json!({
+        "experimental": experimental,
         "server": server(&config.server),
         "listeners": config.listeners.iter().map(listener).collect::<Value>(),
         "admin": admin,
@@ -346,10 +348,9 @@ fn route(route: &Route, config: &Config) -> Value {
         matches.insert("headers".into(), headers.collect::<Map<_, _>>().into());
     }
     let upstream_name = |index: &usize| config.upstreams[*index].name.to_string();
-    let filters = route.filters.iter().map(|index| config.filters[*index].name.to_string());
     let mut value = json!({
         "match": matches,
-        "filters": filters.collect::<Value>(),
+        "filters": chain(route, config),
         "upgrades": texts(route.upgrades.iter()),
         "compress": route.compress.iter().map(|it| coding(*it)).collect::<Value>(),
     });
@@ -371,6 +372,22 @@ fn route(route: &Route, config: &Config) -> Value {
         value["name"] = route.name.to_string().into();
     }
     value
+}
+
+fn chain(route: &Route, config: &Config) -> Value {
+    let middleware = |before: usize| {
+        route.middleware.iter().filter(move |link| link.after == before).map(|link| {
+            let open = link.on_failure == FailureMode::Open;
+            json!({
+                "function": config.functions[link.function].name.to_string(),
+                "on_failure": if open { "open" } else { "closed" },
+            })
+        })
+    };
+    let filters = route.filters.iter().enumerate();
+    let filters =
+        filters.flat_map(|(before, index)| middleware(before).chain([config.filters[*index].name.to_string().into()]));
+    filters.chain(middleware(route.filters.len())).collect()
 }
 
 fn static_folder(files: &StaticFolder) -> Value {

@@ -29,9 +29,9 @@ pub(crate) use self::function::{Function, FunctionLimits};
 pub(crate) use self::grants::{Folder, OutboundForm, OutboundTo, RequireApproval};
 pub(crate) use self::listener::{Alpn, ClientAuthMode, ListenerForm, Tls};
 pub(crate) use self::route::{
-    Canary, Coding, HeaderCondition, KeyForm, KeyNamed, KeyWord, Match, Override, Rollout, Route,
+    Canary, Coding, HeaderCondition, KeyForm, KeyNamed, KeyWord, Link, LinkFailure, Match, Override, Rollout, Route,
 };
-pub(crate) use self::server::{AccessLog, Admin, Server};
+pub(crate) use self::server::{AccessLog, Admin, Experiment, Server};
 pub(crate) use self::upstream::{BalanceForm, EndpointForm, Protocol, Upstream, UpstreamForm};
 pub(crate) use self::written::{FilePath, Status};
 
@@ -40,6 +40,9 @@ pub(crate) use self::written::{FilePath, Status};
 #[serde(deny_unknown_fields, default)]
 #[schemars(title = "Lockgate configuration")]
 pub(crate) struct File {
+    /// What may change or go with any version, and is there for those who say so. `wasi-0.3`: functions of WASI 0.3, whose
+    /// support Wasmtime calls unfinished.
+    pub(crate) experimental: Vec<Experiment>,
     /// What holds for the process.
     pub(crate) server: Server,
     /// Where requests come in; at least one. An address alone is short for a map with that `address`. A reload adds

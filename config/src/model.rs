@@ -29,6 +29,8 @@ pub use self::policy::{
 /// A whole configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// What is not finished, and allowed all the same.
+    pub experimental: Experimental,
     /// What holds for the process.
     pub server: Server,
     /// Where requests come in; at least one.
@@ -45,6 +47,13 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// In the order of the file. Names are unique, and no two move the same filter, function or upstream.
     pub rollouts: Vec<Rollout>,
+}
+
+/// What is not finished. Nothing of it is allowed by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Experimental {
+    /// Functions of WASI 0.3.
+    pub wasi_03: bool,
 }
 
 /// What holds for the process. Read at start only: threads, directories, pool and compiler settings. All else reloads.
@@ -573,6 +582,8 @@ pub struct Route {
     pub matcher: RouteMatch,
     /// Indices into [`Config::filters`], in the order of the request.
     pub filters: Vec<usize>,
+    /// Middleware among the filters, in the order of the request. Default: none.
+    pub middleware: Vec<Middleware>,
     /// Protocols that a connection may change to, in lower case. Default: `websocket`.
     pub upgrades: Vec<String>,
     /// How responses are compressed, the best first, where the client takes it. Default: not at all.
@@ -606,6 +617,17 @@ pub struct RouteMatch {
     pub methods: Vec<String>,
     /// All of them must hold.
     pub headers: Vec<HeaderMatch>,
+}
+
+/// A middleware in a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Middleware {
+    /// Filters of the route that are in front of it.
+    pub after: usize,
+    /// An index into [`Config::functions`].
+    pub function: usize,
+    /// [`FailureMode::Closed`], the default, or [`FailureMode::Open`].
+    pub on_failure: FailureMode,
 }
 
 /// Hosts in lower case, without a port.

@@ -18,9 +18,9 @@ mod upstreams;
 use std::path::{Path, PathBuf};
 
 use crate::decode::did_you_mean;
-use crate::file::File;
 use crate::file::written::{FilePath, Reference, Written};
-use crate::model::Config;
+use crate::file::{Experiment, File};
+use crate::model::{Config, Experimental};
 use crate::problem::{Place, Problem};
 use crate::text::check_name;
 use crate::tree::{Node, Value};
@@ -49,6 +49,7 @@ struct Resolver<'a> {
 
 impl Resolver<'_> {
     fn config(&mut self, file: File, tree: &Node) -> Config {
+        let experimental = Experimental { wasi_03: file.experimental.contains(&Experiment::Wasi03) };
         let server = self.server(file.server, tree.at("server"));
         let listeners = self.listeners(file.listeners, &server, tree);
         let admin = self.admin(file.admin, tree, &listeners);
@@ -61,7 +62,7 @@ impl Resolver<'_> {
         let routes = self.routes(file.routes, tree);
         let rollouts = self.rollouts(file.rollouts.0, tree.at("rollouts"), &filters, &functions);
         self.check_rollouts_of_routes(&routes, &rollouts, &filters, &functions);
-        Config { server, listeners, admin, upstreams, filters, functions, routes, rollouts }
+        Config { experimental, server, listeners, admin, upstreams, filters, functions, routes, rollouts }
     }
 
     fn problem(&mut self, problem: Problem) {

@@ -38,6 +38,7 @@ mod views;
 pub mod watch;
 pub mod watched;
 pub mod why;
+mod worlds;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -16,10 +16,12 @@ pub mod function;
 pub mod inner;
 pub mod lend;
 pub mod log;
+pub mod middleware;
 pub mod path;
 pub mod policy;
 pub mod reach;
 pub mod respond;
+pub mod rest;
 pub mod route;
 pub mod shadow;
 pub mod sink;
@@ -111,7 +113,8 @@ impl ProxyHttp for Gateway {
 
     /// Who asks, and for what: refuses what cannot be routed.
     async fn early_request_filter(&self, session: &mut Session, context: &mut Context) -> pingora::Result<()> {
-        if inner::adopt(session, context) {
+        let adopted = inner::adopt(session, context);
+        if adopted || rest::resume(session, context).map_err(|fault| self.fault(context, fault))? {
             return Ok(());
         }
         admit::identify(session, context);
@@ -122,27 +125,18 @@ impl ProxyHttp for Gateway {
         admit::normalise(session).map_err(|fault| self.fault(context, fault))
     }
 
-    /// Route, split, request filters; the target, where it is not an upstream.
+    /// What is behind a middleware runs as a request of its own.
+    fn allow_spawning_subrequest(&self, _session: &Session, context: &Context) -> bool {
+        context.snapshot.middleware
+    }
+
+    /// Route, split, request filters; what is behind them, where it is not an upstream.
     async fn request_filter(&self, session: &mut Session, context: &mut Context) -> pingora::Result<bool> {
         if context.inner.is_some() {
             return Ok(false);
         }
-        admit::set_timeouts(session, &context.snapshot.limits);
-        if let Some(redirect) = admit::redirected_to_https(session, context) {
-            respond::answer(session, context, redirect).await?;
+        if context.parent.is_none() && self.refuse_at_once(session, context).await? {
             return Ok(true);
-        }
-        let routed = admit::route_and_split(session, context);
-        match routed.and_then(|()| policy::admit(session, context)) {
-            Ok(None) => {}
-            Ok(Some(response)) => {
-                respond::answer(session, context, response).await?;
-                return Ok(true);
-            }
-            Err(refused) => {
-                respond::refuse_with(session, context, refused.fault, refused.headers).await?;
-                return Ok(true);
-            }
         }
         let upstreams = Reach::of(context, &self.itself);
         if let Some((chain, links, exchange)) = context.filters() {
@@ -157,6 +151,9 @@ impl ProxyHttp for Gateway {
             if self.filter_whole_body(session, context).await? {
                 return Ok(true);
             }
+        }
+        if middleware::answer(self, session, context).await? {
+            return Ok(true);
         }
         match policy::answer(session, context) {
             Ok(None) => {}
@@ -310,6 +307,10 @@ impl ProxyHttp for Gateway {
         }
         forward::ask_for_https(response, context)?;
         self.filter_response(session, response, context).await?;
+        // A middleware sees what is behind it as it is.
+        if context.parent.is_some() {
+            return Ok(());
+        }
         policy::finish(session.req_header(), response, context)?;
         let codings = context.route().map_or(&[][..], |route| &route.compress);
         context.compression = Compression::begin(codings, session.req_header(), response)?;
@@ -415,13 +416,25 @@ impl ProxyHttp for Gateway {
     async fn logging(&self, session: &mut Session, _error: Option<&Error>, context: &mut Context) {
         let status = session.response_written().map_or(0, |header| header.status.as_u16());
         let duration = context.started.elapsed();
-        if let Some(attempt) = context.attempt.as_ref().filter(|attempt| attempt.header_after.is_none()) {
+        // What a middleware asked for was counted where it happened.
+        if let Some(attempt) = context.attempt.as_ref().filter(|attempt| attempt.header_after.is_none())
+            && context.middleware.is_empty()
+        {
             attempt.upstream.series.record(0, attempt.started.elapsed());
         }
         if context.inner.is_some() {
             return;
         }
         context.chain.leave();
+        if let Some(captures) = context.chain.take_captures()
+            && let Some(route) = context.route()
+        {
+            captures.hand_over(route.links(context.part));
+        }
+        if let Some(parent) = context.parent.take() {
+            rest::tell(parent, context);
+            return;
+        }
         match context.route() {
             Some(route) => route.series.record(status, duration),
             None => context.snapshot.unrouted.record(status, duration),
@@ -434,11 +447,6 @@ impl ProxyHttp for Gateway {
             self.access_log.write(session, context, status, duration);
         }
         policy::send_copy(context);
-        if let Some(captures) = context.chain.take_captures()
-            && let Some(route) = context.route()
-        {
-            captures.hand_over(&route.chain);
-        }
     }
 
     /// Our own log says it better, and once.
@@ -448,6 +456,28 @@ impl ProxyHttp for Gateway {
 }
 
 impl Gateway {
+    /// Finds the request's route and tracks, and asks its policy. Returns whether the request has been answered: it is
+    /// refused, or sent elsewhere.
+    async fn refuse_at_once(&self, session: &mut Session, context: &mut Context) -> pingora::Result<bool> {
+        admit::set_timeouts(session, &context.snapshot.limits);
+        if let Some(redirect) = admit::redirected_to_https(session, context) {
+            respond::answer(session, context, redirect).await?;
+            return Ok(true);
+        }
+        let routed = admit::route_and_split(session, context);
+        match routed.and_then(|()| policy::admit(session, context)) {
+            Ok(None) => Ok(false),
+            Ok(Some(response)) => {
+                respond::answer(session, context, response).await?;
+                Ok(true)
+            }
+            Err(refused) => {
+                respond::refuse_with(session, context, refused.fault, refused.headers).await?;
+                Ok(true)
+            }
+        }
+    }
+
     /// Bounds a piece of the request's body, and passes it along the chain.
     async fn filter_request_body(
         &self,
@@ -514,10 +544,14 @@ impl Gateway {
         }
         let pace = Pace::new(context.started, &limits);
         let bounds = Bounds { max, timeout: limits.read_timeout, pace };
-        let read = tokio::select! {
-            biased;
-            read = body::read_whole(session.as_downstream_mut(), &bounds) => read,
-            () = policy::until_over(context, false) => Err(Fault::RequestTimeout),
+        // Behind a middleware it has been read.
+        let read = match context.body.whole.take() {
+            Some(whole) => Ok(whole),
+            None => tokio::select! {
+                biased;
+                read = body::read_whole(session.as_downstream_mut(), &bounds) => read,
+                () = policy::until_over(context, false) => Err(Fault::RequestTimeout),
+            },
         };
         let mut whole = match read {
             Ok(whole) => whole,

@@ -86,7 +86,7 @@ pub(crate) struct IsolationMap {
 #[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Reused {
-    /// After so many requests.
+    /// After so many requests; those of functions after up to an eighth fewer, so that they do not all end together.
     pub(crate) requests: Written<Whole<1, { u32::MAX }>>,
     /// When its memory has grown beyond this.
     #[schemars(extend("x-default" = "half of `limits.memory`"))]

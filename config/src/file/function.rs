@@ -11,7 +11,8 @@ use super::grants::RequireApproval;
 use super::written::{FilePath, Timeout, Whole, Written};
 use crate::units::ByteSize;
 
-/// A component that answers requests itself, in its stable version: a standard `wasi:http` 0.2 proxy.
+/// A component that answers requests itself, in its stable version: a standard `wasi:http` 0.2 proxy, or with
+/// `experimental: [wasi-0.3]` a 0.3 service. Or a 0.3 middleware, which stands in the `filters` of routes.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Function {

@@ -31,9 +31,10 @@ pub(crate) struct Route {
     /// Which requests; all of it must hold. Any, unless it is said here.
     #[serde(default, rename = "match")]
     pub(crate) matches: Match,
-    /// Names of filters, in the order in which they see the request; they see the response in reverse.
+    /// Names of filters, in the order in which they see the request; they see the response in reverse. A map with
+    /// `function` puts a middleware among them.
     #[serde(default)]
-    pub(crate) filters: Vec<Written<Reference>>,
+    pub(crate) filters: Vec<Either<Written<Reference>, Link>>,
     /// Protocols that a connection may change to by HTTP/1.1's `upgrade`: filters see the handshake, then bytes pass
     /// unseen, until `limits.tunnel_idle_timeout`. What is not listed is asked for in vain: the header goes no further.
     #[serde(default = "websocket")]
@@ -99,6 +100,34 @@ pub(crate) struct Route {
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
     pub(crate) respond: Option<Either<Written<Status>, Respond>>,
+}
+
+/// A middleware in a chain: a function that has requests handled by what is behind it, the filters that follow and the
+/// target. It may change request and response, or answer by itself. Needs `experimental: [wasi-0.3]`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Link {
+    /// Name of the function: a component for `wasi:http/middleware` 0.3.
+    pub(crate) function: Written<Reference>,
+    /// What becomes of a request when the function fails. `closed`: it is answered with 503. `open`: it goes on as if the
+    /// function were not there; but for requests that it has passed on already, or of whose body it has read.
+    #[serde(default = "shut")]
+    pub(crate) on_failure: LinkFailure,
+}
+
+/// What becomes of a request when a middleware fails.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(crate) enum LinkFailure {
+    /// It is answered with 503.
+    Closed,
+    /// It goes on without, where it can.
+    Open,
+}
+
+const fn shut() -> LinkFailure {
+    LinkFailure::Closed
 }
 
 fn websocket() -> Vec<Written<Token>> {

@@ -13,6 +13,15 @@ use super::written::{FilePath, Timeout, Whole, Written};
 use crate::model::ListenAddress;
 use crate::units::{ByteSize, Secret};
 
+/// What is not finished.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[schemars(inline)]
+pub(crate) enum Experiment {
+    /// Functions of WASI 0.3.
+    #[serde(rename = "wasi-0.3")]
+    Wasi03,
+}
+
 /// What holds for the process.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

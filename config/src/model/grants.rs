@@ -74,15 +74,16 @@ pub fn reached_upstreams(
     filters: &[Filter],
     functions: &[Function],
 ) -> BTreeSet<usize> {
-    let function = match route.target {
+    let target = match route.target {
         Target::Function { function } => Some(function),
-        Target::Upstream { .. } | Target::Static(_) => None,
+        _ => None,
     };
+    let asked: BTreeSet<usize> = route.middleware.iter().map(|link| link.function).chain(target).collect();
     let stable = route.filters.iter().filter_map(|index| Some(&filters.get(*index)?.version.grants));
-    let stable = stable.chain(function.and_then(|index| Some(&functions.get(index)?.version.grants)));
+    let stable = stable.chain(asked.iter().filter_map(|index| Some(&functions.get(*index)?.version.grants)));
     let canaries = rollouts.iter().filter_map(|rollout| match &rollout.subject {
         RolloutSubject::Filter { filter, canary } if route.filters.contains(filter) => Some(&canary.grants),
-        RolloutSubject::Function { function: moved, canary } if function == Some(*moved) => Some(&canary.grants),
+        RolloutSubject::Function { function: moved, canary } if asked.contains(moved) => Some(&canary.grants),
         _ => None,
     });
     stable.chain(canaries).flat_map(|grants| &grants.upstreams).map(|grant| grant.upstream).collect()

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::{Resolver, Section, line_of, repeated};
+use super::{Names, Resolver, Section, line_of, repeated};
 use crate::file;
 use crate::file::HeaderCondition;
 use crate::file::forms::Either;
 use crate::file::written::{Reference, Written};
 use crate::model::{
-    Coding, Filter, Function, HeaderMatch, HostPattern, PathPattern, Rollout, RolloutSubject, Route, RouteMatch,
-    Segment, StaticFolder, Target, reached_upstreams,
+    Coding, FailureMode, Filter, Function, HeaderMatch, HostPattern, Middleware, PathPattern, Rollout, RolloutSubject,
+    Route, RouteMatch, Segment, StaticFolder, Target, reached_upstreams,
 };
 use crate::problem::{Place, Problem};
 use crate::text::HeaderName;
@@ -46,10 +46,11 @@ impl Resolver<'_> {
 
     fn route(&mut self, mut route: file::Route, node: &Node) -> Option<Route> {
         let matcher = self.matcher(std::mem::take(&mut route.matches), node.at("match"));
-        let filters = self.references(Section::Filters, &route.filters, node.at("filters"));
-        if filters.len() > FILTERS_MAX {
+        let (filters, middleware) = self.chain(&route.filters, node.at("filters"));
+        let links = filters.len() + middleware.len();
+        if links > FILTERS_MAX {
             let problem = Problem::new("the chain is too long", node.key_place("filters"));
-            self.problem(problem.label(format!("{} filters; at most {FILTERS_MAX}", filters.len())));
+            self.problem(problem.label(format!("{links} filters; at most {FILTERS_MAX}")));
         }
         let name = match &route.name {
             Some(name) => name.0.0.as_str().into(),
@@ -67,6 +68,7 @@ impl Resolver<'_> {
             name,
             matcher,
             filters,
+            middleware,
             upgrades,
             compress,
             policy,
@@ -145,6 +147,61 @@ impl Resolver<'_> {
         }
     }
 
+    /// Finds what a chain is made of, nothing of it twice.
+    fn chain(
+        &mut self,
+        links: &[Either<Written<Reference>, file::Link>],
+        node: &Node,
+    ) -> (Vec<usize>, Vec<Middleware>) {
+        let names: Vec<(Section, &Reference)> = links
+            .iter()
+            .map(|link| match link {
+                Either::Short(name) => (Section::Filters, &name.0),
+                Either::Long(link) => (Section::Functions, &link.function.0),
+            })
+            .collect();
+        let at = |index: usize| match &links[index] {
+            Either::Short(_) => node.item(index),
+            Either::Long(_) => node.item(index).at("function"),
+        };
+        for (index, _) in repeated(&names) {
+            let written = at(index).written().unwrap_or_default();
+            let problem = Problem::new(format!("`{written}` is listed twice"), at(index).place.clone());
+            let hint = "a filter runs once in a chain; declare it under a second name to run it again";
+            self.problem(problem.hint(hint));
+        }
+        let (mut filters, mut middleware) = (Vec::new(), Vec::new());
+        for (index, link) in links.iter().enumerate() {
+            match link {
+                Either::Short(name) if self.is_a_function_only(&name.0) => {
+                    let written = at(index).written().unwrap_or_default();
+                    let problem = Problem::new(format!("there is no filter `{written}`"), at(index).place.clone());
+                    let problem = problem.label("a function has this name");
+                    self.problem(problem.hint(format!("a middleware stands here as `function: {written}`")));
+                }
+                Either::Short(name) => filters.extend(self.find(Section::Filters, name, at(index))),
+                Either::Long(link) => {
+                    middleware.extend(self.find(Section::Functions, &link.function, at(index)).map(|function| {
+                        Middleware {
+                            after: filters.len(),
+                            function,
+                            on_failure: match link.on_failure {
+                                file::LinkFailure::Closed => FailureMode::Closed,
+                                file::LinkFailure::Open => FailureMode::Open,
+                            },
+                        }
+                    }))
+                }
+            }
+        }
+        (filters, middleware)
+    }
+
+    fn is_a_function_only(&self, name: &Reference) -> bool {
+        let names = |names: &Names| names.names.contains(&name.0) || names.lost.contains(&name.0);
+        names(&self.functions) && !names(&self.filters) && !self.filters.unsure
+    }
+
     /// Finds what a list of names refers to, none of them twice.
     fn references(&mut self, section: Section, names: &[Written<Reference>], node: &Node) -> Vec<usize> {
         let texts: Vec<&Reference> = names.iter().map(|name| &name.0).collect();
@@ -152,12 +209,7 @@ impl Resolver<'_> {
             let item = node.item(index);
             let written = item.written().unwrap_or_default();
             let problem = Problem::new(format!("`{written}` is listed twice"), item.place.clone());
-            self.problem(match section {
-                Section::Filters => {
-                    problem.hint("a filter runs once in a chain; declare it under a second name to run it again")
-                }
-                Section::Upstreams | Section::Functions => problem.hint("remove one of the two"),
-            });
+            self.problem(problem.hint("remove one of the two"));
         }
         names.iter().enumerate().filter_map(|(index, name)| self.find(section, name, node.item(index))).collect()
     }
@@ -263,11 +315,11 @@ impl Resolver<'_> {
                 (RolloutSubject::Upstream { upstream: subject, .. }, Target::Upstream { upstream, alternatives }) => {
                     upstream == subject || alternatives.contains(subject) || reached.contains(subject)
                 }
-                (RolloutSubject::Upstream { upstream: subject, .. }, _) if reached.contains(subject) => true,
-                (RolloutSubject::Function { function: subject, .. }, Target::Function { function }) => {
-                    function == subject
+                (RolloutSubject::Upstream { upstream: subject, .. }, _) => reached.contains(subject),
+                (RolloutSubject::Function { function, .. }, target) => {
+                    let links = route.middleware.iter().any(|link| link.function == *function);
+                    links || matches!(target, Target::Function { function: target } if target == function)
                 }
-                (RolloutSubject::Upstream { .. } | RolloutSubject::Function { .. }, _) => false,
             };
             let count = rollouts.iter().filter(meets).count();
             if count > ROLLOUTS_MAX {

@@ -11,7 +11,7 @@ use crate::control::facts::Facts;
 use crate::control::function::FunctionVersion;
 use crate::control::rollout::Versions;
 use crate::control::policies::Policies;
-use crate::control::snapshot::{Link, Listening, Pair, Rollout, Route, Snapshot, Target};
+use crate::control::snapshot::{Link, Listening, Middleware, Pair, Rollout, Route, Snapshot, Target};
 use crate::control::upstream::Upstream;
 use crate::control::version::Version;
 use crate::folder::Folder;
@@ -104,6 +104,7 @@ pub fn build(
             .map(|route| build_route(facts, chosen, metrics, shadows, policies, route))
             .collect(),
         rollouts,
+        middleware: config.routes.iter().any(|route| !route.middleware.is_empty()),
         limits: config.server.limits,
         trusted_proxies: Arc::clone(&config.server.trusted_proxies),
         listeners: config
@@ -147,6 +148,12 @@ fn build_route(
             })
         })
         .collect();
+    let middleware = route.middleware.iter().map(|link| Middleware {
+        after: link.after,
+        on_failure: link.on_failure,
+        versions: slots.pair(&chosen.functions[link.function]),
+    });
+    let middleware = middleware.collect();
     let target = match &route.target {
         model::Target::Upstream { upstream, alternatives } => {
             let all = || std::iter::once(upstream).chain(alternatives);
@@ -179,6 +186,7 @@ fn build_route(
         reachable,
         shadowed: chain.iter().any(|link| link.shadow.is_some()),
         chain,
+        middleware,
         upgrades: route.upgrades.clone().into(),
         compress: route.compress.clone().into(),
         gates: gates(config, &slots.0, &target),

@@ -27,6 +27,7 @@ use crate::control::time::Timestamp;
 use crate::control::upstream::endpoints;
 use crate::control::upstream::tls::Material;
 use crate::control::watch::Fingerprint;
+use crate::control::worlds;
 use crate::tls::{self, Terms};
 
 /// Filters that are loaded at the same time. Compiling has threads of its own; what is left is reading, checking and
@@ -154,6 +155,10 @@ impl Draft {
             return Err(Report::new(source, problems));
         }
         let components = components.into_iter().filter_map(|(path, read)| Some((path, read?.1))).collect();
+        let problems = worlds::check(&config, &source, &components);
+        if !problems.is_empty() {
+            return Err(Report::new(source, problems));
+        }
         let stable = stable.into_iter().flatten().collect();
         let functions = functions.into_iter().flatten().collect();
         let mut facts = Facts::new(config, source, stable, functions, canaries, terms, upstream_tls);

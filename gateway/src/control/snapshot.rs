@@ -37,6 +37,8 @@ pub struct Snapshot {
     pub routes: Box<[Route]>,
     /// The rollouts that are under way.
     pub rollouts: Box<[Rollout]>,
+    /// Whether any route has a middleware.
+    pub middleware: bool,
     /// Limits of a request, before any filter's.
     pub limits: RequestLimits,
     /// Peers whose forwarding headers are believed.
@@ -121,6 +123,8 @@ pub struct Route {
     pub name: Arc<str>,
     /// Filters in the order of the request.
     pub chain: Box<[Link]>,
+    /// Middleware among them, likewise. They divide the chain into parts.
+    pub middleware: Box<[Middleware]>,
     /// Protocols that a connection may change to, in lower case.
     pub upgrades: Box<[String]>,
     /// How responses are compressed, the best first.
@@ -149,6 +153,25 @@ impl Route {
     pub fn is_gated(&self, slot: u8) -> bool {
         self.gates.get(usize::from(slot)).is_some_and(|canaries| canaries.iter().any(|canary| canary.is_down()))
     }
+
+    /// Returns the filters of a part of the chain: the first is in front of all middleware, the next behind the first, and
+    /// so on.
+    pub fn links(&self, part: usize) -> &[Link] {
+        let end = |part: usize| self.middleware.get(part).map_or(self.chain.len(), |middleware| middleware.after);
+        let begin = part.checked_sub(1).map_or(0, end);
+        self.chain.get(begin..end(part)).unwrap_or_default()
+    }
+}
+
+/// A middleware in a chain.
+#[derive(Debug)]
+pub struct Middleware {
+    /// Filters of the chain that are in front of it.
+    pub after: usize,
+    /// What becomes of a request when it fails.
+    pub on_failure: FailureMode,
+    /// Its versions.
+    pub versions: Pair<FunctionVersion>,
 }
 
 /// A filter in a chain.

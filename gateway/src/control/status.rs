@@ -103,7 +103,7 @@ pub struct RouteView {
     pub methods: Vec<String>,
     /// `name`, or `name: value`; all of them must hold.
     pub headers: Vec<String>,
-    /// In the order of the request.
+    /// In the order of the request, middleware by the names of their functions.
     pub filters: Vec<String>,
     /// The upstream that answers, unless a filter chooses another; none where something else does.
     pub upstream: Option<String>,
@@ -672,7 +672,7 @@ impl Published {
                     None => header.name.clone(),
                 })
                 .collect(),
-            filters: route.filters.iter().map(|index| config.filters[*index].name.to_string()).collect(),
+            filters: chain(route, config),
             upstream: None,
             function: None,
             alternatives: Vec::new(),
@@ -696,6 +696,15 @@ impl Published {
         }
         view
     }
+}
+
+/// Returns the names of a chain, in the order of the request.
+fn chain(route: &model::Route, config: &model::Config) -> Vec<String> {
+    let mut names: Vec<String> = route.filters.iter().map(|index| config.filters[*index].name.to_string()).collect();
+    for link in route.middleware.iter().rev() {
+        names.insert(link.after, config.functions[link.function].name.to_string());
+    }
+    names
 }
 
 fn quarantine(entry: &Entry) -> QuarantineView {

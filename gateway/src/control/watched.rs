@@ -131,14 +131,17 @@ fn summaries(route: &Route, slot: usize) -> Option<[Option<CallSummary>; 2]> {
         let of = |version: &Version, track| version.series(track).map(VersionSeries::summary);
         return Some([of(stable, Track::Stable), of(canary, Track::Canary)]);
     }
-    let upstreams = match &route.target {
-        Target::Upstream { upstreams, .. } => upstreams,
-        Target::Function(Pair { stable, canary: Some((at, canary)) }) if usize::from(*at) == slot => {
-            let of = |version: &FunctionVersion, track| version.series(track).map(|series| series.summary());
-            return Some([of(stable, Track::Stable), of(canary, Track::Canary)]);
-        }
-        Target::Function(_) | Target::Static { .. } | Target::Redirect(_) | Target::Respond(_) => return None,
+    let target = match &route.target {
+        Target::Function(pair) => Some(pair),
+        Target::Upstream { .. } | Target::Static { .. } | Target::Redirect(_) | Target::Respond(_) => None,
     };
+    let mut functions = route.middleware.iter().map(|link| &link.versions).chain(target);
+    let function = functions.find(|pair| of_slot(pair.canary.as_ref().map(|(slot, _)| *slot)));
+    if let Some(Pair { stable, canary: Some((_, canary)) }) = function {
+        let of = |version: &FunctionVersion, track| version.series(track).map(|series| series.summary());
+        return Some([of(stable, Track::Stable), of(canary, Track::Canary)]);
+    }
+    let Target::Upstream { upstreams, .. } = &route.target else { return None };
     let mut upstream = upstreams.iter().filter(|pair| of_slot(pair.canary.as_ref().map(|(slot, _)| *slot)));
     let Pair { stable, canary } = upstream.next()?;
     let (_, canary) = canary.as_ref()?;

@@ -254,24 +254,31 @@ pub fn route_and_split(session: &Session, context: &mut Context) -> Result<(), R
         (Some(max), Some(length)) => length > max,
         _ => false,
     };
-    if !route.chain.is_empty() {
+    enter_chain(context);
+    if too_long { Err(Fault::BodyTooLarge.into()) } else { Ok(()) }
+}
+
+/// Puts together what the filters of the request's part of the chain will see. What those in front of a middleware left, or
+/// chose, is there.
+pub fn enter_chain(context: &mut Context) {
+    let Some(route) = context.route() else { return };
+    let links = route.links(context.part);
+    if links.is_empty() {
+        return;
+    }
+    let captures = Captures::sample(route, links, context.tracks, &context.id, context.started);
+    let chain = Chain::enter(links, context.tracks, captures);
+    let exchange = context.exchange.is_none().then(|| {
         let names = match &route.target {
             Target::Upstream { names, .. } => Arc::clone(names),
             // There is nothing to choose from.
             Target::Function(_) | Target::Static { .. } | Target::Redirect(_) | Target::Respond(_) => Arc::default(),
         };
-        let captures = Captures::sample(route, context.tracks, &context.id, context.started);
-        context.chain = Chain::enter(&route.chain, context.tracks, captures);
-        context.exchange = Some(Box::new(Exchange::new(
-            lend::blank_request(),
-            context.scheme(),
-            context.client,
-            context.id.clone(),
-            route.name.clone(),
-            names,
-        )));
-    }
-    if too_long { Err(Fault::BodyTooLarge.into()) } else { Ok(()) }
+        let (id, name) = (context.id.clone(), route.name.clone());
+        Box::new(Exchange::new(lend::blank_request(), context.scheme(), context.client, id, name, names))
+    });
+    context.chain = chain;
+    context.exchange = exchange.or_else(|| context.exchange.take());
 }
 
 /// Returns the request's host without a port.

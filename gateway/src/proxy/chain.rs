@@ -98,6 +98,16 @@ impl Chain {
         &self.steps
     }
 
+    /// Takes the state in each filter, when the request is over.
+    pub fn take_steps(&mut self) -> Vec<Step> {
+        std::mem::take(&mut self.steps)
+    }
+
+    /// Adds the state in the filters behind a middleware, for the log.
+    pub fn extend(&mut self, behind: Vec<Step>) {
+        self.steps.extend(behind);
+    }
+
     /// Returns how the chain wants the request's body.
     pub fn request_body(&self, links: &[Link]) -> BodyMode {
         let modes = self.active(links).map(|link| link.versions.on(self.tracks).0.filter().request_body());

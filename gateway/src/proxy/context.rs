@@ -17,12 +17,13 @@ use crate::control::upstream::member::InFlight;
 use crate::control::upstream::{Admitted, Upstream};
 use crate::metrics::PolicyAnswer;
 use crate::proxy::arrival::{Arrival, Tunnel};
-use crate::proxy::chain::Chain;
+use crate::proxy::chain::{Chain, Step};
 use crate::proxy::compress::Compression;
 use crate::proxy::fault::Fault;
+use crate::proxy::inner::Inner;
 use crate::proxy::policy::mirror::Copy;
 use crate::proxy::policy::places::Place;
-use crate::proxy::inner::Inner;
+use crate::proxy::rest::Parent;
 use crate::track::{Slots, Track, Tracks};
 
 /// A request.
@@ -48,8 +49,14 @@ pub struct Context {
     pub tracks: Tracks,
     /// The rollouts whose guard counts it.
     pub counted: Slots,
-    /// Where it is in the route's chain.
+    /// The part of the route's chain that it is in: so many middleware it has passed.
+    pub part: usize,
+    /// Where it is in that part.
     pub chain: Chain,
+    /// What became of it in the middleware that it met, by their places among the route's.
+    pub middleware: Vec<(usize, Step)>,
+    /// Whom to tell what became of it, where a middleware asked for it.
+    pub parent: Option<Parent>,
     /// What filters see; none on a route without filters. Boxed, since it moves into a filter's store and back.
     pub exchange: Option<Box<Exchange>>,
     /// The request's body.
@@ -198,6 +205,12 @@ impl Reading {
     pub fn share(&self) -> Arc<Snapshot> {
         Arc::clone(&self.0)
     }
+
+    /// Returns the same, for a part of the request that runs by itself.
+    pub fn again(&self) -> Self {
+        self.0.requests.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(&self.0))
+    }
 }
 
 impl std::ops::Deref for Reading {
@@ -228,7 +241,10 @@ impl Context {
             route: None,
             tracks: Tracks::default(),
             counted: Slots::default(),
+            part: 0,
             chain: Chain::default(),
+            middleware: Vec::new(),
+            parent: None,
             exchange: None,
             body: RequestBody::default(),
             attempt: None,
@@ -262,7 +278,7 @@ impl Context {
     /// Returns the chain with its links and what filters see; none on a route without filters.
     pub fn filters(&mut self) -> Option<(&mut Chain, &[Link], &mut Box<Exchange>)> {
         let route = self.snapshot.routes.get(self.route?)?;
-        Some((&mut self.chain, &route.chain, self.exchange.as_mut()?))
+        Some((&mut self.chain, route.links(self.part), self.exchange.as_mut()?))
     }
 
     /// Returns the upstream that the request goes to: that of an inner request, the route's, or the one that a filter chose, on its track.

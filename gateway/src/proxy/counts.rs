@@ -257,7 +257,10 @@ pub fn count(context: &Context, status: u16, duration: Duration) {
         status,
         gateway_error: context.fault.is_some_and(|fault| fault.source() != fault::Source::Downstream),
         upstream_5xx: context.attempt.as_ref().is_some_and(|attempt| attempt.status / 100 == 5),
-        filter_failed: steps.iter().any(|step| step.outcome == Some(FAIL)),
+        filter_failed: steps
+            .iter()
+            .chain(context.middleware.iter().map(|(_, step)| step))
+            .any(|step| step.outcome == Some(FAIL)),
         duration,
     };
     for (slot, rollout) in (0_u8..).zip(&*route.rollouts) {
@@ -270,7 +273,11 @@ pub fn count(context: &Context, status: u16, duration: Duration) {
             }
             _ => {
                 let moved = route.chain.iter().zip(steps).filter(|(link, _)| link.versions.slot() == Some(slot));
-                Own::of_filter(moved.map(|(_, step)| step), status)
+                let middleware = context.middleware.iter();
+                let middleware = middleware.filter(|(index, _)| {
+                    route.middleware.get(*index).is_some_and(|link| link.versions.slot() == Some(slot))
+                });
+                Own::of_filter(moved.map(|(_, step)| step).chain(middleware.map(|(_, step)| step)), status)
             }
         };
         counts.record(track, &ended, own);

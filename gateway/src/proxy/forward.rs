@@ -89,9 +89,7 @@ pub fn request_id(headers: &HeaderMap) -> Option<&str> {
 /// # Errors
 /// A value that is none; the ones here are.
 pub fn to_upstream(request: &mut RequestHeader, context: &Context) -> pingora::Result<()> {
-    while let Some(own) = request.headers.keys().find(|name| name.as_str().starts_with(OWN_PREFIX)).cloned() {
-        request.remove_header(&own);
-    }
+    remove_own(request);
     forward_address(request, context)?;
     if !(context.peer_trusted && request.headers.contains_key(X_FORWARDED_PROTO)) {
         request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(context.scheme()))?;
@@ -101,7 +99,32 @@ pub fn to_upstream(request: &mut RequestHeader, context: &Context) -> pingora::R
     {
         request.insert_header(X_FORWARDED_HOST, host)?;
     }
-    request.insert_header(X_REQUEST_ID, HeaderValue::from_str(&context.id).or_err(InternalError, "a request id")?)?;
+    name(request, context)?;
+    frame(request, context)
+}
+
+/// Edits a request on its way to a middleware. Who the client is, an upstream is told behind it, once.
+///
+/// # Errors
+/// A value that is none; the ones here are.
+pub fn to_middleware(request: &mut RequestHeader, context: &Context) -> pingora::Result<()> {
+    remove_own(request);
+    name(request, context)?;
+    frame(request, context)
+}
+
+fn remove_own(request: &mut RequestHeader) {
+    while let Some(own) = request.headers.keys().find(|name| name.as_str().starts_with(OWN_PREFIX)).cloned() {
+        request.remove_header(&own);
+    }
+}
+
+fn name(request: &mut RequestHeader, context: &Context) -> pingora::Result<()> {
+    request.insert_header(X_REQUEST_ID, HeaderValue::from_str(&context.id).or_err(InternalError, "a request id")?)
+}
+
+/// Edits what filters make of a request's and a response's body.
+fn frame(request: &mut RequestHeader, context: &Context) -> pingora::Result<()> {
     if let Some(whole) = &context.body.whole {
         request.remove_header(&TRANSFER_ENCODING);
         // Answered by us before the body was read.

@@ -2,7 +2,10 @@
 //! an upstream's does, and both bodies stream: a piece of the request is read when the guest waits for it, a piece of the
 //! response is sent when the guest has written it, and nothing piles up in between. One task does all of it, so a client
 //! that goes away takes the guest with it.
+//!
+//! A middleware is run by the same [`Run`].
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -10,8 +13,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, EXPECT, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, Method, StatusCode, Version};
+use hyper::body::Frame;
 use lockgate_host::{Call, CallError, CallErrorKind, RequestBody, Settled, Upload};
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::HttpTask;
 use pingora::protocols::http::date::get_cached_date;
 use pingora::proxy::{ProxyHttp as _, Session};
@@ -25,6 +29,7 @@ use crate::proxy::fault::Fault;
 use crate::proxy::forward;
 use crate::proxy::policy;
 use crate::proxy::inner::Reach;
+use crate::proxy::rest::Direct;
 use crate::track::Track;
 
 /// Bytes of a response that are gathered, if they are there at once, before its header is sent: a short response then
@@ -53,19 +58,25 @@ pub async fn answer(gateway: &Gateway, session: &mut Session, context: &mut Cont
     }
     let (body, client) = bodies(session, context);
     let tls = context.scheme() == "https";
-    let request = request(session, context, body)?;
+    let request = request(session, context, body, forward::to_upstream)?;
     let upstreams = Reach::of(context, &gateway.itself);
     let id = Arc::clone(&context.id);
-    let mut call = match version.function().call(track.as_str(), id, upstreams, tls, request, None) {
+    let call = match version.function().call(track.as_str(), id, upstreams, tls, request, None) {
         Ok(call) => call,
         Err(error) => return Err(failed(gateway, context, &error, Duration::ZERO)),
     };
-    let answered = Exchange { gateway, session, context, client }.run(&mut call).await;
-    let busy = call.busy();
+    let mut answerer = Answerer::Guest(Box::new(call));
+    let mut run = Run::new(gateway, session, context, client);
+    let answered = run.answer(&mut answerer).await;
+    let (busy, header_after, status) = (answerer.busy(), run.header_after, run.status);
+    if let Some(answering) = &mut context.answering {
+        answering.header_after = header_after;
+        answering.status = status;
+    }
     match answered {
         Ok(()) => {
             finished(context, busy);
-            settle(call, version, track, &context.id).await;
+            settle(answerer, version, track, &context.id).await;
             Ok(())
         }
         Err(Ended::Function(error)) => Err(failed(gateway, context, &error, busy)),
@@ -78,8 +89,47 @@ pub async fn answer(gateway: &Gateway, session: &mut Session, context: &mut Cont
     }
 }
 
+/// What answers in an upstream's place.
+pub(super) enum Answerer {
+    /// A guest.
+    Guest(Box<Call>),
+    /// What is behind a guest that is passed by.
+    Rest(Direct),
+}
+
+impl Answerer {
+    /// Returns for how long it has kept a thread busy.
+    pub(super) fn busy(&self) -> Duration {
+        match self {
+            Self::Guest(call) => call.busy(),
+            Self::Rest(_) => Duration::ZERO,
+        }
+    }
+
+    async fn response(&mut self) -> Result<http::response::Parts, CallError> {
+        match self {
+            Self::Guest(call) => call.response().await,
+            Self::Rest(rest) => rest.response().await,
+        }
+    }
+
+    async fn frame(&mut self) -> Option<Result<Frame<Bytes>, CallError>> {
+        match self {
+            Self::Guest(call) => call.frame().await,
+            Self::Rest(rest) => poll_fn(|polling| rest.poll_frame(polling)).await,
+        }
+    }
+
+    async fn frame_now(&mut self) -> Poll<Option<Result<Frame<Bytes>, CallError>>> {
+        match self {
+            Self::Guest(call) => call.frame_now().await,
+            Self::Rest(rest) => poll_fn(|polling| Poll::Ready(rest.poll_frame(polling))).await,
+        }
+    }
+}
+
 /// Returns what the function is given of the request's body, and what is to be done for it.
-fn bodies(session: &mut Session, context: &Context) -> (RequestBody, Client) {
+pub(super) fn bodies(session: &mut Session, context: &Context) -> (RequestBody, Client) {
     if let Some(whole) = &context.body.whole {
         return (RequestBody::whole(whole.clone()), Client::Watched);
     }
@@ -92,10 +142,15 @@ fn bodies(session: &mut Session, context: &Context) -> (RequestBody, Client) {
     (body, Client::Sends { upload, expects, last: false })
 }
 
-/// Returns the request as the function sees it: as an upstream would, without what belongs to the connection.
-fn request(session: &Session, context: &Context, body: RequestBody) -> pingora::Result<http::Request<RequestBody>> {
+/// Returns the request as the function sees it: past `edit`, and without what belongs to the connection.
+pub(super) fn request(
+    session: &Session,
+    context: &Context,
+    body: RequestBody,
+    edit: fn(&mut RequestHeader, &Context) -> pingora::Result<()>,
+) -> pingora::Result<http::Request<RequestBody>> {
     let mut header = session.req_header().clone();
-    forward::to_upstream(&mut header, context)?;
+    edit(&mut header, context)?;
     let mut parts: http::request::Parts = header.into();
     let named: Vec<HeaderName> = parts
         .headers
@@ -112,7 +167,7 @@ fn request(session: &Session, context: &Context, body: RequestBody) -> pingora::
 }
 
 /// Why a request got no whole answer.
-enum Ended {
+pub(super) enum Ended {
     /// The function is to blame.
     Function(CallError),
     /// The client is, or a filter; what that means has been noted.
@@ -132,7 +187,7 @@ impl From<CallError> for Ended {
 }
 
 /// What the client is doing.
-enum Client {
+pub(super) enum Client {
     /// It sends a body.
     Sends {
         upload: Upload,
@@ -160,15 +215,38 @@ enum Event {
 }
 
 /// A request, its function, and its client.
-struct Exchange<'a> {
+pub(super) struct Run<'a> {
     gateway: &'a Gateway,
     session: &'a mut Session,
     context: &'a mut Context,
     client: Client,
+    started: Instant,
+    /// Time to the header of the response.
+    header_after: Option<Duration>,
+    /// Of the response, once it is known; 0 before.
+    status: u16,
+    /// A piece of the request's body has been read for it.
+    fed: bool,
 }
 
-impl Exchange<'_> {
-    async fn run(&mut self, call: &mut Call) -> Result<(), Ended> {
+impl<'a> Run<'a> {
+    /// Begins an answer to a request, whose client does what [`bodies`] says.
+    pub(super) fn new(
+        gateway: &'a Gateway,
+        session: &'a mut Session,
+        context: &'a mut Context,
+        client: Client,
+    ) -> Self {
+        Self { gateway, session, context, client, started: Instant::now(), header_after: None, status: 0, fed: false }
+    }
+
+    /// Returns whether anything has been read of the request's body, or sent of the response.
+    pub(super) fn has_begun(&self) -> bool {
+        self.fed || self.header_after.is_some()
+    }
+
+    /// Answers, to the end of the response.
+    pub(super) async fn answer(&mut self, call: &mut Answerer) -> Result<(), Ended> {
         let parts = loop {
             tokio::select! {
                 biased;
@@ -177,10 +255,8 @@ impl Exchange<'_> {
                 () = policy::until_over(self.context, false) => return Err(self.over()),
             }
         };
-        if let Some(answering) = &mut self.context.answering {
-            answering.header_after = Some(answering.started.elapsed());
-            answering.status = parts.status.as_u16();
-        }
+        self.header_after = Some(self.started.elapsed());
+        self.status = parts.status.as_u16();
         let head = self.session.req_header().method == Method::HEAD;
         let bodiless = head || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let mut early = Early { ended: bodiless, ..Early::default() };
@@ -326,6 +402,7 @@ impl Exchange<'_> {
             return Ok(());
         }
         let session = &mut *self.session;
+        self.fed = true;
         if std::mem::take(expects) {
             session.as_downstream_mut().write_continue_response().await?;
         }
@@ -381,7 +458,7 @@ struct Early {
 
 impl Early {
     /// Takes what is there without waiting.
-    async fn gather(&mut self, call: &mut Call) -> Result<(), CallError> {
+    async fn gather(&mut self, call: &mut Answerer) -> Result<(), CallError> {
         while self.bytes < GATHERED_BYTES_MAX && !self.ended {
             match call.frame_now().await {
                 Poll::Pending => return Ok(()),
@@ -427,7 +504,8 @@ fn failed(gateway: &Gateway, context: &mut Context, error: &CallError, busy: Dur
 
 /// Lets a guest that goes on after its response do so, beside the connection. The client has its answer: what fails
 /// now is counted and logged, and nobody's fault.
-async fn settle(call: Call, version: Arc<FunctionVersion>, track: Track, request_id: &Arc<str>) {
+pub(super) async fn settle(answerer: Answerer, version: Arc<FunctionVersion>, track: Track, request_id: &Arc<str>) {
+    let Answerer::Guest(call) = answerer else { return };
     match call.settle().await {
         Settled::Ended(Ok(())) => {}
         Settled::Ended(Err(error)) => version.failed(track, request_id, &error),

@@ -14,6 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use pingora::proxy::Session;
 use prometheus::IntCounter;
 
+use crate::control::snapshot::{Link, Middleware, Route};
 use crate::control::time::Timestamp;
 use crate::proxy::context::Context;
 use json::Object;
@@ -129,7 +130,8 @@ impl AccessLog {
 /// - `path` comes without the query, which may hold secrets.
 /// - `tls.client` is who has shown a certificate.
 /// - `status` is 0 where the client was gone before there was one.
-/// - `filters` are the route's, with version and track, in the order of the chain; one without `outcome` was not called.
+/// - `filters` are the route's, middleware among them, with version and track, in the order of the chain; one without
+///   `outcome` was not called. `us` of a middleware is for how long it kept a thread.
 /// - `function.busy_ms` is for how long it kept a thread; without `outcome` the client was gone before there was one.
 /// - `policy` is what of the route's policy answered, in the place of the target or as it.
 /// - `error.reason` is what the operating system or Pingora says, where they say something, or which limit was reached.
@@ -200,14 +202,23 @@ fn put_together(line: &mut Vec<u8>, session: &Session, context: &Context, status
     if let Some(policy) = context.answered_by {
         object.text("policy", policy.as_str());
     }
-    let chain = context.route().map_or(&[][..], |route| &route.chain);
-    object.objects("filters", chain.iter().zip(context.chain.steps()), |object, (link, step)| {
-        let (version, track) = link.versions.on(context.tracks);
-        object.text("name", &link.filter);
-        object.text("version", version.label());
+    object.objects("filters", context.route().into_iter().flat_map(in_order), |object, (name, place)| {
+        object.text("name", name);
+        let (label, track, step) = match place {
+            Place::Filter(index, link) => {
+                let (version, track) = link.versions.on(context.tracks);
+                (version.label(), track, context.chain.steps().get(index))
+            }
+            Place::Middleware(index, middleware) => {
+                let (version, track) = middleware.versions.on(context.tracks);
+                let step = context.middleware.iter().find(|(place, _)| *place == index);
+                (version.label(), track, step.map(|(_, step)| step))
+            }
+        };
+        object.text("version", label);
         object.text("track", track.as_str());
-        object.optional_text("outcome", step.outcome);
-        object.micros("us", step.spent);
+        object.optional_text("outcome", step.and_then(|step| step.outcome));
+        object.micros("us", step.map_or(Duration::ZERO, |step| step.spent));
     });
     if let Some(fault) = context.fault {
         object.object("error", |object| {
@@ -220,6 +231,23 @@ fn put_together(line: &mut Vec<u8>, session: &Session, context: &Context, status
     }
     object.number("generation", context.snapshot.generation);
     object.end();
+}
+
+/// What stands at a place of a chain.
+enum Place<'a> {
+    Filter(usize, &'a Link),
+    Middleware(usize, &'a Middleware),
+}
+
+/// Returns what a chain is made of, in the order of the request, with the names in the configuration.
+fn in_order(route: &Route) -> impl Iterator<Item = (&str, Place<'_>)> {
+    (0..=route.chain.len()).flat_map(|before| {
+        let middleware = route.middleware.iter().enumerate().filter(move |(_, link)| link.after == before);
+        let middleware =
+            middleware.map(|(index, link)| (&**link.versions.stable.function().name(), Place::Middleware(index, link)));
+        let filter = route.chain.get(before).map(|link| (&*link.filter, Place::Filter(before, link)));
+        middleware.chain(filter)
+    })
 }
 
 const fn protocol(version: http::Version) -> &'static str {

@@ -17,7 +17,7 @@ pub struct Captures(Vec<(usize, Capture)>);
 impl Captures {
     /// Decides for a request whether anything is kept of it. Only stable's calls are: whoever gets the canary itself needs
     /// no shadow.
-    pub fn sample(route: &Route, tracks: Tracks, id: &str, now: Instant) -> Option<Box<Self>> {
+    pub fn sample(route: &Route, links: &[Link], tracks: Tracks, id: &str, now: Instant) -> Option<Box<Self>> {
         if !route.shadowed {
             return None;
         }
@@ -26,7 +26,7 @@ impl Captures {
             let stable = link.versions.on(tracks).1 == Track::Stable;
             (stable && shadow.samples(id, now)).then(|| (index, Capture::new(shadow.options().body.bytes())))
         };
-        let captures: Vec<_> = route.chain.iter().enumerate().filter_map(sampled).collect();
+        let captures: Vec<_> = links.iter().enumerate().filter_map(sampled).collect();
         (!captures.is_empty()).then(|| Box::new(Self(captures)))
     }
 

@@ -24,6 +24,11 @@ impl Reply {
         self.headers.get(name).map_or("", |value| value.to_str().expect("an ASCII value"))
     }
 
+    /// All values of a header, in order.
+    pub fn all(&self, name: &str) -> Vec<&str> {
+        self.headers.get_all(name).iter().map(|value| value.to_str().expect("an ASCII value")).collect()
+    }
+
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }

@@ -318,6 +318,29 @@ async fn a_middleware_may_answer_by_itself_or_fail_before_or_after_what_is_behin
     assert!(asked.is_some());
 }
 
+/// Answers after a while.
+struct Slow(Duration);
+
+impl Next for Slow {
+    fn handle(self: Box<Self>, _: http::Request<NextBody>) -> Handling {
+        Box::pin(async move {
+            tokio::time::sleep(self.0).await;
+            let body = Full::new(Bytes::from_static(b"late")).map_err(|never| match never {}).boxed_unsync();
+            Ok(http::Response::new(body))
+        })
+    }
+}
+
+#[tokio::test]
+async fn the_time_that_is_taken_behind_a_middleware_is_not_its_own() {
+    let limits = FunctionLimits { deadline: Duration::from_millis(400), ..FunctionLimits::default() };
+    let middleware = load(&FunctionSpec { limits, ..spec(Guest::Middleware) });
+    let request = post("/").body(RequestBody::whole(Bytes::new())).expect("a request");
+    let next = Box::new(Slow(Duration::from_millis(800)));
+    let call = middleware.call("stable", "request-1".into(), false, request, Some(next)).expect("an instance");
+    assert_eq!(finish(call).await.expect("an answer").1, "late");
+}
+
 #[tokio::test]
 async fn a_middleware_with_nothing_behind_it_is_told_so() {
     let error = get(&load(&spec(Guest::Middleware)), "/").await.map(|_| ()).expect_err("an error");

@@ -1,0 +1,174 @@
+//! Functions of WASI 0.3, through the real binary.
+
+mod harness;
+
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use harness::{Builder, Gateway, Upstream};
+use lockgate_guests::Guest;
+use reqwest::{Client, StatusCode};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use xxhash_rust::xxh3::xxh3_64;
+
+const SERVICE: &str = r#"
+experimental: [wasi-0.3]
+functions:
+  fn:
+    component: filters/service.wasm
+    vars: { VERSION: v1 }
+    limits: { deadline: 2s, cpu: 400ms, memory: 16MiB }
+routes: [{ name: all, function: fn }]
+"#;
+
+/// Starts a gateway whose upstream, if it has one at all, does not matter.
+async fn start(config: &str) -> Gateway {
+    Gateway::start(config, &Upstream::start().await).await
+}
+
+fn http2() -> Client {
+    Client::builder().no_proxy().http2_prior_knowledge().build().expect("a client")
+}
+
+#[tokio::test]
+async fn a_service_answers_over_both_versions_of_http_and_the_log_tells_which_one_it_was() {
+    let gateway = start(SERVICE).await;
+    for client in [gateway.client(), &http2()] {
+        let reply = gateway.send(client.get(gateway.url("/a/b?c=d"))).await;
+        assert_eq!((reply.status, &*reply.text()), (StatusCode::OK, "GET /a/b?c=d v1\n"));
+        assert_eq!(reply.header("content-type"), "text/plain");
+        assert!(!reply.header("date").is_empty());
+    }
+    let line = gateway.logged(|line| line["path"] == "/a/b" && line["function"]["outcome"] == "respond").await;
+    assert_eq!((&line["function"]["name"], &line["function"]["track"]), (&"fn".into(), &"stable".into()));
+    assert_eq!(gateway.metric("lockgate_function_calls_total", &["function=\"fn\"", "outcome=\"respond\""]).await, 2.0);
+    assert_eq!(gateway.metric("lockgate_function_instances", &["function=\"fn\""]).await, 0.0);
+}
+
+#[tokio::test]
+async fn without_the_experiment_a_service_is_refused_with_the_line_that_allows_it() {
+    let gateway = Builder::new(SERVICE).guest(Guest::Service).start().await;
+    gateway.write_config(&SERVICE.replace("experimental: [wasi-0.3]", ""));
+    let refused = gateway.reload().await.text();
+    for part in ["`filters/service.wasm` is built for `wasi:http/service@0.3`", "add `experimental: [wasi-0.3]`"] {
+        assert!(refused.contains(part), "{part}: {refused}");
+    }
+    assert_eq!(gateway.get("/").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn events_arrive_as_they_are_written() {
+    let gateway = start(SERVICE).await;
+    for client in [gateway.client(), &http2()] {
+        let began = Instant::now();
+        let response = client.get(gateway.url("/events?8")).send().await.expect("an answer");
+        let mut stream = response.bytes_stream();
+        let mut arrived = Vec::new();
+        while let Some(piece) = stream.next().await {
+            arrived.push((began.elapsed(), piece.expect("a piece")));
+        }
+        let text: Vec<u8> = arrived.iter().flat_map(|(_, piece)| piece.to_vec()).collect();
+        assert_eq!(String::from_utf8_lossy(&text), (0..8).map(|n| format!("data: {n}\n\n")).collect::<String>());
+        let (first, last) = (arrived.first().expect("a piece").0, arrived.last().expect("a piece").0);
+        // 50 ms lie between two events: they were not saved up.
+        assert!(arrived.len() >= 4 && last - first >= Duration::from_millis(200), "{arrived:?}");
+    }
+}
+
+#[tokio::test]
+async fn bodies_stream_both_ways_whole_whether_they_are_copied_or_handed_on() {
+    let gateway = start(&SERVICE.replace("cpu: 400ms", "cpu: 20s").replace("deadline: 2s", "deadline: 20s")).await;
+    let bytes: Vec<u8> = (0..3_000_000_usize).map(|index| (index * 13 % 241) as u8).collect();
+    for client in [gateway.client(), &http2()] {
+        for path in ["/echo", "/pass"] {
+            let reply = gateway.send(client.post(gateway.url(path)).body(bytes.clone())).await;
+            assert_eq!((reply.status, xxh3_64(&reply.body)), (StatusCode::OK, xxh3_64(&bytes)), "{path}");
+            let reply = gateway.send(client.post(gateway.url(path)).body("")).await;
+            assert_eq!((reply.status, reply.body.len()), (StatusCode::OK, 0), "{path}");
+        }
+        let reply = gateway.send(client.post(gateway.url("/length")).body(bytes.clone())).await;
+        assert_eq!(reply.text(), format!("{}\n", bytes.len()));
+        let reply = gateway.send(client.get(gateway.url("/download?10000000"))).await;
+        assert_eq!((reply.status, reply.body.len()), (StatusCode::OK, 10_000_000));
+    }
+}
+
+/// Each ends as its own named error, and takes nobody along.
+#[tokio::test]
+async fn what_goes_wrong_is_answered_counted_and_named() {
+    let gateway = start(SERVICE).await;
+    for (path, kind) in [
+        ("/trap", "trap"),
+        ("/spin", "cpu"),
+        ("/sleep?60000", "deadline"),
+        ("/memory", "memory"),
+        ("/insist-on-header", "forbidden-header"),
+        ("/too-short", "content-length"),
+        ("/too-long", "content-length"),
+        ("/error", "no-response"),
+        ("/fetch?192.0.2.1", "denied"),
+        ("/status?199", "invalid-response"),
+    ] {
+        let before = gateway.metric("lockgate_function_failures_total", &[&format!("kind=\"{kind}\"")]).await;
+        let reply = gateway.get(path).await;
+        assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
+        assert!(reply.text().starts_with("function unavailable\nrequest id: "), "{path}: {}", reply.text());
+        let after = gateway.metric("lockgate_function_failures_total", &[&format!("kind=\"{kind}\"")]).await;
+        assert_eq!(after - before, 1.0, "{path}");
+        assert_eq!(gateway.get("/").await.status, StatusCode::OK, "after {path}");
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_has_begun_is_cut_off_and_never_looks_whole() {
+    let gateway = start(SERVICE).await;
+    for path in ["/trap-later", "/spin-after-header"] {
+        for client in [gateway.client(), &http2()] {
+            let response = client.get(gateway.url(path)).send().await.expect("a header");
+            assert_eq!(response.status(), StatusCode::OK, "{path}");
+            assert!(response.bytes().await.is_err(), "{path} looks whole");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_takes_its_guest_with_it() {
+    let gateway = start(SERVICE).await;
+    let mut stream = TcpStream::connect(gateway.http()).await.expect("a connection");
+    stream.write_all(b"GET /events?100000 HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("it is sent");
+    let mut first = [0; 12];
+    stream.read_exact(&mut first).await.expect("an answer");
+    assert_eq!(gateway.metric("lockgate_function_instances", &["function=\"fn\""]).await, 1.0);
+    drop(stream);
+    let line = gateway.logged(|line| line["path"] == "/events").await;
+    assert_eq!(line["error"]["kind"], "client_gone");
+    assert_eq!(gateway.metric("lockgate_function_instances", &["function=\"fn\""]).await, 0.0);
+}
+
+#[tokio::test]
+async fn outbound_requests_go_where_a_grant_says_and_nowhere_else() {
+    let up = Upstream::start().await;
+    let config = SERVICE.replace("vars:", "grants: { outbound: [\"http://${UPSTREAM}\"] }\n    vars:");
+    let gateway = Gateway::start(&config, &up).await;
+    assert_eq!(gateway.get(&format!("/fetch?{}", up.address)).await.text(), "200\n");
+    assert_eq!(gateway.get("/fetch?127.0.0.1:1").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(up.requests(), 1);
+}
+
+#[tokio::test]
+async fn requests_that_overlap_are_each_logged_under_their_own_id() {
+    let reused = SERVICE.replace("limits:", "isolation: reused\n    limits:");
+    let gateway = start(&format!("server: {{ trusted_proxies: [127.0.0.0/8] }}\n{reused}")).await;
+    let asked = (0..16).map(|number| {
+        let request = gateway.client().get(gateway.url(&format!("/print?request-{number}-")));
+        gateway.send(request.header("x-request-id", format!("id-{number}")))
+    });
+    for reply in futures_util::future::join_all(asked).await {
+        assert_eq!(reply.status, StatusCode::OK);
+    }
+    for number in 0..16 {
+        let line = gateway.says(&format!("to standard output: request-{number}-")).await.to_string();
+        assert!(line.contains(&format!("\"request_id\":\"id-{number}\"")), "{line}");
+    }
+}
