@@ -17,6 +17,7 @@ use crate::proxy::chain::Step;
 use crate::proxy::context::Context;
 use crate::proxy::fault::Fault;
 use crate::proxy::function::{self, Answerer, Ended, Run};
+use crate::proxy::inner::Reach;
 use crate::proxy::rest::{Direct, Rest};
 use crate::proxy::{Gateway, forward};
 use crate::track::Track;
@@ -40,7 +41,9 @@ pub async fn answer(gateway: &Gateway, session: &mut Session, context: &mut Cont
     let (body, client) = function::bodies(session, context);
     let request = function::request(session, context, body, forward::to_middleware)?;
     let tls = context.scheme() == "https";
-    let called = version.function().call(track.as_str(), Arc::clone(&context.id), tls, request, Some(Box::new(rest)));
+    let upstreams = Reach::of(context, &gateway.itself);
+    let id = Arc::clone(&context.id);
+    let called = version.function().call(track.as_str(), id, upstreams, tls, request, Some(Box::new(rest)));
     let mut run = Run::new(gateway, session, context, client);
     let (answered, busy, call) = match called {
         Ok(call) => {
