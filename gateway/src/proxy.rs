@@ -280,7 +280,8 @@ impl ProxyHttp for Gateway {
             }
         }
         forward::strip_hop_by_hop(response);
-        if response.status == http::StatusCode::SWITCHING_PROTOCOLS && context.tunnel.is_none() {
+        let upgraded = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
+        if upgraded && context.tunnel.is_none() && context.inner.is_none() {
             context.tunnel = context.arrival.as_ref().map(Arrival::open_tunnel);
             let idle = context.snapshot.limits.tunnel_idle_timeout;
             session.as_downstream_mut().set_read_timeout(Some(idle));

@@ -1,4 +1,5 @@
-//! HTTP requests of a filter's own, to where the operator grants it (`grants.outbound`).
+//! HTTP requests of a filter's own, to where the operator grants it (`grants.outbound`). An upstream of the gateway's is
+//! asked by its name: `http://NAME.upstream/path`. Redirects are not followed.
 //!
 //! A filter that uses this runs on the gateway's second lane, since it may wait: it cannot have `on_response_body`. Its
 //! deadline goes on while it waits.

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use lockgate_guests::Guest;
-use lockgate_host::{CallErrorKind, Filter, Lane, OutboundGrant};
+use lockgate_host::{CallErrorKind, Filter, Lane, OutboundGrant, UpstreamBody, UpstreamSending, Upstreams};
 use tokio::net::TcpListener;
 
 use crate::{PATIENT, Recorder, Setup, acquire, component, get, header, pass, setup, setup_of};
@@ -150,6 +150,38 @@ async fn a_method_that_is_not_granted_is_refused_by_name() {
     let settings = format!(r#"{{"url": "http://{address}/"}}"#);
     let filter = setup(Guest::Outbound).settings(&settings).granted_as(reading).load();
     assert_eq!(outcome(&filter).await.0, "200 GET ");
+}
+
+/// Upstreams that answer with what they are asked.
+#[derive(Debug)]
+struct Telling;
+
+impl Upstreams for Telling {
+    fn send(&self, upstream: &str, request: http::Request<UpstreamBody>) -> UpstreamSending {
+        let text = format!("{} {upstream} {}", request.method(), request.uri());
+        let body = Full::from(text).map_err(|never| match never {}).boxed_unsync();
+        Box::pin(async { Ok(http::Response::new(body)) })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_granted_upstream_is_reached_by_what_the_call_was_given_of_which_nothing_is_kept() {
+    let url = "http://users.upstream/a?b=c";
+    let filter = fetching(url).granted_upstream("users").reused(100, 64 << 20).load();
+    assert_eq!(filter.lane(), Lane::Fibre);
+    let upstreams: Arc<dyn Upstreams> = Arc::new(Telling);
+    for _ in 0..2 {
+        let mut exchange = get("/");
+        let mut instance = acquire(&filter);
+        instance.reach(Arc::clone(&upstreams));
+        instance.on_request(&mut exchange).await.expect("no failure");
+        drop(instance);
+        assert_eq!(header(&exchange.request.headers, "x-outbound"), format!("200 POST users {url}"));
+        assert_eq!((filter.live().instances, Arc::strong_count(&upstreams)), (1, 1));
+    }
+    let (came, error) = outcome(&filter).await;
+    assert_eq!(came, "failed");
+    assert!(error.contains("DestinationUnavailable"), "{error}");
 }
 
 #[tokio::test]
