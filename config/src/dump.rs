@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 
 use crate::model::{
     AccessLog, Alpn, Balance, Coding, Config, Decider, FailureMode, FilterLimits, FilterPolicy, FilterVersion,
-    FunctionVersion, Guard, Health, HealthCheck, Isolation, KeyPart, Listener, OnBad, Plan, Rollout, RolloutSubject,
-    Route, Server, ShadowLimits, SlownessGuard, Stage, StaticFolder, Target, Tls, TlsVersion, Upstream,
+    FunctionVersion, Grants, Guard, Health, HealthCheck, Isolation, KeyPart, Listener, OnBad, Plan, Rollout,
+    RolloutSubject, Route, Server, ShadowLimits, SlownessGuard, Stage, StaticFolder, Target, Tls, TlsVersion, Upstream,
     UpstreamProtocol,
 };
 use crate::units::format_duration;
@@ -24,6 +24,7 @@ pub fn dump(config: &Config) -> Value {
     let filters = config.filters.iter().map(|filter| {
         let mut value = version(&filter.version);
         policy(&filter.policy, &mut value);
+        value.insert("require_approval".into(), require_approval(filter.require_approval));
         (filter.name.to_string(), Value::Object(value))
     });
     let functions = config.functions.iter().map(|function| {
@@ -40,6 +41,7 @@ pub fn dump(config: &Config) -> Value {
                 "instances": limits.instances,
             }),
         );
+        value.insert("require_approval".into(), require_approval(function.require_approval));
         (function.name.to_string(), Value::Object(value))
     });
     json!({
@@ -88,7 +90,12 @@ fn server(server: &Server) -> Value {
         },
         "trusted_proxies": texts(server.trusted_proxies.iter()),
         "limits": limits,
+        "require_approval": require_approval(server.require_approval),
     })
+}
+
+fn require_approval(required: bool) -> Value {
+    if required { "grants".into() } else { "nothing".into() }
 }
 
 fn listener(listener: &Listener) -> Value {
@@ -225,21 +232,57 @@ fn health(health: &Health) -> Value {
     value
 }
 
+/// Returns grants in the form of a file.
+#[must_use]
+pub fn grants(grants: &Grants) -> Value {
+    let outbound = grants.outbound.iter().map(|grant| {
+        let mut value = json!({ "to": grant.to_string() });
+        if grant.methods.is_empty() && grant.addresses.is_empty() {
+            return value["to"].take();
+        }
+        if !grant.methods.is_empty() {
+            value["methods"] = texts(grant.methods.iter());
+        }
+        if !grant.addresses.is_empty() {
+            value["addresses"] = texts(grant.addresses.iter());
+        }
+        value
+    });
+    let upstreams = grants.upstreams.iter().map(|grant| {
+        let mut value = json!({ "to": format!("upstream:{}", grant.name) });
+        if grant.methods.is_empty() {
+            return value["to"].take();
+        }
+        value["methods"] = texts(grant.methods.iter());
+        value
+    });
+    let folders = grants.folders.iter().map(|folder| {
+        json!({
+            "path": literal(&folder.path.display().to_string()),
+            "as": literal(&folder.seen_as),
+            "write": folder.write,
+        })
+    });
+    let mut value = json!({ "outbound": outbound.chain(upstreams).collect::<Value>() });
+    if !grants.folders.is_empty() {
+        value["folders"] = folders.collect();
+    }
+    value
+}
+
 fn version(version: &FilterVersion) -> Map<String, Value> {
-    let grants = json!({ "outbound": texts(version.grants.outbound.iter()) });
     Map::from_iter([
         ("component".into(), version.component.display().to_string().into()),
         ("settings".into(), version.settings_written.clone()),
-        ("grants".into(), grants),
+        ("grants".into(), grants(&version.grants)),
     ])
 }
 
 fn function_version(version: &FunctionVersion) -> Map<String, Value> {
-    let grants = json!({ "outbound": texts(version.grants.outbound.iter()) });
     Map::from_iter([
         ("component".into(), version.component.display().to_string().into()),
         ("vars".into(), version.vars_written.clone()),
-        ("grants".into(), grants),
+        ("grants".into(), grants(&version.grants)),
     ])
 }
 

@@ -19,7 +19,7 @@ mod tree;
 pub mod units;
 mod warnings;
 
-pub use self::dump::{dump, upstream};
+pub use self::dump::{dump, grants, upstream};
 pub use self::reference::reference;
 pub use self::schema::schema;
 pub use self::warnings::Warnings;

@@ -3,6 +3,7 @@
 //! but for the [`Place`] that each item keeps, so that a later complaint (a component that refuses its settings, say)
 //! can be shown where the operator wrote it.
 
+mod grants;
 mod plan;
 
 use std::net::{IpAddr, SocketAddr};
@@ -15,6 +16,7 @@ use ipnet::IpNet;
 use crate::problem::Place;
 use crate::units::{ByteSize, Secret, Share, Weight};
 
+pub use self::grants::{FolderGrant, OutboundGrant, UpstreamGrant, reached_upstreams};
 pub use self::plan::{
     Decider, FailureGuard, FailureKind, Guard, OnBad, Plan, ShadowLimits, SlownessGuard, Stage, Step,
 };
@@ -70,6 +72,9 @@ pub struct Server {
     pub trusted_proxies: Arc<[IpNet]>,
     /// Limits of a request, before any filter's.
     pub limits: RequestLimits,
+    /// Whether a version that may do more than the one that serves waits for a person's word, where neither filter nor
+    /// function says so itself. Default: no.
+    pub require_approval: bool,
 }
 
 /// Where access log lines go.
@@ -395,6 +400,9 @@ pub struct Filter {
     pub version: FilterVersion,
     /// What all versions of the filter share.
     pub policy: FilterPolicy,
+    /// Whether a version that may do more than the one that serves waits for a person's word. Default:
+    /// [`Server::require_approval`].
+    pub require_approval: bool,
     /// Where it stands in the file.
     pub place: Place,
 }
@@ -417,21 +425,14 @@ pub struct FilterVersion {
 }
 
 /// What a filter may touch. Nothing, by default.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grants {
-    /// Where outbound HTTP may go.
+    /// Where outbound HTTP may go. They add up.
     pub outbound: Vec<OutboundGrant>,
-}
-
-/// One place where outbound HTTP may go: `https://api.example.com`, `http://127.0.0.1:8081`, `https://*.example.com`.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct OutboundGrant {
-    /// `http` or `https`.
-    pub tls: bool,
-    /// A host in lower case, or one beginning with `*.`, which stands for one or more labels.
-    pub host: String,
-    /// Default: 80 or 443.
-    pub port: u16,
+    /// Upstreams that it may send HTTP requests to.
+    pub upstreams: Vec<UpstreamGrant>,
+    /// Folders that it sees, each under a path of its own. Functions only.
+    pub folders: Vec<FolderGrant>,
 }
 
 /// What all versions of a filter share.
@@ -506,6 +507,9 @@ pub struct Function {
     pub version: FunctionVersion,
     /// What all versions of the function share.
     pub policy: FunctionPolicy,
+    /// Whether a version that may do more than the one that serves waits for a person's word. Default:
+    /// [`Server::require_approval`].
+    pub require_approval: bool,
     /// Where it stands in the file.
     pub place: Place,
 }

@@ -6,6 +6,7 @@
 
 mod filters;
 mod functions;
+mod grants;
 mod listeners;
 mod plan;
 mod rollouts;
@@ -58,7 +59,7 @@ impl Resolver<'_> {
         let functions = self.functions(file.functions.0, tree.at("functions"), &server);
         let routes = self.routes(file.routes, tree);
         let rollouts = self.rollouts(file.rollouts.0, tree.at("rollouts"), &filters, &functions);
-        self.check_rollouts_of_routes(&routes, &rollouts);
+        self.check_rollouts_of_routes(&routes, &rollouts, &filters, &functions);
         Config { server, listeners, admin, upstreams, filters, functions, routes, rollouts }
     }
 

@@ -1,5 +1,6 @@
 //! The command line: parse, dispatch, and turn what came of it into an exit code. One file for each command.
 
+mod approve;
 mod cache;
 mod check;
 mod client;
@@ -83,6 +84,7 @@ enum Command {
     Explain(explain::Explain),
     Events(events::Events),
     Quarantine(quarantine::Quarantine),
+    Approve(approve::Approve),
     Cache(cache::Cache),
     Upgrade(upgrade::Upgrade),
     Demo(demo::Demo),
@@ -146,6 +148,7 @@ pub fn main() -> ExitCode {
         Command::Explain(command) => command.run(),
         Command::Events(command) => command.run(),
         Command::Quarantine(command) => command.run(),
+        Command::Approve(command) => command.run(),
         Command::Cache(command) => command.run(),
         Command::Upgrade(command) => command.run(),
         Command::Demo(command) => command.run(cli.log_format),

@@ -8,6 +8,7 @@
 //! [`Control`] is the handle: for the admin API, signals and the watcher it asks the loop, and for whoever only looks it
 //! reads what the loop published last.
 
+pub mod approvals;
 pub mod audit;
 pub mod build;
 pub mod choose;
@@ -17,6 +18,7 @@ pub mod explain;
 mod export;
 pub mod facts;
 pub mod function;
+pub mod gains;
 pub mod history;
 pub mod judging;
 mod keeper;
@@ -48,6 +50,7 @@ use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot, watch as tokio_watch};
 use tokio::time::MissedTickBehavior;
 
+use self::approvals::Waiting;
 use self::audit::Audit;
 pub use self::audit::AuditEntry;
 use self::events::Events;
@@ -58,7 +61,7 @@ use self::rollout::Refused;
 use self::snapshot::SnapshotCell;
 use self::state::StoreError;
 use self::status::Published;
-pub use self::status::{RolloutView, Status};
+pub use self::status::{ApprovalView, RolloutView, Status};
 use self::time::Timestamp;
 pub use self::watched::Watched;
 use self::watched::Watching;
@@ -224,6 +227,20 @@ pub enum Refusal {
     Load(Report),
     /// It changes what is read at start only.
     Restart(Report),
+    /// A version that it makes stable may do more than what serves, and nobody has let it in.
+    Unapproved {
+        /// All of them, in the file.
+        report: Report,
+        /// All of them.
+        waiting: Vec<Waiting>,
+    },
+    /// Nothing waits for approval under this name.
+    NothingWaits {
+        /// What was asked for.
+        name: String,
+        /// What waits, by name and label.
+        known: Vec<String>,
+    },
     /// A listener cannot be bound.
     Listener(String),
     /// The state cannot be written down.
@@ -236,7 +253,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Returns the kind, one of a closed set: `unknown-rollout`, `unknown-version`, `no-shadow`, `not-counted`, `not-allowed`,
-    /// `config`, `load`, `restart`, `listener`, `state`, `handed-over`, `stopped`.
+    /// `config`, `load`, `restart`, `unapproved`, `nothing-waits`, `listener`, `state`, `handed-over`, `stopped`.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::UnknownRollout { .. } => "unknown-rollout",
@@ -247,6 +264,8 @@ impl Refusal {
             Self::Config(_) => "config",
             Self::Load(_) => "load",
             Self::Restart(_) => "restart",
+            Self::Unapproved { .. } => "unapproved",
+            Self::NothingWaits { .. } => "nothing-waits",
             Self::Listener(_) => "listener",
             Self::State(_) => "state",
             Self::HandedOver => "handed-over",
@@ -279,7 +298,15 @@ impl fmt::Display for Refusal {
                 "nothing is counted of rollout `{rollout}`: give it a `guard` or `decider: external`, and let it be under way"
             ),
             Self::NotAllowed { rollout, refused } => write!(f, "rollout `{rollout}`: {}", refused.explain(rollout)),
-            Self::Config(report) | Self::Load(report) | Self::Restart(report) => report.fmt(f),
+            Self::Config(report) | Self::Load(report) | Self::Restart(report) | Self::Unapproved { report, .. } => {
+                report.fmt(f)
+            }
+            Self::NothingWaits { name, known } if known.is_empty() => {
+                write!(f, "nothing of `{name}` waits for approval: nothing does")
+            }
+            Self::NothingWaits { name, known } => {
+                write!(f, "nothing of `{name}` waits for approval that is so called: what waits is {}", list(known))
+            }
             Self::Listener(why) | Self::State(why) | Self::Stopped(why) => f.write_str(why),
             Self::HandedOver => f.write_str("this process has handed over to another one, which decides: ask that one"),
         }
@@ -462,6 +489,17 @@ impl Control {
     /// The rollout is unknown or promoted, its canary is in quarantine, or the state cannot be written.
     pub async fn resume(&self, rollout: &str, by: Actor) -> Result<RolloutView, Refusal> {
         self.decide(rollout, Decision::Resume, by).await
+    }
+
+    /// Lets in what waits for approval under the name of a filter or function; only the version with the label `version`,
+    /// where there is one. Returns what was let in. A file that waited with it is read again.
+    ///
+    /// # Errors
+    ///
+    /// Nothing waits under that name, or the state cannot be written.
+    pub async fn approve(&self, name: &str, version: Option<String>, by: Actor) -> Result<Vec<ApprovalView>, Refusal> {
+        let name = name.to_owned();
+        self.ask(|reply| Event::Approve { name, version, by, reply }).await
     }
 
     /// Takes a version out of quarantine, by its label. A stable version serves again at once; a rollout that was rolled

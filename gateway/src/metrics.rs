@@ -81,6 +81,7 @@ pub struct Metrics {
     filter_failures: IntCounterVec,
     filter_events: IntCounterVec,
     filter_lines_dropped: IntCounterVec,
+    filter_refused: IntCounterVec,
     filter_instances: IntGaugeVec,
     filter_memory: IntGaugeVec,
     functions: Mutex<Vec<LoadedFunction>>,
@@ -89,6 +90,7 @@ pub struct Metrics {
     function_busy: CounterVec,
     function_failures: IntCounterVec,
     function_lines_dropped: IntCounterVec,
+    function_refused: IntCounterVec,
     function_instances: IntGaugeVec,
     function_memory: IntGaugeVec,
     rollout_requests: IntCounterVec,
@@ -108,6 +110,7 @@ pub struct Metrics {
     upstream_overflows: IntCounterVec,
     upstream_endpoints: IntGaugeVec,
     quarantined: IntGaugeVec,
+    waiting: IntGaugeVec,
     reloads: IntCounterVec,
     cache: CacheFamilies,
     pool_used: IntGaugeVec,
@@ -162,6 +165,7 @@ struct LoadedFilter {
     instances: IntGauge,
     memory: IntGauge,
     lines_dropped: IntCounter,
+    refused: [IntCounter; REFUSALS],
     lease: Option<Lease>,
 }
 
@@ -171,7 +175,16 @@ struct LoadedFunction {
     instances: IntGauge,
     memory: IntGauge,
     lines_dropped: IntCounter,
+    refused: [IntCounter; REFUSALS],
     lease: Option<Lease>,
+}
+
+/// Kinds of outbound requests that are refused.
+const REFUSALS: usize = CallErrorKind::OF_OUTBOUND.len();
+
+/// Returns the labels of the refusals of one version.
+fn refusals<'a>(of: &[&'a str; 2]) -> [[&'a str; 3]; REFUSALS] {
+    CallErrorKind::OF_OUTBOUND.map(|kind| [of[0], of[1], kind.as_str()])
 }
 
 /// How a reload ended.
@@ -257,6 +270,11 @@ impl Metrics {
                 "Log lines and events of filters beyond what a request may write.",
                 &["filter", "version"],
             )?,
+            filter_refused: r.counters(
+                "lockgate_filter_outbound_refused_total",
+                "Outbound requests of filters that no grant covers, by what is not granted.",
+                &["filter", "version", "reason"],
+            )?,
             filter_instances: r.gauges(
                 "lockgate_filter_instances",
                 "Instances alive, idle ones that wait for reuse included.",
@@ -293,6 +311,11 @@ impl Metrics {
                 "lockgate_function_lines_dropped_total",
                 "Log lines of functions beyond what a request may write.",
                 &["function", "version"],
+            )?,
+            function_refused: r.counters(
+                "lockgate_function_outbound_refused_total",
+                "Outbound requests of functions that no grant covers, by what is not granted.",
+                &["function", "version", "reason"],
             )?,
             function_instances: r.gauges(
                 "lockgate_function_instances",
@@ -390,6 +413,11 @@ impl Metrics {
                 &["upstream", "state"],
             )?,
             quarantined: r.gauges("lockgate_filter_quarantined", "Versions in quarantine.", &["filter", "version"])?,
+            waiting: r.gauges(
+                "lockgate_approval_waiting",
+                "Versions that may do more than what serves, and wait for `lockgate approve`.",
+                &["kind", "name", "version"],
+            )?,
             reloads: r.counters("lockgate_reloads_total", "Reloads, by how they ended.", &["outcome"])?,
             cache: CacheFamilies {
                 hits: r.counter("lockgate_cache_hits_total", "Artifacts found in the cache.")?,
@@ -569,15 +597,17 @@ impl Metrics {
             instances: self.filter_instances.with_label_values(&labels),
             memory: self.filter_memory.with_label_values(&labels),
             lines_dropped: self.filter_lines_dropped.with_label_values(&labels),
-            lease: Some(self.leases.take(lease::Series::new(
-                &["filter", name, label],
-                vec![
+            refused: refusals(&labels).map(|labels| self.filter_refused.with_label_values(&labels)),
+            lease: Some(self.leases.take(lease::Series::new(&["filter", name, label], {
+                let mut series = vec![
                     remove(&self.filter_instances, &labels),
                     remove(&self.filter_memory, &labels),
                     remove(&self.filter_events, &labels),
                     remove(&self.filter_lines_dropped, &labels),
-                ],
-            ))),
+                ];
+                series.extend(refusals(&labels).map(|labels| remove(&self.filter_refused, &labels)));
+                series
+            }))),
         });
         let events = self.filter_events.with_label_values(&labels);
         let mut custom = self.custom.lock();
@@ -622,14 +652,16 @@ impl Metrics {
             instances: self.function_instances.with_label_values(&labels),
             memory: self.function_memory.with_label_values(&labels),
             lines_dropped: self.function_lines_dropped.with_label_values(&labels),
-            lease: Some(self.leases.take(lease::Series::new(
-                &["function", labels[0], label],
-                vec![
+            refused: refusals(&labels).map(|labels| self.function_refused.with_label_values(&labels)),
+            lease: Some(self.leases.take(lease::Series::new(&["function", labels[0], label], {
+                let mut series = vec![
                     remove(&self.function_instances, &labels),
                     remove(&self.function_memory, &labels),
                     remove(&self.function_lines_dropped, &labels),
-                ],
-            ))),
+                ];
+                series.extend(refusals(&labels).map(|labels| remove(&self.function_refused, &labels)));
+                series
+            }))),
         });
     }
 
@@ -740,6 +772,16 @@ impl Metrics {
         }
     }
 
+    /// Shows the versions that wait for approval, each as `filter NAME` or `function NAME`, in the place of what was shown
+    /// before.
+    pub fn show_waiting<'a>(&self, waiting: impl Iterator<Item = (&'a str, Arc<str>)>) {
+        self.waiting.reset();
+        for (subject, label) in waiting {
+            let (kind, name) = subject.split_once(' ').unwrap_or_default();
+            self.waiting.with_label_values(&[kind, name, &*label]).set(1);
+        }
+    }
+
     /// Counts a reload.
     pub fn reloaded(&self, outcome: ReloadOutcome) {
         self.reloads.with_label_values(&[outcome.as_str()]).inc();
@@ -779,6 +821,9 @@ impl Metrics {
             loaded.instances.add(i64::from(live.instances));
             loaded.memory.add(i64::try_from(live.memory_bytes).unwrap_or(i64::MAX));
             raise(&loaded.lines_dropped, live.lines_dropped);
+            for (counter, count) in loaded.refused.iter().zip(live.refused) {
+                raise(counter, count);
+            }
         }
     }
 
@@ -813,6 +858,9 @@ impl Metrics {
             loaded.instances.add(i64::from(live.instances));
             loaded.memory.add(i64::try_from(live.memory_bytes).unwrap_or(i64::MAX));
             raise(&loaded.lines_dropped, live.lines_dropped);
+            for (counter, count) in loaded.refused.iter().zip(live.refused) {
+                raise(counter, count);
+            }
         }
         drop(filters);
         let stats = host.cache().stats();

@@ -13,6 +13,7 @@ pub mod fault;
 pub mod files;
 pub mod forward;
 pub mod function;
+pub mod inner;
 pub mod lend;
 pub mod log;
 pub mod path;
@@ -23,7 +24,7 @@ pub mod shadow;
 pub mod sink;
 pub mod split;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -34,7 +35,7 @@ use lockgate_host::{BodyMode, Response};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::protocols::http::v2::server::default_h2_options;
-use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, Session};
+use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, Subrequest};
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
@@ -47,6 +48,7 @@ use chain::Verdict;
 use compress::Compression;
 use context::{Context, Ids};
 use fault::Fault;
+use inner::Reach;
 use log::AccessLog;
 
 /// Requests of an HTTP/2 connection that were taken back, and of which something is left to do.
@@ -59,6 +61,8 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     access_log: AccessLog,
     ids: Ids,
+    /// The proxy that this is the inside of; there once it is made.
+    itself: Arc<OnceLock<inner::Proxy>>,
 }
 
 /// Returns the proxy that serves connections. `conf` sets the pool of upstream connections; of `limits`, those of HTTP/2
@@ -69,8 +73,9 @@ pub fn proxy(
     access_log: AccessLog,
     conf: &Arc<ServerConf>,
     limits: &RequestLimits,
-) -> HttpProxy<Gateway> {
-    let gateway = Gateway { cell, metrics, access_log, ids: Ids::new() };
+) -> Arc<HttpProxy<Gateway>> {
+    let itself = Arc::new(OnceLock::new());
+    let gateway = Gateway { cell, metrics, access_log, ids: Ids::new(), itself: Arc::clone(&itself) };
     let mut proxy = pingora::proxy::http_proxy(conf, gateway);
     let mut options = pingora::apps::HttpServerOptions::default();
     // Whether a listener takes it is decided before a connection is given to the proxy.
@@ -87,6 +92,9 @@ pub fn proxy(
     h2.max_pending_accept_reset_streams(H2_RESETS_MAX);
     h2.max_concurrent_reset_streams(H2_RESETS_MAX);
     proxy.h2_options = Some(h2);
+    let proxy = Arc::new(proxy);
+    let reached: Arc<dyn Subrequest + Send + Sync> = Arc::<HttpProxy<Gateway>>::clone(&proxy);
+    itself.get_or_init(|| Arc::downgrade(&reached));
     proxy
 }
 
@@ -102,6 +110,9 @@ impl ProxyHttp for Gateway {
 
     /// Who asks, and for what: refuses what cannot be routed.
     async fn early_request_filter(&self, session: &mut Session, context: &mut Context) -> pingora::Result<()> {
+        if inner::adopt(session, context) {
+            return Ok(());
+        }
         admit::identify(session, context);
         admit::bound_header(session, &context.snapshot.limits).map_err(|fault| self.fault(context, fault))?;
         if session.req_header().method == Method::CONNECT {
@@ -112,6 +123,9 @@ impl ProxyHttp for Gateway {
 
     /// Route, split, request filters; the target, where it is not an upstream.
     async fn request_filter(&self, session: &mut Session, context: &mut Context) -> pingora::Result<bool> {
+        if context.inner.is_some() {
+            return Ok(false);
+        }
         admit::set_timeouts(session, &context.snapshot.limits);
         if let Some(redirect) = admit::redirected_to_https(session, context) {
             respond::answer(session, context, redirect).await?;
@@ -121,7 +135,9 @@ impl ProxyHttp for Gateway {
             respond::refuse_with(session, context, refused.fault, refused.headers).await?;
             return Ok(true);
         }
+        let upstreams = Reach::of(context, &self.itself);
         if let Some((chain, links, exchange)) = context.filters() {
+            chain.reach(upstreams);
             lend::request(session, exchange);
             let verdict = chain.on_request(links, exchange).await;
             lend::take_back(session, exchange);
@@ -220,6 +236,9 @@ impl ProxyHttp for Gateway {
             *body = Some(whole.clone());
             return Ok(());
         }
+        if context.inner.is_some() {
+            return Ok(());
+        }
         context.body.received += body.as_ref().map_or(0, |piece| piece.len() as u64);
         if !session.was_upgraded() && context.snapshot.limits.body.is_some_and(|max| context.body.received > max.0) {
             return Err(self.fault(context, Fault::BodyTooLarge));
@@ -273,7 +292,8 @@ impl ProxyHttp for Gateway {
             }
         }
         forward::strip_hop_by_hop(response);
-        if response.status == http::StatusCode::SWITCHING_PROTOCOLS && context.tunnel.is_none() {
+        let upgraded = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
+        if upgraded && context.tunnel.is_none() && context.inner.is_none() {
             context.tunnel = context.arrival.as_ref().map(Arrival::open_tunnel);
             let idle = context.snapshot.limits.tunnel_idle_timeout;
             session.as_downstream_mut().set_read_timeout(Some(idle));
@@ -293,6 +313,9 @@ impl ProxyHttp for Gateway {
         context: &mut Context,
     ) -> pingora::Result<()> {
         if response.status.is_informational() && response.status != http::StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(());
+        }
+        if context.inner.is_some() {
             return Ok(());
         }
         forward::ask_for_https(response, context)?;
@@ -354,6 +377,11 @@ impl ProxyHttp for Gateway {
         if let Some(Fault::ConnectFailed | Fault::UpstreamTimeout | Fault::UpstreamClosed) = fault {
             context.reason = reason_of(error);
         }
+        if let (Some(inner), Some(fault)) = (&context.inner, fault) {
+            // The guest is told by its own means, and of a response that has begun nothing follows.
+            inner.fault.get_or_init(|| fault);
+            return FailToProxy { error_code: 0, can_reuse_downstream: false };
+        }
         let sent = session.response_written().map(|header| header.status.as_u16());
         let nobody = fault == Some(Fault::ClientGone);
         // What is cut off must look so. Once a target was asked Pingora closes the connection, and the client has to be told.
@@ -384,13 +412,16 @@ impl ProxyHttp for Gateway {
     async fn logging(&self, session: &mut Session, _error: Option<&Error>, context: &mut Context) {
         let status = session.response_written().map_or(0, |header| header.status.as_u16());
         let duration = context.started.elapsed();
+        if let Some(attempt) = context.attempt.as_ref().filter(|attempt| attempt.header_after.is_none()) {
+            attempt.upstream.series.record(0, attempt.started.elapsed());
+        }
+        if context.inner.is_some() {
+            return;
+        }
         context.chain.leave();
         match context.route() {
             Some(route) => route.series.record(status, duration),
             None => context.snapshot.unrouted.record(status, duration),
-        }
-        if let Some(attempt) = context.attempt.as_ref().filter(|attempt| attempt.header_after.is_none()) {
-            attempt.upstream.series.record(0, attempt.started.elapsed());
         }
         counts::count(context, status, duration);
         if let Some(fault) = context.fault {

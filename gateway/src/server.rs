@@ -202,13 +202,13 @@ async fn serve(options: &Options, config: &Config, data_runtime: Handle) -> Resu
     let connections = Arc::new(Connections::new(control.metrics()));
     let access_log = AccessLog::start(io::stdout(), control.metrics().access_log_dropped.clone())
         .map_err(system("cannot start the thread of the access log"))?;
-    let app = Arc::new(crate::proxy::proxy(
+    let app = crate::proxy::proxy(
         control.cell().clone(),
         control.metrics().clone(),
         access_log.clone(),
         &Arc::new(upstream_pool(config)),
         &config.server.limits,
-    ));
+    );
     let tunnels = Arc::new(Tunnels::new(
         control.metrics().tunnels.clone(),
         control.metrics().tunnels_opened.clone(),

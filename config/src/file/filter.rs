@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::forms::Either;
+use super::grants::{Folder, OutboundForm, RequireApproval};
 use super::written::{FilePath, Timeout, Whole, Written};
-use crate::model::OutboundGrant;
 use crate::units::ByteSize;
 
 /// A step in a chain, in its stable version.
@@ -35,14 +35,24 @@ pub(crate) struct Filter {
     /// What the filter may use up.
     #[serde(default)]
     pub(crate) limits: FilterLimits,
+    /// Whether a version that may do more than the one that serves waits for `lockgate approve`.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "as `server.require_approval`"))]
+    pub(crate) require_approval: Option<RequireApproval>,
 }
 
 /// What a filter may touch.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Grants {
-    /// Where it may send HTTP requests: scheme, host (`*.` stands for one or more labels) and perhaps port.
-    pub(crate) outbound: Vec<Written<OutboundGrant>>,
+    /// Where it may send HTTP requests: scheme, host (`*.` stands for one or more labels) and perhaps port; or a map with
+    /// that as `to`, and with what narrows or widens it. Addresses that are not public (loopback, private, link-local and
+    /// such) are refused, whatever the name that leads to them, unless the host is written as an address or `addresses`
+    /// lists it. Redirects are not followed: whoever follows one asks again. `upstream:NAME` is an upstream of this file, which the component reaches
+    /// as `http://NAME.upstream`, with its balancing, health, retries and TLS. Grants add up.
+    pub(crate) outbound: Vec<OutboundForm>,
+    /// Of a function: folders of this machine that it sees, and nothing beside them.
+    pub(crate) folders: Vec<Folder>,
 }
 
 /// A word, or a map with the details.

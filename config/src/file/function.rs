@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::filter::{Grants, IsolationForm, request};
 use super::forms::Named;
+use super::grants::RequireApproval;
 use super::written::{FilePath, Timeout, Whole, Written};
 use crate::units::ByteSize;
 
@@ -30,6 +31,10 @@ pub(crate) struct Function {
     /// What the function may use up.
     #[serde(default)]
     pub(crate) limits: FunctionLimits,
+    /// Whether a version that may do more than the one that serves waits for `lockgate approve`.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "as `server.require_approval`"))]
+    pub(crate) require_approval: Option<RequireApproval>,
 }
 
 /// What a function may use up. A request that is past a limit is answered with 503, or cut off where its response has

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::grants::RequireApproval;
 use super::written::{FilePath, Timeout, Whole, Written};
 use crate::model::ListenAddress;
 use crate::units::{ByteSize, Secret};
@@ -50,6 +51,10 @@ pub(crate) struct Server {
     pub(crate) trusted_proxies: Vec<Written<IpNet>>,
     /// Limits of every request, whatever its filters.
     pub(crate) limits: RequestLimits,
+    /// `grants`: a version of a filter or function that may do more than the one that serves waits until somebody lets it
+    /// in with `lockgate approve`. A canary's rollout does not begin before; a file with such a stable version is not
+    /// taken. What serves goes on meanwhile. `nothing`: nobody is asked.
+    pub(crate) require_approval: RequireApproval,
 }
 
 impl Default for Server {
@@ -68,6 +73,7 @@ impl Default for Server {
             access_log: AccessLog::Stdout,
             trusted_proxies: Vec::new(),
             limits: RequestLimits::default(),
+            require_approval: RequireApproval::Nothing,
         }
     }
 }

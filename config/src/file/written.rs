@@ -11,8 +11,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::{Serialize, Serializer};
 
+use super::grants::OutboundTo;
 use super::plan::StepShort;
-use crate::model::{Endpoint, FailureKind, HostPattern, ListenAddress, OutboundGrant, PathPattern};
+use crate::model::{Endpoint, FailureKind, HostPattern, ListenAddress, PathPattern};
 use crate::text::{self, HeaderName, Method, TextError};
 use crate::units::{self, ByteSize, Secret, Share, Weight};
 
@@ -172,12 +173,13 @@ scalar!(
 );
 scalar!(Endpoint, "a host and port", str::parse, Self::to_string, "127.0.0.1:3000", "app.internal:3000");
 scalar!(
-    OutboundGrant,
-    "a scheme and host",
-    str::parse,
+    OutboundTo,
+    "a scheme and host, or an upstream",
+    Self::parse,
     Self::to_string,
     "https://api.example.com",
-    "https://*.example.com"
+    "https://*.example.com",
+    "upstream:users"
 );
 scalar!(HostPattern, "a host", str::parse, Self::to_string, "api.example.com", "*.example.com");
 scalar!(PathPattern, "a path", str::parse, Self::to_string, "/exact", "/below/*", "/users/{id}");
@@ -187,6 +189,7 @@ scalar!(HeaderName, "a header's name", Self::parse, |name: &Self| name.0.clone()
 scalar!(CookieName, "a cookie's name", CookieName::parse, |name: &Self| name.0.clone(), "sid");
 scalar!(Token, "a protocol", Token::parse, |name: &Self| name.0.clone(), "websocket");
 scalar!(FilePath, "a file or folder", FilePath::parse, |path: &Self| path.0.display().to_string(),);
+scalar!(GuestPath, "an absolute path", GuestPath::parse, |path: &Self| path.0.clone(), "/data");
 scalar!(Inside, "a file in a folder", Inside::parse, |file: &Self| file.0.clone(), "index.html");
 scalar!(HeaderValue, "the value of a header", HeaderValue::parse, |value: &Self| value.0.clone(),);
 scalar!(Secret, "a text that is kept secret", read_secret, Self::to_string, "${LOCKGATE_TOKEN}");
@@ -308,6 +311,24 @@ impl FilePath {
             );
         }
         Ok(Self(text.into()))
+    }
+}
+
+/// Where a guest finds a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct GuestPath(pub(crate) String);
+
+impl GuestPath {
+    fn parse(text: &str) -> Result<Self, TextError> {
+        let expected = || TextError::new("an absolute path such as `/data`");
+        let Some(inner) = text.strip_prefix('/') else {
+            return Err(expected().hint("begin with `/`: it is where the function finds the folder"));
+        };
+        let sound = |segment: &str| !matches!(segment, "" | "." | "..") && !segment.contains('\0');
+        match inner.is_empty() || inner.split('/').all(sound) {
+            true => Ok(Self(text.to_owned())),
+            false => Err(expected().hint("leave out `.`, `..`, double slashes and the one at the end")),
+        }
     }
 }
 

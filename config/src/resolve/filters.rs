@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Resolver;
+use super::grants::{Of, require_approval};
 use super::server::MEMORY_MIN;
 use crate::file;
 use crate::file::forms::Either;
@@ -36,7 +37,7 @@ impl Resolver<'_> {
             .map(|(name, filter)| {
                 let node = section.at(&name);
                 let place = section.key_place(&name);
-                let grants = grants(&filter.grants);
+                let grants = self.grants(&filter.grants, node.at("grants"), Of::Filter);
                 let settings_node = node.get("settings");
                 let version = FilterVersion {
                     component: self.path(&filter.component),
@@ -54,23 +55,24 @@ impl Resolver<'_> {
                     on_failure: failure_mode(&filter.on_failure),
                     limits,
                 };
-                Filter { name: name.into(), version, policy, place }
+                let require_approval = require_approval(filter.require_approval, server);
+                Filter { name: name.into(), version, policy, require_approval, place }
             })
             .collect()
     }
 
     fn limits(&mut self, limits: &file::FilterLimits, node: &Node, grants: &Grants, server: &Server) -> FilterLimits {
-        let (default, max) = match grants.outbound.as_slice() {
-            [] => (DEADLINE, DEADLINE_MAX),
-            _ => (DEADLINE_OUTBOUND, DEADLINE_OUTBOUND_MAX),
+        let (default, max) = match grants.may_send() {
+            false => (DEADLINE, DEADLINE_MAX),
+            true => (DEADLINE_OUTBOUND, DEADLINE_OUTBOUND_MAX),
         };
         let deadline = limits.deadline.as_ref().map_or(default, |deadline| deadline.0.0);
         if deadline > max {
             let problem = Problem::new("the deadline is too long", node.at("deadline").place.clone())
                 .label(format!("at most `{}`", format_duration(max)));
-            self.problem(match grants.outbound.as_slice() {
-                [] => problem.hint("without outbound HTTP a call holds a thread to its end"),
-                _ => problem,
+            self.problem(match grants.may_send() {
+                false => problem.hint("without outbound HTTP a call holds a thread to its end"),
+                true => problem,
             });
         }
         let memory = self.memory(limits.memory.as_ref().map(|memory| memory.0), MEMORY, "filter", node, server);
@@ -142,10 +144,6 @@ impl Resolver<'_> {
         }
         Isolation::Reused { requests: reused.requests.0.0, memory }
     }
-}
-
-pub(super) fn grants(grants: &file::Grants) -> Grants {
-    Grants { outbound: grants.outbound.iter().map(|grant| grant.0.clone()).collect() }
 }
 
 /// Returns settings as JSON text. None are an empty object: a filter whose settings all have defaults takes it.

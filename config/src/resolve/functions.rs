@@ -1,7 +1,7 @@
 //! `functions`.
 
 use super::Resolver;
-use super::filters::grants;
+use super::grants::{Of, require_approval};
 use crate::file;
 use crate::file::forms::Named;
 use crate::file::written::Written;
@@ -31,11 +31,13 @@ impl Resolver<'_> {
                     component_place: node.at("component").place.clone(),
                     vars: self.vars(&function.vars, vars),
                     vars_written: written(node),
-                    grants: grants(&function.grants),
+                    grants: self.grants(&function.grants, node.at("grants"), Of::Function),
                 };
                 let limits = self.function_limits(&function.limits, node.at("limits"), server);
                 let isolation = self.isolation(&function.isolation, node.at("isolation"), limits.memory);
-                Function { name: name.into(), version, policy: FunctionPolicy { isolation, limits }, place }
+                let require_approval = require_approval(function.require_approval, server);
+                let policy = FunctionPolicy { isolation, limits };
+                Function { name: name.into(), version, policy, require_approval, place }
             })
             .collect()
     }

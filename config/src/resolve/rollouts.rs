@@ -1,7 +1,8 @@
 //! `rollouts`.
 
-use super::filters::{DEADLINE_MAX, grants, settings};
+use super::filters::{DEADLINE_MAX, settings};
 use super::functions::written;
+use super::grants::Of;
 use super::plan::Moves;
 use super::{Resolver, Section, line_of, repeated};
 use crate::file;
@@ -160,8 +161,8 @@ impl Resolver<'_> {
             version.vars = self.vars(vars, node.at("vars"));
             version.vars_written = written(node);
         }
-        if let Some(grants_written) = &canary.grants {
-            version.grants = grants(grants_written);
+        if let Some(grants) = &canary.grants {
+            version.grants = self.grants(grants, node.at("grants"), Of::Function);
         }
         let same =
             version.component == stable.component && version.vars == stable.vars && version.grants == stable.grants;
@@ -184,8 +185,8 @@ impl Resolver<'_> {
             version.settings_written = node.at("settings").to_json(false);
             version.settings_place = node.key_place("settings");
         }
-        if let Some(written) = &canary.grants {
-            version.grants = grants(written);
+        if let Some(grants) = &canary.grants {
+            version.grants = self.grants(grants, node.at("grants"), Of::Filter);
         }
         if canary.vars.is_some() {
             let problem = Problem::new("a filter has no environment", node.key_place("vars"));
@@ -199,7 +200,7 @@ impl Resolver<'_> {
             self.problem(problem.hint("give it another `component`, or other `settings` or `grants`"));
         }
         let deadline = filter.policy.limits.deadline;
-        if version.grants.outbound.is_empty() && deadline > DEADLINE_MAX && !node.damaged {
+        if !version.grants.may_send() && deadline > DEADLINE_MAX && !node.damaged {
             let message =
                 format!("the filter's deadline of `{}` is too long for this canary", format_duration(deadline));
             let problem = Problem::new(message, node.at("grants").place.clone())

@@ -8,8 +8,8 @@ use crate::file::HeaderCondition;
 use crate::file::forms::Either;
 use crate::file::written::{Reference, Written};
 use crate::model::{
-    Coding, HeaderMatch, HostPattern, PathPattern, Rollout, RolloutSubject, Route, RouteMatch, Segment, StaticFolder,
-    Target,
+    Coding, Filter, Function, HeaderMatch, HostPattern, PathPattern, Rollout, RolloutSubject, Route, RouteMatch,
+    Segment, StaticFolder, Target, reached_upstreams,
 };
 use crate::problem::{Place, Problem};
 use crate::text::HeaderName;
@@ -235,13 +235,21 @@ impl Resolver<'_> {
         }
     }
 
-    pub(super) fn check_rollouts_of_routes(&mut self, routes: &[Route], rollouts: &[Rollout]) {
+    pub(super) fn check_rollouts_of_routes(
+        &mut self,
+        routes: &[Route],
+        rollouts: &[Rollout],
+        filters: &[Filter],
+        functions: &[Function],
+    ) {
         for route in routes {
+            let reached = reached_upstreams(route, rollouts, filters, functions);
             let meets = |rollout: &&Rollout| match (&rollout.subject, &route.target) {
                 (RolloutSubject::Filter { filter, .. }, _) => route.filters.contains(filter),
                 (RolloutSubject::Upstream { upstream: subject, .. }, Target::Upstream { upstream, alternatives }) => {
-                    upstream == subject || alternatives.contains(subject)
+                    upstream == subject || alternatives.contains(subject) || reached.contains(subject)
                 }
+                (RolloutSubject::Upstream { upstream: subject, .. }, _) if reached.contains(subject) => true,
                 (RolloutSubject::Function { function: subject, .. }, Target::Function { function }) => {
                     function == subject
                 }

@@ -72,6 +72,7 @@ impl Resolver<'_> {
                 connections: server.limits.connections.0.0,
                 connections_per_address: server.limits.connections_per_address.0.0,
             },
+            require_approval: server.require_approval == file::RequireApproval::Grants,
         }
     }
 

@@ -121,7 +121,7 @@ impl FromStr for ListenAddress {
     }
 }
 
-/// The port is left out where it is the scheme's own.
+/// Where it is for. The port is left out where it is the scheme's own.
 impl fmt::Display for OutboundGrant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, usual) = if self.tls { ("https", 443) } else { ("http", 80) };
@@ -163,7 +163,7 @@ impl FromStr for OutboundGrant {
             }
             None => host.parse::<Host>()?.to_string(),
         };
-        Ok(Self { tls, host, port })
+        Ok(Self { tls, host, port, methods: Vec::new(), addresses: Vec::new() })
     }
 }
 

@@ -57,6 +57,9 @@ guests! {
     Fail = "fail",
     /// `{"even": 4}`: `configure` complains about odd numbers; sets `x-even` on the request.
     FailingConfigure = "failing-configure",
+    /// A `wasi:http` function that does with files what its target says: `/read?PATH`, `/write?PATH`, `/remove?PATH`,
+    /// `/make?PATH`, `/list?PATH`, `/link?NAME` (to the folder above), `/preopens`; 403 and the error where it cannot.
+    Files = "files",
     /// A `wasi:http` function that does what the path says: `/echo`, `/length`, `/events?COUNT`, `/download?BYTES`,
     /// `/spin`, `/sleep?MS`, `/memory`, `/trap`, `/fetch?AUTHORITY` and more. Else it tells method, target and the
     /// variable `VERSION`.

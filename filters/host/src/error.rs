@@ -82,6 +82,14 @@ pub enum LoadError {
          move one of the two to a filter of its own"
     )]
     ResponseBodyWaits,
+    /// A folder that it is granted cannot be opened.
+    #[error("the folder that it would see as `{seen_as}` {problem}")]
+    Folder {
+        /// Where it would find it.
+        seen_as: String,
+        /// What is wrong with the folder.
+        problem: String,
+    },
     /// Needs more than its limits, or than any instance can have.
     #[error("{0}")]
     Limits(String),
@@ -132,19 +140,36 @@ pub enum CallErrorKind {
     ForbiddenHeader,
     /// A function's body is not of the length that its header names.
     ContentLength,
-    /// A function failed after an outbound request of its was denied.
+    /// It failed after an outbound request was denied: no grant covers where it would have gone.
     Denied,
+    /// It failed after an outbound request was denied for its method.
+    DeniedMethod,
+    /// It failed after an outbound request was denied for the address that it would have gone to.
+    DeniedAddress,
     /// A function ended without an answer, or with an error in its place.
     NoResponse,
 }
 
 impl CallErrorKind {
+    /// Those of an outbound request that was refused.
+    pub const OF_OUTBOUND: [Self; 3] = [Self::Denied, Self::DeniedMethod, Self::DeniedAddress];
+
     /// Those of a filter.
-    pub const OF_FILTERS: [Self; 7] =
-        [Self::Trap, Self::Deadline, Self::Memory, Self::Stack, Self::Copy, Self::Exhausted, Self::InvalidResponse];
+    pub const OF_FILTERS: [Self; 10] = [
+        Self::Trap,
+        Self::Deadline,
+        Self::Memory,
+        Self::Stack,
+        Self::Copy,
+        Self::Exhausted,
+        Self::InvalidResponse,
+        Self::Denied,
+        Self::DeniedMethod,
+        Self::DeniedAddress,
+    ];
 
     /// Those of a function.
-    pub const OF_FUNCTIONS: [Self; 12] = [
+    pub const OF_FUNCTIONS: [Self; 14] = [
         Self::Trap,
         Self::Deadline,
         Self::Memory,
@@ -156,6 +181,8 @@ impl CallErrorKind {
         Self::ForbiddenHeader,
         Self::ContentLength,
         Self::Denied,
+        Self::DeniedMethod,
+        Self::DeniedAddress,
         Self::NoResponse,
     ];
 
@@ -173,6 +200,8 @@ impl CallErrorKind {
             Self::ForbiddenHeader => "forbidden-header",
             Self::ContentLength => "content-length",
             Self::Denied => "denied",
+            Self::DeniedMethod => "denied-method",
+            Self::DeniedAddress => "denied-address",
             Self::NoResponse => "no-response",
         }
     }

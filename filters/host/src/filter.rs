@@ -67,6 +67,9 @@ pub struct Live {
     pub memory_bytes: u64,
     /// Log lines and events beyond what a request may write, since the filter was loaded.
     pub lines_dropped: u64,
+    /// Outbound requests that were refused since it was loaded, in the order of
+    /// [`CallErrorKind::OF_OUTBOUND`](crate::CallErrorKind::OF_OUTBOUND).
+    pub refused: [u64; 3],
 }
 
 /// Where the functions are that the host calls; none where the component does not have them.

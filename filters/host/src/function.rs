@@ -7,6 +7,7 @@
 
 mod body;
 mod call;
+mod folders;
 mod load;
 mod run;
 mod spec;
@@ -30,6 +31,7 @@ use self::turn::Shared;
 use crate::budget::{Budget, Need, Reservation};
 use crate::error::{CallError, CallErrorKind};
 use crate::filter::Live;
+use crate::outbound::Upstreams;
 use crate::sink::{CallInfo, Level};
 use crate::spec::{Isolation, VersionId};
 
@@ -110,7 +112,7 @@ impl Function {
     /// Begins to answer a request, on a fresh instance, or on one that served before where isolation is `reused`. The
     /// guest runs when the call is asked for its response, not before.
     ///
-    /// `track` and `request_id` are what log lines are told with; `tls` says how the client came. The request's target
+    /// `upstreams` is by what it reaches those that it is granted. `track` and `request_id` are what log lines are told with; `tls` says how the client came. The request's target
     /// is path and query, its authority that of the `host` header.
     ///
     /// # Errors
@@ -120,11 +122,12 @@ impl Function {
         self: &Arc<Self>,
         track: &'static str,
         request_id: Arc<str>,
+        upstreams: Option<Arc<dyn Upstreams>>,
         tls: bool,
         request: http::Request<RequestBody>,
     ) -> Result<Call, CallError> {
         let (warm, reservation) = self.acquire()?;
-        Ok(run::begin(self, warm, reservation, track, request_id, tls, request))
+        Ok(run::begin(self, warm, reservation, track, request_id, upstreams, tls, request))
     }
 
     /// Returns an instance that is there already, if there is one, and its slots.

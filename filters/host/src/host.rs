@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -16,7 +16,7 @@ use crate::function::{self, Function, FunctionInspection, FunctionSpec};
 use crate::inspect::{self, Inspection};
 use crate::key_value::KeyValue;
 use crate::load;
-use crate::outbound::{self, Connections};
+use crate::outbound::Pools;
 use crate::sink::Progress;
 use crate::spec::{FilterSpec, VersionId};
 
@@ -53,7 +53,7 @@ pub struct Host {
     pub(crate) compiler: ThreadPool,
     pub(crate) instance_memory_bytes_max: u64,
     key_values: Mutex<HashMap<Arc<str>, Weak<KeyValue>>>,
-    connections: OnceLock<Connections>,
+    pub(crate) pools: Pools,
 }
 
 impl std::fmt::Debug for Host {
@@ -91,7 +91,7 @@ impl Host {
             compiler,
             instance_memory_bytes_max: options.instance_memory_bytes_max,
             key_values: Mutex::default(),
-            connections: OnceLock::new(),
+            pools: Pools::default(),
         }))
     }
 
@@ -157,10 +157,5 @@ impl Host {
         let store = Arc::default();
         stores.insert(name.clone(), Arc::downgrade(&store));
         store
-    }
-
-    /// Returns the outbound connections, which do not exist before the first filter with a grant.
-    pub(crate) fn connections(&self) -> Connections {
-        self.connections.get_or_init(outbound::connections).clone()
     }
 }

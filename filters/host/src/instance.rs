@@ -14,6 +14,7 @@ use crate::engine::epochs;
 use crate::error::{CallError, CallErrorKind};
 use crate::exchange::Exchange;
 use crate::filter::{Filter, Lane};
+use crate::outbound::Upstreams;
 use crate::outcome::{
     BodyOutcome, Outcome, ResponseBodyOutcome, ResponseOutcome, WireBodyOutcome, WireOutcome, WireResponseBodyOutcome,
     WireResponseOutcome,
@@ -41,6 +42,7 @@ pub struct Instance {
     called: bool,
     /// When the next call begins, where the caller has said so.
     now: Option<Instant>,
+    upstreams: Option<Arc<dyn Upstreams>>,
 }
 
 impl std::fmt::Debug for Instance {
@@ -89,7 +91,18 @@ impl Warm {
 impl Instance {
     pub(crate) fn fresh(filter: Arc<Filter>, track: &'static str, effects: Effects, reservation: Reservation) -> Self {
         let reservation = Some(reservation);
-        Self { filter, track, effects, shown: None, warm: None, reservation, failed: false, called: false, now: None }
+        Self {
+            filter,
+            track,
+            effects,
+            shown: None,
+            warm: None,
+            reservation,
+            failed: false,
+            called: false,
+            now: None,
+            upstreams: None,
+        }
     }
 
     pub(crate) fn reused(
@@ -124,6 +137,11 @@ impl Instance {
     /// Returns what the instance kept to itself since this was last asked; nothing unless its effects are private.
     pub fn take_kept(&mut self) -> Kept {
         self.warm.as_mut().map(|warm| warm.store.data_mut().effects.take_kept()).unwrap_or_default()
+    }
+
+    /// Lets the filter reach the upstreams that it is granted, for all calls that follow.
+    pub fn reach(&mut self, upstreams: Arc<dyn Upstreams>) {
+        self.upstreams = Some(upstreams);
     }
 
     /// Says when the call that follows begins, so that a caller who has just asked the clock spares it asking again. Its
@@ -365,6 +383,7 @@ impl Instance {
             return self.look_up(|_| bail!("the instance was not started"));
         };
         warm.store.set_epoch_deadline(1);
+        warm.store.data_mut().reach(self.upstreams.as_ref());
         warm.store.data_mut().begin(now, deadline, self.shown.take());
         let loan = Loan::new(&mut warm.store, exchange, phase);
         let called = tokio::time::timeout(wall, function.call_async(&mut *loan.store, parameters)).await;
@@ -374,10 +393,7 @@ impl Instance {
                 self.failed = false;
                 Ok(outcome)
             }
-            Ok(Err(error)) => {
-                let refused = warm.store.data().memory.refused;
-                Err(CallError::from_wasmtime(&error, refused))
-            }
+            Ok(Err(error)) => Err(warm.store.data().failure(&error)),
             Err(_) => Err(overdue()),
         }
     }
@@ -409,8 +425,7 @@ impl Instance {
             Ok((outcome,)) => Ok(outcome),
             Err(error) => {
                 self.failed = true;
-                let refused = warm.store.data().memory.refused;
-                Err(CallError::from_wasmtime(&error, refused))
+                Err(warm.store.data().failure(&error))
             }
         }
     }
@@ -423,7 +438,7 @@ impl Instance {
     fn failure(&mut self, store: &mut Store<State>, error: &wasmtime::Error) -> CallError {
         self.failed = true;
         store.data_mut().flush_stdio();
-        CallError::from_wasmtime(error, store.data().memory.refused)
+        store.data().failure(error)
     }
 
     fn fail(&mut self, error: CallError) -> CallError {
@@ -441,6 +456,7 @@ impl Drop for Instance {
         let warm = self.warm.take().filter(|_| !used_up).map(|mut warm| {
             // A probe is started, and serves nobody.
             warm.requests += u32::from(self.called);
+            warm.store.data_mut().reach(None);
             warm
         });
         self.filter.give_back(warm, reservation);

@@ -23,6 +23,7 @@ mod error;
 mod exchange;
 mod filter;
 mod function;
+mod grants;
 mod headers;
 mod host;
 mod imports;
@@ -51,10 +52,12 @@ pub use filter::{BodyMode, Filter, Lane, Live, Phases};
 pub use function::{
     Call, Function, FunctionInspection, FunctionLimits, FunctionSpec, LogSink, RequestBody, Settled, Tail, Upload,
 };
+pub use grants::{FolderGrant, OutboundGrant, UpstreamGrant};
 pub use host::{Host, Options};
 pub use inspect::Inspection;
 pub use instance::Instance;
 pub use link::CONTRACT;
+pub use outbound::{UpstreamBody, UpstreamFailure, UpstreamSending, Upstreams};
 pub use outcome::{BodyOutcome, Outcome, Response, ResponseBodyOutcome, ResponseOutcome};
 pub use sink::{CallInfo, Level, Phase, Progress, Silent, Sink, Stage};
-pub use spec::{Digest, FilterSpec, Grants, Isolation, Limits, OutboundGrant, VersionId};
+pub use spec::{Digest, FilterSpec, Grants, Isolation, Limits, VersionId};

@@ -54,7 +54,7 @@ pub(crate) fn load(host: &Host, spec: &FilterSpec, progress: &dyn Progress) -> R
     let began = Instant::now();
     let shape = examine(&spec.component)?;
     check_ceilings(host, spec.limits.memory_bytes, spec.limits.table_elements)?;
-    let lane = lane(&shape, !spec.grants.outbound.is_empty());
+    let lane = lane(&shape, spec.grants.may_send());
     let version = VersionId::of(&spec.component, &spec.settings, &spec.grants);
     let key = Cache::key(&host.engines.serve, &version.component, &version.settings);
     let (component, manifest) = host.cache.alone(key, || match host.cache.load(&host.engines.serve, key) {
@@ -78,8 +78,7 @@ pub(crate) fn load(host: &Host, spec: &FilterSpec, progress: &dyn Progress) -> R
     let mismatch = |error: wasmtime::Error| LoadError::Mismatch(format!("{error:#}"));
     let linker = link::linker(&host.engines.serve, &component, lane).map_err(mismatch)?;
     let pre = linker.instantiate_pre(&component).map_err(mismatch)?;
-    let access = (lane == Lane::Fibre)
-        .then(|| Access { grants: spec.grants.outbound.clone().into(), connections: host.connections() });
+    let access = (lane == Lane::Fibre).then(|| Access::new(&spec.grants, &host.pools)).flatten();
     let Manifest { declarations, not_snapshotted } = manifest;
     let filter = Arc::new(Filter {
         version,

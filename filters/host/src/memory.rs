@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use wasmtime::{Result, bail};
 
+use crate::error::CallErrorKind;
 use crate::filter::Live;
 
 /// What all instances of one loaded version hold together.
@@ -12,6 +13,8 @@ pub(crate) struct Alive {
     instances: AtomicU32,
     memory_bytes: AtomicU64,
     lines_dropped: AtomicU64,
+    /// In the order of [`CallErrorKind::OF_OUTBOUND`].
+    refused: [AtomicU64; CallErrorKind::OF_OUTBOUND.len()],
 }
 
 impl Alive {
@@ -25,11 +28,20 @@ impl Alive {
         self.lines_dropped.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts an outbound request that was refused.
+    pub(crate) fn refuse(&self, kind: CallErrorKind) {
+        let of = CallErrorKind::OF_OUTBOUND.iter().position(|known| *known == kind);
+        if let Some(count) = of.and_then(|of| self.refused.get(of)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     pub(crate) fn live(&self) -> Live {
         Live {
             instances: self.instances.load(Ordering::Relaxed),
             memory_bytes: self.memory_bytes.load(Ordering::Relaxed),
             lines_dropped: self.lines_dropped.load(Ordering::Relaxed),
+            refused: self.refused.each_ref().map(|count| count.load(Ordering::Relaxed)),
         }
     }
 }

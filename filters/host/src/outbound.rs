@@ -1,18 +1,18 @@
-//! Outbound HTTP: what a filter on the fibre lane may do besides looking at its request, through an allow-list and
-//! through the gateway's own connections.
+//! Outbound HTTP: what a guest may do besides looking at its request, through what its grants cover and through the
+//! gateway's own connections.
 //!
-//! There is one way out, [`Hooks::send_request`]: the crate that implements `wasi:http` is built without its own.
+//! There is one way out, [`Hooks::send_request`]: the crate that implements `wasi:http` is built without its own. It
+//! follows no redirects; a guest that does asks again, and is checked again.
+
+mod address;
+mod connections;
+mod policy;
+mod upstreams;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use http::uri::Scheme;
 use http_body_util::BodyExt;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use parking_lot::Mutex;
 use wasmtime::component::{Linker, Resource};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
@@ -22,45 +22,17 @@ use wasmtime_wasi_http::{
     Error, RequestOptions, WasiBody, WasiHttp, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
 };
 
+pub(crate) use self::connections::Pools;
+use self::connections::{Connections, Prohibited, Unresolved};
+pub(crate) use self::policy::{Access, Way, check};
+pub use self::upstreams::{UpstreamBody, UpstreamFailure, UpstreamSending, Upstreams};
+use crate::error::{CallError, CallErrorKind};
 use crate::sink::Level;
-use crate::spec::OutboundGrant;
-use crate::state::State;
+use crate::state::{Shared, State};
 use crate::wasi::{self, Print, Printer};
 
-/// Time to connect, TLS included: filters sit in the path of requests, and their deadlines are shorter still.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time that an unused connection is kept.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Unused connections that are kept to one host.
-const IDLE_PER_HOST_MAX: usize = 32;
 /// Bytes that a guest may print in one call before they are read.
 const PRINTED_BYTES_MAX: usize = 256 << 10;
-
-/// The connections of all filters of a host. Cloning shares them.
-pub(crate) type Connections = Client<HttpsConnector<HttpConnector>, WasiBody>;
-
-/// Returns a pool without connections.
-pub(crate) fn connections() -> Connections {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    tcp.set_nodelay(true);
-    let tls =
-        HttpsConnectorBuilder::new().with_webpki_roots().https_or_http().enable_all_versions().wrap_connector(tcp);
-    Client::builder(TokioExecutor::new())
-        .pool_idle_timeout(IDLE_TIMEOUT)
-        .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
-        .pool_timer(TokioTimer::new())
-        .timer(TokioTimer::new())
-        .build(tls)
-}
-
-/// Where a filter may go, and by which connections.
-#[derive(Clone)]
-pub(crate) struct Access {
-    pub(crate) grants: Arc<[OutboundGrant]>,
-    pub(crate) connections: Connections,
-}
 
 /// What an instance holds for `wasi:http`, and on the fibre lane for the rest of WASI.
 pub(crate) struct Outbound {
@@ -72,7 +44,11 @@ pub(crate) struct Outbound {
 
 impl Outbound {
     /// `kept_in` is told of requests that would be sent, and are not.
-    pub(crate) fn new(access: Option<Access>, kept_in: Option<Arc<AtomicBool>>) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        kept_in: Option<Arc<AtomicBool>>,
+        upstreams: Option<Arc<dyn Upstreams>>,
+    ) -> Self {
         let printed = Printed::default();
         // Nothing is granted but what is named here: no folder, no variable, no socket.
         let wasi = WasiCtx::builder()
@@ -83,8 +59,13 @@ impl Outbound {
             .allow_ip_name_lookup(false)
             .max_random_size(64 << 10)
             .build();
-        let hooks = Hooks { access, kept_in, printed: printed.clone() };
+        let hooks = Hooks { shared, kept_in, upstreams, printed: printed.clone() };
         Self { wasi, http: WasiHttpCtx::new(), hooks, printed }
+    }
+
+    /// Returns what the guest was refused since this was last asked: where it then failed, that is why.
+    pub(crate) fn take_refused(&self) -> Option<CallError> {
+        self.printed.0.lock().refused.take()
     }
 
     /// Returns the lines printed since the last time.
@@ -116,10 +97,9 @@ pub(crate) fn link_denied(linker: &mut Linker<State>) -> wasmtime::Result<()> {
             let state = store.data_mut();
             let request = state.table.delete(request)?;
             let to = request.authority.unwrap_or_default();
-            state.log(
-                Level::Warn,
-                &format!("an outbound request to `{to}` was denied: the filter has no outbound grant"),
-            );
+            let message = format!("an outbound request to `{to}` was denied: the filter has no outbound grant");
+            let (outbound, _) = state.outbound();
+            outbound.hooks.refuse(CallError::new(CallErrorKind::Denied, message));
             Ok((Err::<Resource<HostFutureIncomingResponse>, _>(wire::ErrorCode::HttpRequestDenied),))
         },
     )
@@ -138,10 +118,20 @@ fn link_types(linker: &mut Linker<State>) -> wasmtime::Result<()> {
 
 impl State {
     fn outbound(&mut self) -> (&mut Outbound, &mut wasmtime::component::ResourceTable) {
-        let (access, effects) = (&self.shared.access, &self.effects);
-        let outbound =
-            self.outbound.get_or_insert_with(|| Box::new(Outbound::new(access.clone(), effects.outbound_denied())));
+        let (shared, effects, upstreams) = (&self.shared, &self.effects, &self.upstreams);
+        let outbound = self.outbound.get_or_insert_with(|| {
+            Box::new(Outbound::new(Arc::clone(shared), effects.outbound_denied(), upstreams.clone()))
+        });
         (outbound, &mut self.table)
+    }
+
+    /// Sets by what the request reaches upstreams; none for one that is over: an instance that waits for the next one keeps
+    /// nothing of it.
+    pub(crate) fn reach(&mut self, upstreams: Option<&Arc<dyn Upstreams>>) {
+        self.upstreams = upstreams.cloned();
+        if let Some(outbound) = &mut self.outbound {
+            outbound.hooks.upstreams = upstreams.cloned();
+        }
     }
 }
 
@@ -159,10 +149,19 @@ impl WasiHttpView for State {
     }
 }
 
+#[derive(Clone)]
 struct Hooks {
-    access: Option<Access>,
+    shared: Arc<Shared>,
     kept_in: Option<Arc<AtomicBool>>,
+    upstreams: Option<Arc<dyn Upstreams>>,
     printed: Printed,
+}
+
+impl Hooks {
+    fn refuse(&self, refused: CallError) {
+        self.shared.alive.refuse(refused.kind);
+        self.printed.refuse(refused);
+    }
 }
 
 type Sent = (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>);
@@ -177,72 +176,92 @@ impl WasiHttpHooks for Hooks {
         options: Option<RequestOptions>,
         _finished: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Sending {
-        match granted(self.access.as_ref(), &request) {
-            Err(problem) => {
-                self.printed.push(Level::Warn, format!("{problem}\n").as_bytes());
-                denied()
+        match check(self.shared.access.as_ref(), &request) {
+            Err(refused) => {
+                let kind = refused.kind;
+                self.refuse(refused);
+                denied(kind)
             }
-            Ok(connections) => match &self.kept_in {
+            Ok(way) => match &self.kept_in {
                 Some(kept_in) => {
                     kept_in.store(true, Ordering::Relaxed);
-                    denied()
+                    denied(CallErrorKind::Denied)
                 }
-                None => dispatch(connections, request, options),
+                None => {
+                    let hooks = self.clone();
+                    let upstreams = self.upstreams.as_deref();
+                    dispatch(way, upstreams, request, options, move |refused| hooks.refuse(refused))
+                }
             },
         }
     }
 }
 
-/// Returns the connections by which a request may go.
-///
-/// # Errors
-///
-/// No grant covers it; what is to be said about that.
-pub(crate) fn granted(access: Option<&Access>, request: &http::Request<WasiBody>) -> Result<Connections, String> {
-    let uri = request.uri();
-    let tls = uri.scheme() == Some(&Scheme::HTTPS);
-    // An address of version 6 is written in brackets in a URI, and may be in a grant.
-    let bare = |host: &str| host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    let host = bare(uri.host().unwrap_or_default());
-    let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
-    let connections = access.and_then(|access| {
-        let covered = access.grants.iter().any(|grant| {
-            grant.covers(tls, &host, port)
-                || OutboundGrant { host: bare(&grant.host), ..grant.clone() }.covers(tls, &host, port)
-        });
-        covered.then(|| access.connections.clone())
-    });
-    connections.ok_or_else(|| {
-        let scheme = if tls { "https" } else { "http" };
-        format!("an outbound request to `{scheme}://{host}:{port}` was denied: no grant covers it")
-    })
-}
-
 /// Returns what a guest gets for a request that is not sent.
-pub(crate) fn denied() -> Sending {
-    Box::new(async { Err(Error::HttpRequestDenied) })
+pub(crate) fn denied(kind: CallErrorKind) -> Sending {
+    Box::new(async move { Err(refusal(kind)) })
 }
 
-/// Sends a request.
+/// Returns how a guest is told what was refused, each by its own name.
+fn refusal(kind: CallErrorKind) -> Error {
+    match kind {
+        CallErrorKind::DeniedMethod => Error::HttpRequestMethodInvalid,
+        CallErrorKind::DeniedAddress => Error::DestinationIpProhibited,
+        _ => Error::HttpRequestDenied,
+    }
+}
+
+/// Sends a request by the way that it may go.
 pub(crate) fn dispatch(
-    connections: Connections,
+    way: Way,
+    upstreams: Option<&dyn Upstreams>,
     request: http::Request<WasiBody>,
     options: Option<RequestOptions>,
+    refuse: impl FnOnce(CallError) + Send + 'static,
+) -> Sending {
+    match way {
+        Way::Connections(connections) => connect(connections, request, options, refuse),
+        Way::Upstream(name) => upstreams::send(upstreams, &name, request, options),
+    }
+}
+
+/// Sends a request over a connection of its own. `refuse` is told where its name leads to an address that no guest may reach.
+fn connect(
+    connections: Arc<Connections>,
+    request: http::Request<WasiBody>,
+    options: Option<RequestOptions>,
+    refuse: impl FnOnce(CallError) + Send + 'static,
 ) -> Sending {
     let wait = options.and_then(|options| options.first_byte_timeout);
     Box::new(async move {
+        let shown = policy::shown(request.uri());
         let response = connections.request(request);
         let response = match wait {
             Some(wait) => tokio::time::timeout(wait, response).await.map_err(|_| Error::ConnectionReadTimeout)?,
             None => response.await,
         };
-        let response = response.map_err(|error| failure(&error))?;
+        let response = match response {
+            Ok(response) => response,
+            Err(error) => {
+                let prohibited = Prohibited::of(&error);
+                if let Some(prohibited) = prohibited {
+                    refuse(policy::refused_address(&shown, prohibited));
+                }
+                return Err(failure(&error));
+            }
+        };
         let finished: Box<dyn Future<Output = Result<(), Error>> + Send> = Box::new(async { Ok(()) });
         Ok((response.map(|body| body.map_err(Error::from).boxed_unsync()), finished))
     })
 }
 
 fn failure(error: &hyper_util::client::legacy::Error) -> Error {
+    if Prohibited::of(error).is_some() {
+        return refusal(CallErrorKind::DeniedAddress);
+    }
+    if Unresolved::is_why(error) {
+        return Error::DnsError { rcode: None, info_code: None };
+    }
     if error.is_connect() {
         return Error::ConnectionRefused;
     }
@@ -263,9 +282,16 @@ struct Printed(Arc<Mutex<Pages>>);
 struct Pages {
     stdout: Vec<u8>,
     stderr: Vec<u8>,
+    refused: Option<CallError>,
 }
 
 impl Printed {
+    /// Logs a refusal, and keeps the first.
+    fn refuse(&self, refused: CallError) {
+        self.push(Level::Warn, format!("{refused}\n").as_bytes());
+        self.0.lock().refused.get_or_insert(refused);
+    }
+
     fn push(&self, level: Level, bytes: &[u8]) {
         let mut pages = self.0.lock();
         let page = if level == Level::Warn { &mut pages.stderr } else { &mut pages.stdout };

@@ -1,6 +1,7 @@
 //! What is to be loaded. A [`FilterSpec`] is a filter as the configuration wants it; its [`VersionId`] says which
 //! version that is, and can be computed without loading anything.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -8,6 +9,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
+
+use crate::grants::{FolderGrant, OutboundGrant, UpstreamGrant};
 
 /// The SHA-256 of something. Displayed by its first 12 hexadecimal digits; the alternate form (`{:#}`) has all 64.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -143,49 +146,34 @@ impl fmt::Debug for FilterSpec {
 pub struct Grants {
     /// Where it may send HTTP requests. Any entry puts the filter on the fibre lane.
     pub outbound: Vec<OutboundGrant>,
+    /// Upstreams of the gateway's to which it may send HTTP requests. Any entry puts the filter on the fibre lane.
+    #[serde(default)]
+    pub upstreams: Vec<UpstreamGrant>,
+    /// Folders that it sees. Functions only.
+    #[serde(default)]
+    pub folders: Vec<FolderGrant>,
 }
 
 impl Grants {
+    /// Returns whether it may send HTTP requests at all.
+    pub fn may_send(&self) -> bool {
+        !(self.outbound.is_empty() && self.upstreams.is_empty())
+    }
+
     fn digest(&self) -> Digest {
-        let mut outbound: Vec<_> = self.outbound.iter().collect();
-        outbound.sort();
-        outbound.dedup();
         let mut hash = Sha256::new();
-        for grant in outbound {
-            let scheme = if grant.tls { "https" } else { "http" };
-            hash.update(format!("{scheme}://{}:{}\n", grant.host.to_ascii_lowercase(), grant.port));
-        }
+        hash_sorted(&mut hash, &self.outbound, OutboundGrant::digested);
+        hash_sorted(&mut hash, &self.upstreams, UpstreamGrant::digested);
+        hash_sorted(&mut hash, &self.folders, FolderGrant::digested);
         Digest(hash.finalize().into())
     }
 }
 
-/// A place to which a filter may send HTTP requests.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct OutboundGrant {
-    /// `https` rather than `http`.
-    pub tls: bool,
-    /// A host name or address; `*.example.com` stands for every name below `example.com`, not for itself.
-    pub host: String,
-    /// The port.
-    pub port: u16,
-}
-
-impl OutboundGrant {
-    /// Returns whether a request to `host` and `port` is covered.
-    pub(crate) fn covers(&self, tls: bool, host: &str, port: u16) -> bool {
-        if self.tls != tls || self.port != port {
-            return false;
-        }
-        match self.host.strip_prefix("*.") {
-            None => self.host.eq_ignore_ascii_case(host),
-            Some(parent) => host
-                .len()
-                .checked_sub(parent.len() + 1)
-                .filter(|&dot| dot > 0)
-                .and_then(|dot| host.get(dot..))
-                .and_then(|tail| tail.strip_prefix('.'))
-                .is_some_and(|tail| tail.eq_ignore_ascii_case(parent)),
-        }
+/// Hashes the lines of grants, in whatever order and however often they were written.
+fn hash_sorted<T: Ord>(hash: &mut Sha256, grants: &[T], line: impl Fn(&T) -> String) {
+    let grants: BTreeSet<_> = grants.iter().collect();
+    for grant in grants {
+        hash.update(line(grant));
     }
 }
 
@@ -246,40 +234,45 @@ mod tests {
     use super::*;
 
     fn grant(host: &str) -> OutboundGrant {
-        OutboundGrant { tls: true, host: host.to_owned(), port: 443 }
-    }
-
-    #[test]
-    fn a_wildcard_covers_names_below_and_not_itself() {
-        let wildcard = grant("*.Example.com");
-        for (host, covered) in [
-            ("a.example.com", true),
-            ("a.b.EXAMPLE.com", true),
-            ("example.com", false),
-            (".example.com", false),
-            ("badexample.com", false),
-            ("example.com.evil.net", false),
-            ("", false),
-        ] {
-            assert_eq!(wildcard.covers(true, host, 443), covered, "{host}");
-        }
-        assert!(!wildcard.covers(false, "a.example.com", 443));
-        assert!(!wildcard.covers(true, "a.example.com", 444));
-        assert!(grant("example.com").covers(true, "EXAMPLE.com", 443));
+        OutboundGrant::new(true, host, 443)
     }
 
     #[test]
     fn the_order_of_grants_makes_no_version() {
-        let one = Grants { outbound: vec![grant("a"), grant("b"), grant("a")] };
-        let other = Grants { outbound: vec![grant("b"), grant("a")] };
+        let one = Grants { outbound: vec![grant("a"), grant("b"), grant("a")], ..Grants::default() };
+        let other = Grants { outbound: vec![grant("b"), grant("a")], ..Grants::default() };
         assert_eq!(VersionId::of(b"x", "null", &one), VersionId::of(b"x", "null", &other));
         assert_ne!(VersionId::of(b"x", "null", &one), VersionId::of(b"x", "null", &Grants::default()));
+    }
+
+    #[test]
+    fn whatever_a_grant_says_makes_a_version() {
+        let plain = grant("example.com");
+        let folder = FolderGrant { path: "/srv/data".into(), seen_as: "/data".to_owned(), write: false };
+        let written = FolderGrant { write: true, ..folder.clone() };
+        let upstream = UpstreamGrant { upstream: "users".to_owned(), methods: Vec::new() };
+        let read_only = UpstreamGrant { methods: vec!["GET".to_owned()], ..upstream.clone() };
+        let methods = OutboundGrant { methods: vec!["GET".to_owned()], ..plain.clone() };
+        let addresses = OutboundGrant { addresses: vec!["10.0.0.0/8".parse().unwrap()], ..plain.clone() };
+        let sets = [
+            Grants::default(),
+            Grants { outbound: vec![plain], ..Grants::default() },
+            Grants { outbound: vec![methods], ..Grants::default() },
+            Grants { outbound: vec![addresses], ..Grants::default() },
+            Grants { upstreams: vec![upstream], ..Grants::default() },
+            Grants { upstreams: vec![read_only], ..Grants::default() },
+            Grants { folders: vec![folder], ..Grants::default() },
+            Grants { folders: vec![written], ..Grants::default() },
+        ];
+        let versions: BTreeSet<_> = sets.iter().map(|grants| VersionId::of(b"x", "null", grants)).collect();
+        assert_eq!(versions.len(), sets.len());
     }
 
     /// Changing this gives every version a new name, and so ends every rollout.
     #[test]
     fn a_version_keeps_its_name() {
-        let version = VersionId::of(b"component", "null", &Grants { outbound: vec![grant("example.com")] });
+        let grants = Grants { outbound: vec![grant("example.com")], ..Grants::default() };
+        let version = VersionId::of(b"component", "null", &grants);
         assert_eq!(version.to_string(), "6985ca.74234e.8f8310");
         let json = serde_json::to_string(&version).unwrap();
         assert_eq!(serde_json::from_str::<VersionId>(&json).unwrap(), version);

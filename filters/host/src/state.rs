@@ -9,10 +9,11 @@ use wasmtime::{Result, UpdateDeadline, bail};
 use crate::declare::{Declarations, MetricDeclaration};
 use crate::effects::{Cell, Effects, Notes};
 use crate::engine::epochs;
+use crate::error::{CallError, CallErrorKind};
 use crate::exchange::Exchange;
 use crate::key_value::KeyValue;
 use crate::memory::{Alive, Memory};
-use crate::outbound::{Access, Outbound};
+use crate::outbound::{Access, Outbound, Upstreams};
 use crate::sink::{CallInfo, Level, Phase, Sink};
 use crate::spec::Limits;
 use crate::wasi::Stdio;
@@ -75,6 +76,8 @@ pub(crate) struct State {
     pub(crate) stdio: Stdio,
     /// Handles to things outside, of the kinds that `wasi:http` and the fibre lane have.
     pub(crate) table: ResourceTable,
+    /// By which the call's request reaches upstreams; none where nobody granted it.
+    pub(crate) upstreams: Option<Arc<dyn Upstreams>>,
     /// What only filters with `wasi:http` need; made when first asked for.
     pub(crate) outbound: Option<Box<Outbound>>,
     pub(crate) memory: Memory,
@@ -97,6 +100,7 @@ impl State {
             declarations: None,
             stdio: Stdio::default(),
             table: ResourceTable::new(),
+            upstreams: None,
             outbound: None,
             memory: Memory::default(),
             lines: 0,
@@ -108,6 +112,9 @@ impl State {
     pub(crate) fn renew(&mut self, track: &'static str, effects: Effects) {
         self.track = track;
         self.effects = Cell::new(effects);
+        if let Some(outbound) = &self.outbound {
+            outbound.take_refused();
+        }
         self.lines = 0;
         self.events = 0;
     }
@@ -215,6 +222,17 @@ impl State {
 
     fn call(&self) -> CallInfo<'_> {
         CallInfo { request_id: &self.exchange.id, track: self.track, phase: self.phase }
+    }
+
+    /// Sorts an error of Wasmtime's.
+    pub(crate) fn failure(&self, error: &wasmtime::Error) -> CallError {
+        let sorted = CallError::from_wasmtime(error, self.memory.refused);
+        match (sorted.kind, self.outbound.as_ref().and_then(|outbound| outbound.take_refused())) {
+            (CallErrorKind::Trap, Some(refused)) => {
+                CallError::new(refused.kind, format!("{refused}; it ended with: {sorted}"))
+            }
+            _ => sorted,
+        }
     }
 
     /// Returns whether the instance holds something that is not in its memory, so that a copy of the memory would be

@@ -1,4 +1,5 @@
-//! HTTP requests of a filter's own, to where the operator grants it (`grants.outbound`).
+//! HTTP requests of a filter's own, to where the operator grants it (`grants.outbound`). An upstream of the gateway's is
+//! asked by its name: `http://NAME.upstream/path`. Redirects are not followed.
 //!
 //! A filter that uses this runs on the gateway's second lane, since it may wait: it cannot have `on_response_body`. Its
 //! deadline goes on while it waits.
@@ -228,6 +229,10 @@ fn read(response: &IncomingResponse) -> Result<Vec<u8>, String> {
 fn describe(error: ErrorCode) -> String {
     match error {
         ErrorCode::HttpRequestDenied => "the gateway does not grant it: see `grants.outbound`".to_owned(),
+        ErrorCode::HttpRequestMethodInvalid => "the gateway does not grant its method: see `grants.outbound`".to_owned(),
+        ErrorCode::DestinationIpProhibited => {
+            "the gateway does not grant the address that it leads to: see `addresses` in `grants.outbound`".to_owned()
+        }
         ErrorCode::InternalError(Some(reason)) => reason,
         other => format!("{other:?}"),
     }

@@ -1,6 +1,7 @@
 //! The API's paths, and what describes them. Reading waits for nothing; whatever changes something answers when the
 //! change serves, is on disk and in the audit log.
 
+mod approvals;
 mod cache;
 mod chart;
 pub(super) mod events;
@@ -76,6 +77,8 @@ fn described() -> OpenApiRouter<Context> {
         .routes(routes!(rollouts::export))
         .routes(routes!(rollouts::quarantine))
         .routes(routes!(rollouts::release))
+        .routes(routes!(approvals::approvals))
+        .routes(routes!(approvals::approve))
         .routes(routes!(cache::cache))
         .routes(routes!(cache::prune_cache))
 }
@@ -133,6 +136,8 @@ mod tests {
         let description = openapi();
         let paths: Vec<&str> = description.paths.paths.keys().map(String::as_str).collect();
         insta::assert_snapshot!(paths.join("\n"), @r"
+        /api/v1/approvals
+        /api/v1/approvals/{name}
         /api/v1/audit
         /api/v1/cache
         /api/v1/cache/prune

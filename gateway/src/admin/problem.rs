@@ -40,8 +40,10 @@ impl Problem {
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         let status = match refusal.kind() {
-            "unknown-rollout" | "unknown-version" | "no-shadow" | "not-counted" => StatusCode::NOT_FOUND,
-            "config" | "load" | "restart" | "listener" => StatusCode::UNPROCESSABLE_ENTITY,
+            "unknown-rollout" | "unknown-version" | "no-shadow" | "not-counted" | "nothing-waits" => {
+                StatusCode::NOT_FOUND
+            }
+            "config" | "load" | "restart" | "listener" | "unapproved" => StatusCode::UNPROCESSABLE_ENTITY,
             "stopped" => StatusCode::SERVICE_UNAVAILABLE,
             "state" => StatusCode::INTERNAL_SERVER_ERROR,
             _ => StatusCode::CONFLICT,

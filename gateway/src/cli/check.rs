@@ -10,6 +10,7 @@ use lockgate_config::problem::Report;
 use super::output::{count, print, print_json};
 use super::progress::progress_of_command;
 use super::{ConfigFile, Failure};
+use crate::control::approvals::gains_of_canaries;
 use crate::control::reload::{Draft, host};
 use crate::control::time::Timestamp;
 use crate::control::watch::Fingerprint;
@@ -54,7 +55,7 @@ impl Check {
         if !functions.is_empty() {
             checked = format!("{checked}, {}", count(functions.len(), "function"));
         }
-        let mut overlaid = String::new();
+        let (mut overlaid, mut gains) = (String::new(), gains_of_canaries(&loaded.config));
         if !self.no_components {
             let draft = Draft::read(&path, &mut Fingerprint::default(), None)?;
             let untimely = draft.facts.untimely(Timestamp::now(), None);
@@ -64,6 +65,7 @@ impl Check {
             let versions = draft.versions().len() + draft.functions().len();
             let host = host(&draft.facts.config).map_err(Failure::failed)?;
             draft.load_all(&host, &*progress_of_command())?;
+            gains = draft.gains();
             checked = format!("{checked} in {}", count(versions, "version"));
             overlaid = match draft.overlaid() {
                 Ok(Some(yaml)) => {
@@ -77,6 +79,7 @@ impl Check {
         if self.dump {
             return print_json(&lockgate_config::dump(&loaded.config));
         }
-        print(&format!("{warnings}`{name}` is right: {checked}, {}{overlaid}", count(rollouts.len(), "rollout")))
+        let gains: String = gains.iter().map(|gain| format!("\n{gain}")).collect();
+        print(&format!("{warnings}`{name}` is right: {checked}, {}{gains}{overlaid}", count(rollouts.len(), "rollout")))
     }
 }

@@ -62,6 +62,11 @@ struct Answer {
 }
 
 impl Gateway {
+    /// Returns which configuration file is meant.
+    pub(super) fn config(&self) -> &ConfigFile {
+        &self.config
+    }
+
     /// Finds out where the gateway is.
     pub(super) fn client(&self) -> Result<Client, Failure> {
         let token = self.token.clone().map(Secret::new);

@@ -193,9 +193,14 @@ pub(super) fn table(rollouts: &[Value]) -> String {
             let what = match rollout["state"].as_str() {
                 Some("paused") => "is paused",
                 Some("abandoned") => "was abandoned",
+                Some("waiting") => "waits for approval",
                 _ => "was rolled back",
             };
             notes.push_str(&format!("{} {what}: {why}\n", text("name")));
+        }
+        let gains: Vec<_> = rollout["gains"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        if !gains.is_empty() && rollout["state"].as_str() != Some("waiting") {
+            notes.push_str(&format!("{}: its canary may {}, and stable may not\n", text("name"), gains.join(", ")));
         }
         if rollout["state"].as_str() == Some("promoted") {
             notes.push_str(&format!(

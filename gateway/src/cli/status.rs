@@ -4,10 +4,9 @@ use clap::Args;
 use http::Method;
 use serde_json::Value;
 
-use super::Failure;
 use super::client::Gateway;
 use super::output::{Table, print, print_json, size};
-use super::rollout;
+use super::{Failure, approve, rollout};
 
 /// Show what the running gateway does: filters and functions with their versions, rollouts, quarantine, the last reload.
 #[derive(Debug, Args)]
@@ -78,6 +77,9 @@ fn render(status: &Value) -> String {
     parts.extend(trouble.map(|(name, trouble)| format!("{name}: {trouble}\n")));
     if !list("rollouts").is_empty() {
         parts.push(rollout::table(list("rollouts")));
+    }
+    if !list("approvals").is_empty() {
+        parts.push(approve::list(&status["approvals"]));
     }
     if !list("draining").is_empty() {
         parts.push(format!("{} old snapshots drain\n", list("draining").len()));

@@ -20,7 +20,8 @@ pub struct AuditEntry {
     pub time: Timestamp,
     /// Who: `cli by uid 1000`, `api 127.0.0.1`, `signal`, `file`, `gateway`.
     pub actor: String,
-    /// What was done: `reload`, `begin`, `set-weight`, `promote`, `roll-back`, `resume`, `end`, `quarantine`, `release`.
+    /// What was done: `reload`, `begin`, `set-weight`, `promote`, `roll-back`, `resume`, `end`, `quarantine`,
+    /// `release`, `grant` (what a new version may do that the one before could not), `approve`.
     pub action: String,
     /// To what: `rollout auth-1.5`, `filter auth 9f2c1a77b0e4`, `configuration`.
     pub subject: String,

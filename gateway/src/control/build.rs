@@ -137,8 +137,14 @@ fn build_route(config: &Config, chosen: &Chosen, metrics: &Metrics, shadows: &Sh
             series: metrics.folder(&route.name),
         },
     };
+    let reachable = model::reached_upstreams(route, &config.rollouts, &config.filters, &config.functions);
+    let reachable = reachable.into_iter().filter_map(|index| {
+        Some((Arc::clone(&config.upstreams.get(index)?.name), slots.pair(chosen.upstreams.get(index)?)))
+    });
+    let reachable = reachable.collect();
     Route {
         name: Arc::clone(&route.name),
+        reachable,
         shadowed: chain.iter().any(|link| link.shadow.is_some()),
         chain,
         upgrades: route.upgrades.clone().into(),

@@ -4,10 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use lockgate_config::model::{FailureMode, Filter, FilterPolicy, FilterVersion, Function, ShadowLimits};
+use lockgate_config::model::{self, FailureMode, Filter, FilterPolicy, FilterVersion, Function, ShadowLimits};
 use lockgate_config::units::Weight;
 use lockgate_host::{Digest, VersionId};
 
+use crate::control::approvals;
 use crate::control::build::{Chose, Chosen};
 use crate::control::facts::{Facts, grants};
 use crate::control::function::FunctionVersion;
@@ -125,6 +126,18 @@ pub fn intended<'a>(facts: &'a Facts, saved: &Saved, filter: usize) -> Intended<
     Intended { id: facts.stable[filter], version: &facts.config.filters[filter].version, promoted: None }
 }
 
+/// Returns a function's stable version, as the file and its rollout's state ask for it.
+pub fn intended_function<'a>(
+    facts: &'a Facts,
+    saved: &Saved,
+    function: usize,
+) -> (&'a model::FunctionVersion, VersionId) {
+    match facts.rollout_of_function(function) {
+        Some((rollout, version, id)) if state(facts, saved, rollout).is_some_and(State::is_promoted) => (version, id),
+        Some(_) | None => (&facts.config.functions[function].version, facts.functions[function]),
+    }
+}
+
 /// Returns a rollout's state.
 pub fn state<'a>(facts: &Facts, saved: &'a Saved, rollout: usize) -> Option<&'a State> {
     saved.rollouts.get(&*facts.config.rollouts[rollout].name)
@@ -215,7 +228,7 @@ pub fn stable<'a>(loaded: &'a Loaded, saved: &Saved, filter: usize) -> &'a Arc<V
     spare.or_else(promoted).unwrap_or(&loaded.stable[filter])
 }
 
-/// Takes note of which version each filter serves now, for a later fall-back. `superseding` says that a version which no
+/// Takes note of what serves now, for a later comparison, and of each filter's version for a later fall-back. `superseding` says that a version which no
 /// longer serves was replaced, and not given up for being bad.
 pub fn remember(facts: &Facts, saved: &mut Saved, superseding: bool, now: Timestamp) {
     let mut histories = std::mem::take(&mut saved.filters);
@@ -234,6 +247,7 @@ pub fn remember(facts: &Facts, saved: &mut Saved, superseding: bool, now: Timest
         history.serve(kept, good);
         saved.filters.insert(filter.name.to_string(), history);
     }
+    approvals::remember(facts, saved);
 }
 
 /// Returns the components of which the store has to have a copy: of all versions that serve or may come to serve a

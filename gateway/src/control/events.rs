@@ -31,6 +31,8 @@ pub enum Kind {
     Reload,
     /// A version went into quarantine, out of it, or is replaced because of it.
     Quarantine,
+    /// A new version may do more than the one before, or a person has let one in that may.
+    Grant,
     /// An old snapshot has requests, is late, or has none any more.
     Drain,
 }
@@ -43,12 +45,15 @@ impl Kind {
             Self::Verdict => "verdict",
             Self::Reload => "reload",
             Self::Quarantine => "quarantine",
+            Self::Grant => "grant",
             Self::Drain => "drain",
         }
     }
 
     fn of(entry: &AuditEntry) -> Self {
-        if entry.subject.starts_with("rollout ") {
+        if matches!(&*entry.action, "grant" | "approve") && entry.before.is_empty() {
+            Self::Grant
+        } else if entry.subject.starts_with("rollout ") {
             Self::Move
         } else if entry.subject.starts_with("filter ") {
             Self::Quarantine

@@ -130,11 +130,8 @@ fn function_version(
 }
 
 fn grants(text: &mut String, grants: &Grants) -> fmt::Result {
-    let outbound = grants.outbound.iter().map(|grant| {
-        let scheme = if grant.tls { "https" } else { "http" };
-        quoted(&format!("{scheme}://{}:{}", grant.host, grant.port))
-    });
-    writeln!(text, "    grants: {{ outbound: [{}] }}", outbound.collect::<Vec<_>>().join(", "))
+    // JSON is YAML, too.
+    writeln!(text, "    grants: {}", lockgate_config::grants(grants))
 }
 
 /// Returns a name as a YAML key: as it is where nothing in it means anything to YAML.

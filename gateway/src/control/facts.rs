@@ -8,7 +8,10 @@ use lockgate_config::model::{
     self, Config, Filter, FilterVersion, Function, FunctionVersion, ListenAddress, RolloutSubject,
 };
 use lockgate_config::problem::{Place, Problem, Source};
-use lockgate_host::{FilterSpec, FunctionLimits, FunctionSpec, Grants, Isolation, Limits, OutboundGrant, VersionId};
+use lockgate_host::{
+    FilterSpec, FolderGrant, FunctionLimits, FunctionSpec, Grants, Isolation, Limits, OutboundGrant, UpstreamGrant,
+    VersionId,
+};
 use serde_json::Value;
 
 use crate::control::rollout::Versions;
@@ -228,9 +231,29 @@ fn admin(config: &Config) -> String {
 /// Returns grants as the host takes them.
 pub fn grants(grants: &model::Grants) -> Grants {
     let outbound = grants.outbound.iter();
+    let folders = grants.folders.iter();
     Grants {
         outbound: outbound
-            .map(|grant| OutboundGrant { tls: grant.tls, host: grant.host.clone(), port: grant.port })
+            .map(|grant| OutboundGrant {
+                tls: grant.tls,
+                host: grant.host.clone(),
+                port: grant.port,
+                methods: grant.methods.clone(),
+                addresses: grant.addresses.clone(),
+            })
+            .collect(),
+        upstreams: grants
+            .upstreams
+            .iter()
+            .map(|grant| UpstreamGrant { upstream: grant.name.to_string(), methods: grant.methods.clone() })
+            .collect(),
+        folders: folders
+            .map(|folder| FolderGrant {
+                // A version must not depend on where the gateway was started.
+                path: std::path::absolute(&folder.path).unwrap_or_else(|_| folder.path.clone()),
+                seen_as: folder.seen_as.clone(),
+                write: folder.write,
+            })
             .collect(),
     }
 }

@@ -14,6 +14,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
+use crate::control::approvals::Waiting;
 use crate::control::audit::{Audit, AuditEntry};
 use crate::control::build::build;
 use crate::control::choose::{self, Loaded, chosen, components, fallbacks};
@@ -26,7 +27,7 @@ use crate::control::reload::{Draft, host};
 use crate::control::rollout::State;
 use crate::control::snapshot::SnapshotCell;
 use crate::control::state::{Saved, Store};
-use crate::control::status::{LastReload, Published};
+use crate::control::status::{ApprovalView, LastReload, Published};
 use crate::control::time::Timestamp;
 use crate::control::upstream::resolve::Resolver;
 use crate::control::version::{Failing, label_of};
@@ -35,6 +36,7 @@ use crate::control::{Actor, Cause, Options, Refusal, Reloaded, RolloutView, Star
 use crate::metrics::{Metrics, ReloadOutcome};
 use crate::shadow::Shadows;
 
+mod approve;
 mod decide;
 mod job;
 mod judge;
@@ -53,6 +55,13 @@ pub(super) enum Event {
     Prepared { seen: Option<Fingerprint>, outcome: Result<Prepared, Refusal> },
     /// A person decides about a rollout.
     Decide { rollout: String, decision: Decision, by: Actor, reply: oneshot::Sender<Result<RolloutView, Refusal>> },
+    /// A person lets the versions in that wait under a name, or the one with this label.
+    Approve {
+        name: String,
+        version: Option<String>,
+        by: Actor,
+        reply: oneshot::Sender<Result<Vec<ApprovalView>, Refusal>>,
+    },
     /// A person takes a version out of quarantine.
     Release { label: String, by: Actor, reply: oneshot::Sender<Result<(), Refusal>> },
     /// A last good version was loaded, or could not be.
@@ -108,6 +117,8 @@ pub(super) struct Keeper {
     deciding: bool,
     trouble: Option<String>,
     last_reload: LastReload,
+    /// The stable versions for which the last reload was refused.
+    unapproved: Vec<Waiting>,
     /// Reloads that the running job answers; none runs where it is empty.
     answering: Vec<Asked>,
     /// Reloads that were asked for meanwhile: one job after this one answers them all.
@@ -171,11 +182,14 @@ impl Keeper {
             // A restart is no moment to fail: the other hosts would go down with this one.
             tracing::error!(listener = untimely.place.path.as_ref(), "{}", untimely.message);
         }
-        let ready = job::load(draft, None, deciding, Arc::clone(&tools)).await.map_err(|refusal| match refusal {
+        let refused = |refusal| match refusal {
             Refusal::Config(report) | Refusal::Load(report) | Refusal::Restart(report) => StartError::Config(report),
+            Refusal::Unapproved { report, .. } => StartError::Config(report),
             other => StartError::System(other.to_string()),
-        })?;
+        };
         let (saved, mut entries) = reconcile(&facts, &restored.saved, &Actor::gateway(), Timestamp::now());
+        job::unapproved(&facts, &saved, &restored.saved).map_err(refused)?;
+        let ready = job::load(draft, None, deciding, Arc::clone(&tools)).await.map_err(refused)?;
         entries.insert(0, entry(&Actor::gateway(), "start", "gateway", "", &generation(1)));
         let loaded = job::recover_all(ready.loaded, &saved, Arc::clone(&tools)).await;
         if deciding {
@@ -193,6 +207,7 @@ impl Keeper {
             deciding,
             trouble: restored.trouble.clone(),
             last_reload: last_reload.clone(),
+            unapproved: Vec::new(),
             draining: drains.shown(),
         })));
         let keeper = Self {
@@ -209,6 +224,7 @@ impl Keeper {
             deciding,
             trouble: restored.trouble,
             last_reload,
+            unapproved: Vec::new(),
             answering: Vec::new(),
             waiting: Vec::new(),
             recovering: BTreeSet::new(),
@@ -306,6 +322,9 @@ impl Keeper {
             Event::Decide { rollout, decision, by, reply } => {
                 drop(reply.send(self.decide(&rollout, decision, by).await))
             }
+            Event::Approve { name, version, by, reply } => {
+                drop(reply.send(self.approve(&name, version.as_deref(), &by).await));
+            }
             Event::Release { label, by, reply } => drop(reply.send(self.release(&label, &by).await)),
             Event::Recovered { filter, id, policy, outcome } => self.recovered(filter, id, *policy, outcome).await,
             Event::Begin { reply } => drop(reply.send(self.begin().await)),
@@ -382,6 +401,11 @@ impl Keeper {
                 ReloadOutcome::Refused
             }
         };
+        self.unapproved = match &outcome {
+            Err(Refusal::Unapproved { waiting, .. }) => waiting.clone(),
+            Ok(_) | Err(_) => Vec::new(),
+        };
+        self.show_waiting();
         if self.deciding {
             self.tools.metrics.reloaded(metric);
             let problems = outcome.as_ref().err().map(ToString::to_string);
@@ -545,6 +569,7 @@ impl Keeper {
             metrics.set_rollout_place(&rollout.name, held);
             metrics.set_rollout_weight(&rollout.name, Some(f64::from(weight.basis_points()) / 10_000.0));
         }
+        self.show_waiting();
         let in_quarantine = &self.saved.quarantine;
         for gone in
             saved.quarantine.entries().filter(|entry| in_quarantine.get(&entry.filter, &entry.version).is_none())
@@ -564,6 +589,7 @@ impl Keeper {
             deciding: self.deciding,
             trouble: self.trouble.clone(),
             last_reload: self.last_reload.clone(),
+            unapproved: self.unapproved.clone(),
             draining: self.drains.shown(),
         });
         self.notices.flush();

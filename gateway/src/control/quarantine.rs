@@ -31,6 +31,13 @@ pub enum Why {
         /// What it found, a sentence for each signal that counted.
         findings: Vec<String>,
     },
+    /// It may do more than the version that serves, and nobody has let it in.
+    Unapproved {
+        /// Of the filter or function.
+        name: String,
+        /// What it may do that the other may not.
+        gains: String,
+    },
     /// Another rollout, which it moves with, came to it.
     Linked {
         /// Which.
@@ -47,6 +54,17 @@ pub enum Why {
     },
 }
 
+impl Why {
+    /// Returns the name under which a version waits for a person to let it in, where that is why.
+    pub fn unapproved(&self) -> Option<&str> {
+        match self {
+            Self::Unapproved { name, .. } => Some(name),
+            Self::Linked { why, .. } => why.unapproved(),
+            Self::Failures { .. } | Self::Guard { .. } | Self::Person { .. } => None,
+        }
+    }
+}
+
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -54,6 +72,7 @@ impl fmt::Display for Why {
                 write!(f, "{failures} calls failed within {}", format_duration(Duration::from_millis(*window_ms)))
             }
             Self::Guard { findings } => f.write_str(&findings.join("; ")),
+            Self::Unapproved { gains, .. } => write!(f, "it may {gains}, and what serves may not"),
             Self::Linked { rollout, why } => write!(f, "with `{rollout}`: {why}"),
             Self::Person { by, reason: None } => f.write_str(by),
             Self::Person { by, reason: Some(reason) } => write!(f, "{by}: {reason}"),

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use lockgate_config::model::{self, RolloutSubject};
 
 use crate::control::Actor;
+use crate::control::approvals;
 use crate::control::audit::AuditEntry;
 use crate::control::choose::{remember, state};
 use crate::control::facts::Facts;
+use crate::control::gains::in_words;
 use crate::control::quarantine::Why;
 use crate::control::rollout::{self, Effect, Plan, State, Step, step};
 use crate::control::state::Saved;
@@ -36,7 +38,9 @@ pub(super) fn reconcile(facts: &Facts, saved: &Saved, by: &Actor, now: Timestamp
     }
     for (index, rollout) in facts.config.rollouts.iter().enumerate() {
         let (versions, plan) = (facts.versions(index), Plan::of(rollout));
-        let quarantined = quarantined_canary(facts, saved, index);
+        let unapproved = approvals::unapproved(facts, &saved.approvals, index);
+        let new = saved.rollouts.get(&*rollout.name).is_none_or(|state| state.versions != versions);
+        let quarantined = quarantined_canary(facts, saved, index).or_else(|| unapproved.clone());
         let stepped = match saved.rollouts.get(&*rollout.name) {
             None => Ok(State::begin(versions, &plan, quarantined, now)),
             Some(state) => step(state, rollout::Event::Declared { versions, plan, quarantined }, now),
@@ -45,6 +49,21 @@ pub(super) fn reconcile(facts: &Facts, saved: &Saved, by: &Actor, now: Timestamp
         if let Ok(stepped) = stepped {
             enter(&mut next, &mut entries, &rollout.name, stepped, by, now);
         }
+        let gains = approvals::gains_of_canary(&facts.config, rollout);
+        if new && !gains.is_empty() {
+            let may = format!("its canary may {}, and stable may not", in_words(&gains));
+            entries.push(entry(by, "grant", &format!("rollout {}", rollout.name), "", &may));
+        }
+        // Nobody asks for an approval any more.
+        if unapproved.is_none()
+            && let Some(state) = next.rollouts.get(&*rollout.name).filter(|state| state.waits())
+            && let Ok(stepped) = step(state, rollout::Event::Approved, now)
+        {
+            enter(&mut next, &mut entries, &rollout.name, stepped, by, now);
+        }
+    }
+    for (subject, gains) in approvals::grown(facts, &next, saved) {
+        entries.push(entry(by, "grant", &subject, "", &format!("may {gains}, and what served may not")));
     }
     remember(facts, &mut next, true, now);
     (next, entries)

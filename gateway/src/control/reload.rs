@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lockgate_config::model::{
-    Config, Filter, FilterVersion, Function, FunctionVersion, RolloutSubject, Server, StaticFolder, Target, Upstream,
+    Config, Filter, FilterVersion, FolderGrant, Function, FunctionVersion, RolloutSubject, Server, Target, Upstream,
 };
 use lockgate_config::problem::{Place, Problem, Report, Source};
 use lockgate_host::{Digest, FilterSpec, FunctionSpec, Host, HostError, LoadError, Progress, VersionId};
 use parking_lot::Mutex;
 
 use crate::control::Actor;
+use crate::control::approvals::{gains_of_canaries, grown, waiting_stable};
 use crate::control::export::Export;
 use crate::control::facts::{Facts, function_spec, grants, shown, spec, vars};
 use crate::control::reconcile::reconcile;
@@ -137,7 +138,7 @@ impl Draft {
         let upstream_tls = config.upstreams.iter().map(|upstream| reader.tls(upstream)).collect();
         for route in &config.routes {
             if let Target::Static(files) = &route.target {
-                reader.check_folder(files);
+                reader.check_folder(&files.folder, &files.place);
             }
         }
         let Reader { components, problems: unread, .. } = reader;
@@ -200,6 +201,22 @@ impl Draft {
         let restored = Store::at(&facts.config.server.state_dir).restore()?;
         let (saved, _) = reconcile(facts, &restored.saved, &Actor::gateway(), Timestamp::now());
         Ok(saved.rollouts.values().any(State::differs_from_file).then(|| Export { facts, saved: &saved }.to_string()))
+    }
+
+    /// Returns what the versions of the file may do that others may not, a line for each: canaries beside stable, and stable
+    /// ones beside what served last where the state is known; the latter with a word about those that wait.
+    pub fn gains(&self) -> Vec<String> {
+        let facts = &self.facts;
+        let restored = Store::at(&facts.config.server.state_dir).restore();
+        let saved = restored.map(|restored| restored.saved).unwrap_or_default();
+        let (next, _) = reconcile(facts, &saved, &Actor::gateway(), Timestamp::now());
+        let waiting = waiting_stable(facts, &next, &saved);
+        let waits = |subject: &str| waiting.iter().any(|waiting| subject.starts_with(&*waiting.subject));
+        let stable = grown(facts, &next, &saved).into_iter().map(|(subject, gains)| {
+            let waits = if waits(&subject) { "; it waits for `lockgate approve`" } else { "" };
+            format!("{subject} may {gains}, and what served last may not{waits}")
+        });
+        stable.chain(gains_of_canaries(&facts.config)).collect()
     }
 
     /// Loads everything that the file names, for those who only want to know whether it loads.
@@ -299,14 +316,14 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn check_folder(&mut self, files: &StaticFolder) {
-        if files.folder.is_dir() {
+    fn check_folder(&mut self, folder: &Path, place: &Place) {
+        if folder.is_dir() {
             return;
         }
         // So that the reload comes with the folder.
-        self.seen.note(&files.folder);
-        let shown = shown(self.source, &files.folder).display();
-        let problem = Problem::new(format!("`{shown}` is no folder"), files.place.clone());
+        self.seen.note(folder);
+        let shown = shown(self.source, folder).display();
+        let problem = Problem::new(format!("`{shown}` is no folder"), place.clone());
         self.problems
             .push(problem.hint("make it, or name another; paths are relative to the configuration file's folder"));
     }
@@ -318,6 +335,9 @@ impl Reader<'_> {
     }
 
     fn read_function(&mut self, version: &FunctionVersion) -> Option<VersionId> {
+        for FolderGrant { path, place, .. } in &version.grants.folders {
+            self.check_folder(path, place);
+        }
         let component = self.component(&version.component, &version.component_place)?;
         let without = FunctionSpec::version_of(&[], &vars(version), &grants(&version.grants));
         Some(VersionId { component, ..without })
@@ -392,6 +412,12 @@ fn function_problem(source: &Source, wanted: &WantedFunction<'_>, error: &LoadEr
     let WantedFunction { function, version, .. } = wanted;
     let (message, place): (String, &Place) = match error {
         LoadError::Limits(_) => (format!("function `{}`: {error}", function.name), &function.place),
+        LoadError::Folder { seen_as, problem } => {
+            let folder = version.grants.folders.iter().find(|folder| folder.seen_as == *seen_as);
+            let path = folder.map_or_else(|| Path::new(seen_as), |folder| shown(source, &folder.path));
+            let place = folder.map_or(&function.place, |folder| &folder.place);
+            (format!("function `{}`: the folder `{}` {problem}", function.name, path.display()), place)
+        }
         _ => (format!("component `{}` {error}", shown(source, &version.component).display()), &version.component_place),
     };
     Problem::new(message, place.clone())

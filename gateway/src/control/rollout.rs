@@ -73,7 +73,7 @@ pub enum Phase {
     Ramping,
     /// The canary, everybody.
     Promoted,
-    /// Stable, everybody, until the rollout is resumed.
+    /// Stable, everybody, until the rollout is resumed; or, where the canary waits for approval, until it is let in.
     RolledBack {
         /// Why.
         why: Why,
@@ -117,6 +117,8 @@ pub enum Event {
         /// The canary's label, where it is in quarantine.
         quarantined: Option<String>,
     },
+    /// A person has let in what it waited for.
+    Approved,
     /// The judge has looked.
     Judged {
         /// What the verdict is about: [`State::since`].
@@ -171,7 +173,7 @@ pub enum Effect {
     Quarantine(Why),
     /// Write an entry to the audit log.
     Record {
-        /// `begin`, `set-weight`, `step`, `stall`, `pause`, `resume`, `promote`, `roll-back`, `abandon` or `change-plan`.
+        /// `begin`, `approve`, `set-weight`, `step`, `stall`, `pause`, `resume`, `promote`, `roll-back`, `abandon` or `change-plan`.
         action: &'static str,
         /// The state before, in words; empty where there was none.
         before: String,
@@ -195,6 +197,8 @@ pub enum Refused {
     RolledBack(Why),
     /// The rollout was given up.
     Abandoned(Why),
+    /// The canary waits for a person to let it in.
+    Unapproved(Why),
     /// The canary is in quarantine.
     Quarantined(String),
     /// Stable and canary are the same version.
@@ -213,6 +217,10 @@ impl Refused {
             Self::RolledBack(why) => {
                 format!("it was rolled back ({why}); resume it first: `lockgate rollout resume {rollout}`")
             }
+            Self::Unapproved(why) => format!(
+                "it waits for approval ({why}); let its version in first: `lockgate approve {}`",
+                why.unapproved().unwrap_or(rollout)
+            ),
             Self::Abandoned(why) => format!(
                 "it was abandoned ({why}), which is its end; give it another canary in the file, or remove it there"
             ),
@@ -282,6 +290,8 @@ impl State {
             }
             (Phase::Ramping, None) => self.weight != self.weight_in_file,
             (Phase::Promoted, _) => true,
+            // The file says what is to be; what is missing is a person's word, which no file says.
+            (Phase::RolledBack { .. }, _) if self.waits() => false,
             (Phase::RolledBack { .. } | Phase::Abandoned { .. }, _) => {
                 self.weight_in_file != Weight::ZERO || self.moves_by_itself()
             }
@@ -332,7 +342,12 @@ impl State {
         self.is_under_way() && self.paused.is_none() && self.climb.as_ref().is_some_and(|climb| climb.stalled)
     }
 
-    /// Returns the state in a word: `idle`, `shadowing`, `ramping`, `stalled`, `paused`, `promoted`, `rolled-back`,
+    /// Returns whether it waits for a person to let its canary in.
+    pub fn waits(&self) -> bool {
+        matches!(&self.phase, Phase::RolledBack { why } if why.unapproved().is_some())
+    }
+
+    /// Returns the state in a word: `waiting`, `idle`, `shadowing`, `ramping`, `stalled`, `paused`, `promoted`, `rolled-back`,
     /// `abandoned`.
     pub fn word(&self) -> &'static str {
         match self.phase {
@@ -343,6 +358,7 @@ impl State {
             Phase::Ramping if self.weight == Weight::ZERO => "idle",
             Phase::Ramping => "ramping",
             Phase::Promoted => "promoted",
+            Phase::RolledBack { .. } if self.waits() => "waiting",
             Phase::RolledBack { .. } => "rolled-back",
             Phase::Abandoned { .. } => "abandoned",
         }
@@ -385,6 +401,7 @@ impl fmt::Display for State {
                 }
             }
             Phase::Promoted => f.write_str("promoted"),
+            Phase::RolledBack { why } if self.waits() => write!(f, "waits for approval: {why}"),
             Phase::RolledBack { why } => write!(f, "rolled back: {why}"),
             Phase::Abandoned { why } => write!(f, "abandoned: {why}"),
         }

@@ -124,6 +124,8 @@ pub struct Route {
     pub shadowed: bool,
     /// What answers.
     pub target: Target,
+    /// Upstreams that a guest of the route is granted, by name.
+    pub reachable: Box<[(Arc<str>, Pair<Upstream>)]>,
     /// Metric handles.
     pub series: Arc<RouteSeries>,
 }

@@ -25,6 +25,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::control::approvals::Approvals;
 use crate::control::quarantine::Quarantine;
 use crate::control::rollout;
 use crate::control::time::Timestamp;
@@ -45,6 +46,9 @@ pub struct Saved {
     pub quarantine: Quarantine,
     /// By the filter's name; only those that fall back.
     pub filters: BTreeMap<String, History>,
+    /// What people have let in.
+    #[serde(default)]
+    pub approvals: Approvals,
 }
 
 /// The stable versions that a filter had.
@@ -413,9 +417,7 @@ mod tests {
             version: version(component),
             component: "filters/auth.wasm".into(),
             settings: Secret::new(r#"{"key":"s3cret"}"#.to_owned()),
-            grants: Grants {
-                outbound: vec![OutboundGrant { tls: true, host: "api.example.com".to_owned(), port: 443 }],
-            },
+            grants: Grants { outbound: vec![OutboundGrant::new(true, "api.example.com", 443)], ..Grants::default() },
             since: Timestamp::from_millis(1),
         }
     }
@@ -437,6 +439,7 @@ mod tests {
             .into(),
             filters: [("auth".to_owned(), History { serving: Some(kept(b"new")), last_good: vec![kept(b"old")] })]
                 .into(),
+            approvals: Approvals::default(),
         }
     }
 

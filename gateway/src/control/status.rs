@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::control::approvals::{Waiting, gains_of_canary, waiting_canaries};
 use crate::control::choose::{self, Loaded, barred, state};
 use crate::control::drain::DrainingView;
 use crate::control::explain;
@@ -52,6 +53,8 @@ pub struct Status {
     pub rollouts: Vec<RolloutView>,
     /// By filter and version.
     pub quarantine: Vec<QuarantineView>,
+    /// Versions that may do more than what serves, and wait to be let in.
+    pub approvals: Vec<ApprovalView>,
     /// Old snapshots that requests still read, the oldest first.
     pub draining: Vec<DrainingView>,
     /// The artifact cache since the start.
@@ -269,9 +272,11 @@ pub struct RolloutView {
     pub name: String,
     /// `filter auth` or `upstream app`.
     pub subject: String,
-    /// `idle`, `shadowing`, `ramping`, `stalled`, `paused`, `promoted`, `rolled-back` or `abandoned`.
+    /// What the canary may do that stable may not: `send POST requests to https://api.example.com:443`.
+    pub gains: Vec<String>,
+    /// `waiting` (for approval), `idle`, `shadowing`, `ramping`, `stalled`, `paused`, `promoted`, `rolled-back` or `abandoned`.
     pub state: &'static str,
-    /// Why it is paused, was rolled back or abandoned.
+    /// Why it waits, is paused, was rolled back or abandoned.
     pub why: Option<String>,
     /// Since when it has been so, as RFC 3339 in UTC.
     #[schema(value_type = String)]
@@ -331,6 +336,34 @@ pub struct QuarantineView {
     pub since: Timestamp,
 }
 
+/// A version that waits to be let in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct ApprovalView {
+    /// `filter` or `function`.
+    pub kind: String,
+    /// Its name: what is given to approve it.
+    pub name: String,
+    /// The version's label.
+    pub version: String,
+    /// What it may do that the one which serves may not.
+    pub gains: Vec<String>,
+    /// The rollout whose canary it is; none where it would be stable, and the file waits with it.
+    pub rollout: Option<String>,
+}
+
+impl ApprovalView {
+    pub(super) fn of(waiting: &Waiting) -> Self {
+        let (kind, name) = waiting.subject.split_once(' ').unwrap_or_default();
+        Self {
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            version: label_of(&waiting.version).to_string(),
+            gains: waiting.gains.iter().map(ToString::to_string).collect(),
+            rollout: waiting.rollout.clone(),
+        }
+    }
+}
+
 /// What the control loop publishes after every change.
 #[derive(Debug)]
 pub(super) struct Published {
@@ -340,6 +373,7 @@ pub(super) struct Published {
     pub(super) deciding: bool,
     pub(super) trouble: Option<String>,
     pub(super) last_reload: LastReload,
+    pub(super) unapproved: Vec<Waiting>,
     pub(super) draining: Arc<Mutex<Vec<DrainingView>>>,
 }
 
@@ -367,6 +401,10 @@ impl Published {
                 .filter_map(|index| self.rollout(index, current, Some(looked)))
                 .collect(),
             quarantine: self.saved.quarantine.entries().map(quarantine).collect(),
+            approvals: {
+                let canaries = waiting_canaries(&self.loaded.facts, &self.saved);
+                self.unapproved.iter().chain(&canaries).map(ApprovalView::of).collect()
+            },
             draining: self.draining.lock().clone(),
             cache: CacheView {
                 hits: cache.hits,
@@ -427,6 +465,7 @@ impl Published {
             link: rollout.link.as_ref().map(ToString::to_string),
             name: rollout.name.to_string(),
             subject,
+            gains: gains_of_canary(&facts.config, rollout).iter().map(ToString::to_string).collect(),
             state: state.word(),
             why: state.why().map(ToString::to_string),
             since: state.since,

@@ -10,6 +10,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::control::judging::{Looked, in_its_unit, sentence};
+use crate::control::quarantine::Why;
 use crate::control::rollout::{Phase, Stage, State};
 use crate::control::time::Timestamp;
 use crate::proxy::counts::{CALL_UNIT, Counts, MEMORY_UNIT_BYTES, Totals};
@@ -20,7 +21,7 @@ use crate::track::Track;
 pub struct WhyView {
     /// The rollout.
     pub rollout: String,
-    /// `idle`, `shadowing`, `ramping`, `stalled`, `paused`, `promoted`, `rolled-back` or `abandoned`.
+    /// `waiting`, `idle`, `shadowing`, `ramping`, `stalled`, `paused`, `promoted`, `rolled-back` or `abandoned`.
     pub state: &'static str,
     /// The canary's share in force, as `5%`.
     pub weight: String,
@@ -213,6 +214,9 @@ fn sentences(about: &About<'_>, looked: Option<&Looked>) -> Vec<String> {
     let name = &rollout.name;
     let mut sentences = vec![match &state.phase {
         Phase::Promoted => "it is promoted: the canary's version serves everybody".to_owned(),
+        Phase::RolledBack { why } if state.waits() => {
+            format!("its canary waits for approval, and stable serves everybody: {why}")
+        }
         Phase::RolledBack { why } => format!("it was rolled back, and stable serves everybody: {why}"),
         Phase::Abandoned { why } => format!("it was abandoned, and stable serves everybody: {why}"),
         Phase::Ramping if state.moves_nothing() => "its stable and canary are the same version".to_owned(),
@@ -222,7 +226,9 @@ fn sentences(about: &About<'_>, looked: Option<&Looked>) -> Vec<String> {
         },
     }];
     if !state.is_under_way() {
-        if matches!(state.phase, Phase::RolledBack { .. }) {
+        if let Some(name) = state.why().filter(|_| state.waits()).and_then(Why::unapproved) {
+            sentences.push(format!("`lockgate approve {name}` lets it in"));
+        } else if matches!(state.phase, Phase::RolledBack { .. }) {
             sentences.push(format!(
                 "`lockgate rollout resume {name}` takes it up again, once its version is not in quarantine"
             ));

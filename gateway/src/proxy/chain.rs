@@ -4,13 +4,14 @@
 //! A chain keeps an instance of each filter that the request has met, from its first phase to its last. A call that
 //! does its work allocates nothing here; the one vector is made when the request enters the chain.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use lockgate_config::model::FailureMode;
 use lockgate_host::{
     BodyMode, BodyOutcome, CallError, CallErrorKind, Exchange, Instance, Outcome, Phase, Response, ResponseBodyOutcome,
-    ResponseOutcome,
+    ResponseOutcome, Upstreams,
 };
 
 use sync_wrapper::SyncWrapper;
@@ -31,6 +32,8 @@ pub struct Chain {
     tracks: Tracks,
     /// What is kept of stable's calls; none for most requests.
     captures: Option<Box<Captures>>,
+    /// By which filters reach upstreams; none where none is granted one.
+    upstreams: Option<Arc<dyn Upstreams>>,
 }
 
 /// The state of a request in one filter.
@@ -76,7 +79,18 @@ const FAIL: usize = 2;
 impl Chain {
     /// Returns the state of a request that enters a chain.
     pub fn enter(links: &[Link], tracks: Tracks, captures: Option<Box<Captures>>) -> Self {
-        Self { steps: std::iter::repeat_with(Step::default).take(links.len()).collect(), passed: 0, tracks, captures }
+        Self {
+            steps: std::iter::repeat_with(Step::default).take(links.len()).collect(),
+            passed: 0,
+            tracks,
+            captures,
+            upstreams: None,
+        }
+    }
+
+    /// Lets filters reach the upstreams that they are granted.
+    pub fn reach(&mut self, upstreams: Option<Arc<dyn Upstreams>>) {
+        self.upstreams = upstreams;
     }
 
     /// Returns the state in each filter, in the order of the chain; empty where the request never entered it.
@@ -360,7 +374,10 @@ impl Chain {
             Some(instance) => Ok(instance.get_mut()),
             None => {
                 let (version, track) = link.versions.on(self.tracks);
-                let instance = version.filter().acquire_for(track.as_str(), effects)?;
+                let mut instance = version.filter().acquire_for(track.as_str(), effects)?;
+                if let Some(upstreams) = &self.upstreams {
+                    instance.reach(Arc::clone(upstreams));
+                }
                 Ok(slot.insert(SyncWrapper::new(instance)).get_mut())
             }
         }

@@ -18,6 +18,7 @@ use crate::proxy::arrival::{Arrival, Tunnel};
 use crate::proxy::chain::Chain;
 use crate::proxy::compress::Compression;
 use crate::proxy::fault::Fault;
+use crate::proxy::inner::Inner;
 use crate::track::{Slots, Track, Tracks};
 
 /// A request.
@@ -51,6 +52,8 @@ pub struct Context {
     pub body: RequestBody,
     /// The last attempt at the upstream.
     pub attempt: Option<Attempt>,
+    /// What it is for a guest, where it is an inner request.
+    pub inner: Option<Arc<Inner>>,
     /// The function that answers.
     pub answering: Option<Answering>,
     /// What holds for all attempts.
@@ -160,9 +163,18 @@ pub struct Reading(Arc<Snapshot>);
 
 impl Reading {
     fn begin(cell: &SnapshotCell) -> Self {
-        let snapshot = cell.current();
+        Self::of(cell.current())
+    }
+
+    /// Begins to read the snapshot of another request.
+    pub fn of(snapshot: Arc<Snapshot>) -> Self {
         snapshot.requests.fetch_add(1, Ordering::Relaxed);
         Self(snapshot)
+    }
+
+    /// Returns the snapshot, for what does not outlive the request.
+    pub fn share(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.0)
     }
 }
 
@@ -198,6 +210,7 @@ impl Context {
             exchange: None,
             body: RequestBody::default(),
             attempt: None,
+            inner: None,
             answering: None,
             attempts: Attempts::default(),
             file: None,
@@ -222,8 +235,11 @@ impl Context {
         Some((&mut self.chain, &route.chain, self.exchange.as_mut()?))
     }
 
-    /// Returns the upstream that the request goes to: the route's, or the one that a filter chose, on its track.
+    /// Returns the upstream that the request goes to: that of an inner request, the route's, or the one that a filter chose, on its track.
     pub fn upstream(&self) -> Option<(&Arc<Upstream>, Track)> {
+        if let Some(inner) = &self.inner {
+            return Some((&inner.upstream, inner.track));
+        }
         let Target::Upstream { upstreams, .. } = &self.route()?.target else { return None };
         let chosen = self.exchange.as_ref().map_or(0, |exchange| exchange.upstream);
         upstreams.get(chosen).map(|pair: &Pair<Upstream>| pair.on(self.tracks))

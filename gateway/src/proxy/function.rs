@@ -23,6 +23,7 @@ use crate::proxy::Gateway;
 use crate::proxy::context::{Answering, Context};
 use crate::proxy::fault::Fault;
 use crate::proxy::forward;
+use crate::proxy::inner::Reach;
 use crate::track::Track;
 
 /// Bytes of a response that are gathered, if they are there at once, before its header is sent: a short response then
@@ -51,7 +52,9 @@ pub async fn answer(gateway: &Gateway, session: &mut Session, context: &mut Cont
     let (body, client) = bodies(session, context);
     let tls = context.scheme() == "https";
     let request = request(session, context, body)?;
-    let mut call = match version.function().call(track.as_str(), Arc::clone(&context.id), tls, request) {
+    let upstreams = Reach::of(context, &gateway.itself);
+    let id = Arc::clone(&context.id);
+    let mut call = match version.function().call(track.as_str(), id, upstreams, tls, request) {
         Ok(call) => call,
         Err(error) => return Err(failed(gateway, context, &error, Duration::ZERO)),
     };

@@ -47,11 +47,17 @@ pub enum Kind {
     Copy,
     /// Only the canary answered with what cannot be sent.
     InvalidResponse,
+    /// Only the canary failed after an outbound request that no grant covers.
+    Denied,
+    /// Only the canary failed after an outbound request with a method that is not granted.
+    DeniedMethod,
+    /// Only the canary failed after an outbound request to an address that is not granted.
+    DeniedAddress,
 }
 
 impl Kind {
     /// All kinds, in the order of their numbers (`kind as usize`).
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::Outcome,
         Self::Status,
         Self::RequestHeaders,
@@ -67,6 +73,9 @@ impl Kind {
         Self::Stack,
         Self::Copy,
         Self::InvalidResponse,
+        Self::Denied,
+        Self::DeniedMethod,
+        Self::DeniedAddress,
     ];
 
     /// Returns the name for metrics and API.
@@ -87,6 +96,9 @@ impl Kind {
             Self::Stack => "stack",
             Self::Copy => "copy",
             Self::InvalidResponse => "invalid-response",
+            Self::Denied => "denied",
+            Self::DeniedMethod => "denied-method",
+            Self::DeniedAddress => "denied-address",
         }
     }
 

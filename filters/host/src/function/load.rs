@@ -13,7 +13,7 @@ use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use super::spec::FunctionSpec;
 use super::state::State;
 use super::turn::Shared;
-use super::{Function, run};
+use super::{Function, folders, run};
 use crate::artifact::Manifest;
 use crate::budget::Need;
 use crate::cache::Cache;
@@ -64,6 +64,7 @@ pub(crate) fn load(host: &Host, spec: &FunctionSpec, progress: &dyn Progress) ->
     let began = Instant::now();
     let shape = examine(&spec.component)?;
     check_ceilings(host, spec.limits.memory_bytes, spec.limits.table_elements)?;
+    let folders = folders::open(&spec.grants.folders)?;
     let version = spec.version();
     let key = Cache::key(&host.engines.serve, &version.component, &Digest::of(NO_SETTINGS));
     let (component, _) = host.cache.alone(key, || match host.cache.load(&host.engines.serve, key) {
@@ -83,14 +84,14 @@ pub(crate) fn load(host: &Host, spec: &FunctionSpec, progress: &dyn Progress) ->
     })?;
     let need = crate::load::need(host, spec.limits.memory_bytes, &shape, &component, true)?;
     let pre = pre(&host.engines.serve, &component).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
-    let access = (!spec.grants.outbound.is_empty())
-        .then(|| Access { grants: spec.grants.outbound.clone().into(), connections: host.connections() });
+    let access = Access::new(&spec.grants, &host.pools);
     let function = Arc::new(Function {
         version,
         shared: Arc::new(Shared {
             name: Arc::clone(&spec.name),
             vars: spec.vars.clone(),
             limits: spec.limits,
+            folders,
             access,
             sink: OnceLock::new(),
             alive: Alive::default(),
@@ -113,7 +114,7 @@ pub(crate) fn load(host: &Host, spec: &FunctionSpec, progress: &dyn Progress) ->
 async fn probe(function: &Arc<Function>) -> Result<(), LoadError> {
     let (_, reservation) = function.acquire().map_err(LoadError::Start)?;
     let store = run::store(function);
-    store.data().turn.begin("", "".into());
+    store.data().turn.begin("", "".into(), None);
     let started = run::probe(function, store).await;
     function.give_back(None, reservation);
     started.map_err(LoadError::Start)

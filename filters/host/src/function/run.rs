@@ -19,6 +19,7 @@ use super::state::{State, remove_forbidden};
 use super::turn::{Tick, Turn, late};
 use crate::budget::Reservation;
 use crate::error::{CallError, CallErrorKind};
+use crate::outbound::Upstreams;
 
 /// Bytes that one call of the guest's may copy to the host: more than any write or set of headers may have.
 const COPY_BYTES_MAX: usize = 1 << 20;
@@ -53,19 +54,21 @@ impl Ready {
 }
 
 /// Puts a call together. Nothing of the guest runs yet.
+#[expect(clippy::too_many_arguments, reason = "what a request is, item by item; the one caller has them apart")]
 pub(super) fn begin(
     function: &Arc<Function>,
     warm: Option<Warm>,
     reservation: Reservation,
     track: &'static str,
     request_id: Arc<str>,
+    upstreams: Option<Arc<dyn Upstreams>>,
     tls: bool,
     mut request: http::Request<RequestBody>,
 ) -> Call {
     let ready = warm.map_or_else(|| Ready::Fresh(store(function)), Ready::Warm);
     let held = Held { function: Arc::clone(function), warm: None, reservation: Some(reservation) };
     let turn = Arc::clone(ready.turn());
-    turn.begin(track, request_id);
+    turn.begin(track, request_id, upstreams);
     name_authority(&mut request, tls);
     remove_forbidden(request.headers_mut());
     let head = *request.method() == http::Method::HEAD;

@@ -12,7 +12,7 @@ use wasmtime_wasi_http::{
 };
 
 use super::turn::{Shared, Turn};
-use crate::error::CallErrorKind;
+use crate::error::{CallError, CallErrorKind};
 use crate::memory::Memory;
 use crate::outbound::{self, Sending};
 use crate::sink::Level;
@@ -78,7 +78,7 @@ impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         let turn = &self.turn;
         let wasi = self.wasi.get_or_insert_with(|| {
-            // Nothing is granted but what is named here: no folder, no socket.
+            // Nothing is granted but what is named here: no socket.
             let mut wasi = WasiCtx::builder();
             wasi.stdout(Printer::new(Level::Info, Arc::clone(turn)))
                 .stderr(Printer::new(Level::Warn, Arc::clone(turn)))
@@ -87,6 +87,11 @@ impl WasiView for State {
                 .allow_udp(false)
                 .allow_ip_name_lookup(false)
                 .max_random_size(RANDOM_BYTES_MAX);
+            for folder in &turn.shared.folders {
+                if let Err(problem) = folder.show(&mut wasi) {
+                    turn.log(Level::Warn, &problem);
+                }
+            }
             Box::new(wasi.build())
         });
         WasiCtxView { ctx: wasi, table: &mut self.table }
@@ -141,12 +146,18 @@ impl WasiHttpHooks for Hooks {
         options: Option<RequestOptions>,
         _finished: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Sending {
-        let sending = match outbound::granted(self.turn.shared.access.as_ref(), &request) {
-            Ok(connections) => outbound::dispatch(connections, request, options),
-            Err(problem) => {
-                self.turn.log(Level::Warn, &problem);
-                self.turn.refuse(CallErrorKind::Denied, problem);
-                return outbound::denied();
+        let turn = Arc::clone(&self.turn);
+        let refuse = move |refused: CallError| {
+            turn.log(Level::Warn, &refused.message);
+            turn.shared.alive.refuse(refused.kind);
+            turn.refuse(refused.kind, refused.message);
+        };
+        let sending = match outbound::check(self.turn.shared.access.as_ref(), &request) {
+            Ok(way) => outbound::dispatch(way, self.turn.upstreams().as_deref(), request, options, refuse),
+            Err(refused) => {
+                let kind = refused.kind;
+                refuse(refused);
+                return outbound::denied(kind);
             }
         };
         Box::new(async move {

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::folders::Folder;
 use super::{FunctionLimits, LogSink};
 use crate::engine::EPOCH;
 use crate::error::{CallError, CallErrorKind, backtrace};
 use crate::memory::Alive;
-use crate::outbound::Access;
+use crate::outbound::{Access, Upstreams};
 use crate::sink::{CallInfo, Level, Phase};
 use crate::state::LOG_LINE_BYTES_MAX;
 use crate::wasi::{Line, Print};
@@ -24,6 +25,7 @@ pub(super) struct Shared {
     pub(super) name: Arc<str>,
     pub(super) vars: Vec<(String, String)>,
     pub(super) limits: FunctionLimits,
+    pub(super) folders: Vec<Folder>,
     /// Where it may send requests; none where nothing is granted.
     pub(super) access: Option<Access>,
     pub(super) sink: OnceLock<Arc<LogSink>>,
@@ -41,6 +43,7 @@ pub(super) struct Turn {
     busy_ns: AtomicU64,
     saying: Mutex<Saying>,
     refused: Mutex<Option<CallError>>,
+    upstreams: Mutex<Option<Arc<dyn Upstreams>>>,
 }
 
 struct Saying {
@@ -74,11 +77,13 @@ impl Turn {
             busy_ns: AtomicU64::new(0),
             saying: Mutex::new(saying),
             refused: Mutex::new(None),
+            upstreams: Mutex::new(None),
         })
     }
 
     /// Begins a request.
-    pub(super) fn begin(&self, track: &'static str, request_id: Arc<str>) {
+    pub(super) fn begin(&self, track: &'static str, request_id: Arc<str>, upstreams: Option<Arc<dyn Upstreams>>) {
+        *self.upstreams.lock() = upstreams;
         let deadline = self.now_ns().saturating_add(nanos(self.shared.limits.deadline));
         self.deadline_ns.store(deadline, Ordering::Relaxed);
         self.busy_ns.store(0, Ordering::Relaxed);
@@ -89,8 +94,14 @@ impl Turn {
         saying.lines = 0;
     }
 
-    /// Ends a request: logs what was printed without a line break at its end.
+    /// Returns what the request reaches upstreams by.
+    pub(super) fn upstreams(&self) -> Option<Arc<dyn Upstreams>> {
+        self.upstreams.lock().clone()
+    }
+
+    /// Ends a request: logs what was printed without a line break at its end, and lets go of what belongs to it.
     pub(super) fn end(&self) {
+        *self.upstreams.lock() = None;
         let mut saying = self.saying.lock();
         let left = [(Level::Info, saying.stdout.take()), (Level::Warn, saying.stderr.take())];
         for (level, line) in left.into_iter().filter_map(|(level, line)| Some((level, line?))) {

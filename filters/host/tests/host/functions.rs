@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use lockgate_guests::Guest;
 use lockgate_host::{
-    Call, CallError, CallErrorKind, Function, FunctionLimits, FunctionSpec, Grants, Isolation, LoadError, RequestBody,
-    Settled, Silent,
+    Call, CallError, CallErrorKind, Function, FunctionLimits, FunctionSpec, Grants, Isolation, LoadError,
+    OutboundGrant, RequestBody, Settled, Silent,
 };
 use parking_lot::Mutex;
 
 use crate::{PATIENT, component, host};
 
-fn spec(guest: Guest) -> FunctionSpec {
+pub(crate) fn spec(guest: Guest) -> FunctionSpec {
     FunctionSpec {
         name: guest.name().into(),
         component: component(guest),
@@ -24,13 +24,13 @@ fn spec(guest: Guest) -> FunctionSpec {
     }
 }
 
-fn load(spec: &FunctionSpec) -> Arc<Function> {
+pub(crate) fn load(spec: &FunctionSpec) -> Arc<Function> {
     host().load_function(spec, &Silent).unwrap_or_else(|error| panic!("{}: {error}", spec.name))
 }
 
 fn begin(function: &Arc<Function>, target: &str, body: RequestBody) -> Call {
     let request = http::Request::post(target).header("host", "example.com").body(body).expect("a request");
-    function.call("stable", "request-1".into(), false, request).expect("an instance")
+    function.call("stable", "request-1".into(), None, false, request).expect("an instance")
 }
 
 async fn rest(call: &mut Call) -> Result<Bytes, CallError> {
@@ -42,7 +42,7 @@ async fn rest(call: &mut Call) -> Result<Bytes, CallError> {
 }
 
 /// Sends a request without a body, and returns the whole answer.
-async fn get(function: &Arc<Function>, target: &str) -> Result<(http::response::Parts, Bytes), CallError> {
+pub(crate) async fn get(function: &Arc<Function>, target: &str) -> Result<(http::response::Parts, Bytes), CallError> {
     let mut call = begin(function, target, RequestBody::whole(Bytes::new()));
     let parts = call.response().await?;
     let body = rest(&mut call).await?;
@@ -109,7 +109,10 @@ async fn each_failure_has_its_kind_and_takes_nobody_along() {
         memory_bytes: 8 << 20,
         ..FunctionLimits::default()
     };
-    let function = load(&FunctionSpec { limits, ..spec(Guest::Function) });
+    let post = OutboundGrant { methods: vec!["POST".to_owned()], ..OutboundGrant::new(false, "example.org", 80) };
+    let local = OutboundGrant::new(false, "localhost", 80);
+    let grants = Grants { outbound: vec![post, local], ..Grants::default() };
+    let function = load(&FunctionSpec { limits, grants, ..spec(Guest::Function) });
     for (target, kind, told) in [
         ("/trap", Kind::Trap, "unreachable"),
         ("/spin", Kind::Cpu, "busy for more than 250ms"),
@@ -125,6 +128,8 @@ async fn each_failure_has_its_kind_and_takes_nobody_along() {
         ("/nothing", Kind::NoResponse, "ended without an answer"),
         ("/fetch?example.com", Kind::Denied, "`http://example.com:80` was denied"),
         ("/fetch?insist.example.com", Kind::Denied, "`http://insist.example.com:80` was denied"),
+        ("/fetch?example.org", Kind::DeniedMethod, "its method is GET, and the grant is for POST"),
+        ("/fetch?localhost", Kind::DeniedAddress, "a loopback address"),
         ("/status?99", Kind::Trap, ""),
         ("/status?199", Kind::InvalidResponse, "status 199"),
     ] {
@@ -135,6 +140,7 @@ async fn each_failure_has_its_kind_and_takes_nobody_along() {
     assert!(get(&function, "/").await.is_ok());
     assert_eq!(function.live().instances, 0);
     assert_eq!(function.live().memory_bytes, 0);
+    assert_eq!(function.live().refused, [2, 1, 1]);
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -178,7 +184,7 @@ async fn instances_are_limited() {
 
 fn get_request(function: &Arc<Function>) -> Result<Call, CallError> {
     let request = http::Request::get("/").body(RequestBody::whole(Bytes::new())).expect("a request");
-    function.call("stable", "request-2".into(), false, request)
+    function.call("stable", "request-2".into(), None, false, request)
 }
 
 #[tokio::test]
@@ -220,7 +226,7 @@ async fn a_function_sees_its_request_and_nothing_of_the_connection() {
         .header("x-mine", "1")
         .body(RequestBody::whole(Bytes::new()))
         .expect("a request");
-    let mut call = function.call("stable", "request-1".into(), true, request).expect("an instance");
+    let mut call = function.call("stable", "request-1".into(), None, true, request).expect("an instance");
     call.response().await.expect("an answer");
     let seen = rest(&mut call).await.expect("a body");
     assert_eq!(seen, "PUT Some(Scheme::Https) example.com:8080 /request?q\nx-mine: 1\n");

@@ -4,6 +4,7 @@
 mod cache;
 mod contract;
 mod effects;
+mod folders;
 mod functions;
 mod isolation;
 mod limits;
@@ -21,7 +22,7 @@ use http::HeaderMap;
 use lockgate_guests::Guest;
 use lockgate_host::{
     CallInfo, Exchange, Filter, FilterSpec, Grants, Host, Instance, Isolation, Level, Limits, LoadError, Options,
-    OutboundGrant, Outcome, Silent, Sink,
+    OutboundGrant, Outcome, Silent, Sink, UpstreamGrant,
 };
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -93,8 +94,17 @@ impl Setup {
         self
     }
 
-    fn granted(mut self, host: &str, port: u16) -> Self {
-        self.0.grants.outbound.push(OutboundGrant { tls: false, host: host.to_owned(), port });
+    fn granted(self, host: &str, port: u16) -> Self {
+        self.granted_as(OutboundGrant::new(false, host, port))
+    }
+
+    fn granted_upstream(mut self, name: &str) -> Self {
+        self.0.grants.upstreams.push(UpstreamGrant { upstream: name.to_owned(), methods: Vec::new() });
+        self
+    }
+
+    fn granted_as(mut self, grant: OutboundGrant) -> Self {
+        self.0.grants.outbound.push(grant);
         self
     }
 

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use lockgate_guests::Guest;
-use lockgate_host::{CallErrorKind, Filter, Lane};
+use lockgate_host::{CallErrorKind, Filter, Lane, OutboundGrant, UpstreamBody, UpstreamSending, Upstreams};
 use tokio::net::TcpListener;
 
 use crate::{PATIENT, Recorder, Setup, acquire, component, get, header, pass, setup, setup_of};
@@ -106,6 +106,84 @@ async fn what_no_grant_covers_is_denied_and_logged() {
     assert!(lines.iter().any(|line| line.ends_with(&denied)), "{lines:?}");
 }
 
+/// A grant for the server by a name that leads to this machine.
+fn by_name(server: &Server) -> OutboundGrant {
+    OutboundGrant::new(false, "localhost", server.address.port())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_leads_to_this_machine_is_refused_where_it_leads() {
+    let server = Server::start().await;
+    let url = format!("http://localhost:{}/", server.address.port());
+    let filter = fetching(&url).granted_as(by_name(&server)).load();
+    let sink = Recorder::bound_to(&filter);
+    let (came, error) = outcome(&filter).await;
+    assert_eq!(came, "failed");
+    assert!(error.contains("does not grant the address"), "{error}");
+    assert_eq!(server.connections.load(Ordering::Relaxed), 0);
+    let lines = sink.take();
+    let denied = "a loopback address, which the grant does not list under `addresses`";
+    assert!(lines.iter().any(|line| line.ends_with(denied)), "{lines:?}");
+    assert_eq!(filter.live().refused, [0, 0, 1]);
+
+    let addresses = ["127.0.0.0/8", "::1/128"].map(|network| network.parse().expect("a network")).into();
+    let listed = fetching(&url).granted_as(OutboundGrant { addresses, ..by_name(&server) }).load();
+    assert_eq!(outcome(&listed).await.0, "200 POST ping");
+    // Its connection is still there, and must not serve the one that may not have made it.
+    assert_eq!(outcome(&filter).await.0, "failed");
+    assert_eq!(server.connections.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_method_that_is_not_granted_is_refused_by_name() {
+    let server = Server::start().await;
+    let address = server.address;
+    let reading = OutboundGrant {
+        methods: vec!["GET".to_owned(), "HEAD".to_owned()],
+        ..OutboundGrant::new(false, "127.0.0.1", address.port())
+    };
+    let filter = fetching(&format!("http://{address}/")).granted_as(reading.clone()).load();
+    let (came, error) = outcome(&filter).await;
+    assert_eq!(came, "failed");
+    assert!(error.contains("does not grant its method"), "{error}");
+    assert_eq!(filter.live().refused, [0, 1, 0]);
+    let settings = format!(r#"{{"url": "http://{address}/"}}"#);
+    let filter = setup(Guest::Outbound).settings(&settings).granted_as(reading).load();
+    assert_eq!(outcome(&filter).await.0, "200 GET ");
+}
+
+/// Upstreams that answer with what they are asked.
+#[derive(Debug)]
+struct Telling;
+
+impl Upstreams for Telling {
+    fn send(&self, upstream: &str, request: http::Request<UpstreamBody>) -> UpstreamSending {
+        let text = format!("{} {upstream} {}", request.method(), request.uri());
+        let body = Full::from(text).map_err(|never| match never {}).boxed_unsync();
+        Box::pin(async { Ok(http::Response::new(body)) })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_granted_upstream_is_reached_by_what_the_call_was_given_of_which_nothing_is_kept() {
+    let url = "http://users.upstream/a?b=c";
+    let filter = fetching(url).granted_upstream("users").reused(100, 64 << 20).load();
+    assert_eq!(filter.lane(), Lane::Fibre);
+    let upstreams: Arc<dyn Upstreams> = Arc::new(Telling);
+    for _ in 0..2 {
+        let mut exchange = get("/");
+        let mut instance = acquire(&filter);
+        instance.reach(Arc::clone(&upstreams));
+        instance.on_request(&mut exchange).await.expect("no failure");
+        drop(instance);
+        assert_eq!(header(&exchange.request.headers, "x-outbound"), format!("200 POST users {url}"));
+        assert_eq!((filter.live().instances, Arc::strong_count(&upstreams)), (1, 1));
+    }
+    let (came, error) = outcome(&filter).await;
+    assert_eq!(came, "failed");
+    assert!(error.contains("DestinationUnavailable"), "{error}");
+}
+
 #[tokio::test]
 async fn without_a_grant_a_filter_stays_inline_and_is_denied() {
     let filter = setup(Guest::Outbound).settings(r#"{"url": "http://127.0.0.1:9/"}"#).load();
@@ -113,6 +191,7 @@ async fn without_a_grant_a_filter_stays_inline_and_is_denied() {
     let (came, error) = outcome(&filter).await;
     assert_eq!(came, "failed");
     assert!(error.contains("does not grant"), "{error}");
+    assert_eq!(filter.live().refused, [1, 0, 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -188,15 +188,18 @@ function banners(status) {
       el("strong", "The configuration on disk is refused"), `; what served before goes on serving. ${reload.actor}, ${clock(reload.time)}`,
       el("pre", { tabindex: "0" }, reload.problems ?? "")),
     status.state_trouble && el("p.banner", status.state_trouble),
+    ...status.approvals.filter((waiting) => !waiting.rollout).map((waiting) =>
+      el("p.banner", { "data-key": `approve-${waiting.kind}-${waiting.name}` }, el("strong", `${waiting.kind} ${waiting.name}`),
+        ` waits for approval: version ${waiting.version} may ${waiting.gains.join(", ")}. lockgate approve ${waiting.name} lets it in.`)),
     ...status.filters.filter((filter) => filter.trouble).map((filter) =>
       el("p.banner.bad", { "data-key": `trouble-${filter.name}` }, el("strong", filter.name), `: ${filter.trouble}`)),
   ].filter(Boolean);
 }
 
 const STATES = {
-  ramping: "canary", shadowing: "canary", promoted: "good", "rolled-back": "bad", abandoned: "bad", paused: "warn", stalled: "warn",
+  ramping: "canary", shadowing: "canary", promoted: "good", "rolled-back": "bad", abandoned: "bad", paused: "warn", stalled: "warn", waiting: "warn",
 };
-const OVER = ["promoted", "rolled-back", "abandoned"];
+const OVER = ["promoted", "rolled-back", "abandoned", "waiting"];
 
 function rollout(view) {
   const why = known.whys.get(view.name) ?? {};
@@ -214,6 +217,7 @@ function rollout(view) {
       el(".share", { "data-part": "weight" }, el("span", view.weight.replace("%", "\u202f%")), el("small", "to the canary")),
       el("div", el(".who.canary", "Canary"), el(".label", view.canary), el(".soft", `${count(view.requests.canary)} requests`))),
     el(".bar", { role: "img", "aria-label": `The canary has ${view.weight}` }, el("span", { "data-share": weight, "data-none": weight === 0 })),
+    view.gains.length > 0 && el("p.soft", { "data-part": "gains" }, `The canary may ${view.gains.join(", ")}, and stable may not.`),
     ladder(view, why),
     verdict(view, why),
     charts(view),
@@ -225,6 +229,7 @@ function buttons(view) {
   if (view.state === "promoted") return [["rollback", "Roll back", ".danger"]];
   if (view.state === "rolled-back") return [["resume", "Resume", ".main"]];
   if (view.state === "abandoned") return [];
+  if (view.state === "waiting") return [["approve", "Approve", ".main"]];
   return [
     view.steps?.length > 0 && view.state !== "paused" && ["pause", "Pause", ""],
     view.state === "paused" && ["resume", "Resume", ".main"],
@@ -259,7 +264,7 @@ const CONCLUSIONS = {
 
 /** What is known of the canary, in a sentence. */
 function verdict(view, why) {
-  const said = { "rolled-back": ["Rolled back", "bad"], abandoned: ["Given up", "bad"], paused: ["Paused", "warn"] }[view.state];
+  const said = { "rolled-back": ["Rolled back", "bad"], abandoned: ["Given up", "bad"], paused: ["Paused", "warn"], waiting: ["Waits for approval", "warn"] }[view.state];
   if (said && view.why) return el(`.verdict.${said[1]}`, { "data-part": "verdict" }, el("strong", said[0]), el("span", view.why));
   const { conclusion } = why.verdict ?? {};
   if (!conclusion || OVER.includes(view.state)) return null;
@@ -500,6 +505,10 @@ document.addEventListener("click", async ({ target }) => {
     else if (action === "cancel") $("ask").close();
     else if (action === "release") {
       await ask(`/api/v1/quarantine/${encodeURIComponent(button.dataset.version)}`, { method: "DELETE" });
+      await refresh();
+    } else if (view && action === "approve") {
+      const waiting = known.status.approvals.find((held) => held.rollout === name);
+      if (waiting) await ask(`/api/v1/approvals/${encodeURIComponent(waiting.name)}`, { method: "POST", body: { version: waiting.version } });
       await refresh();
     } else if (view && action in QUESTIONS) confirm(action, view);
     else if (view) await act(action, view);

@@ -11,10 +11,10 @@ use crate::control::choose::{self, fallbacks, remember};
 use crate::control::facts::Facts;
 use crate::control::quarantine::{Entry, Why};
 use crate::control::reconcile::{enter, entry, quarantined_canary};
-use crate::control::rollout::{self, Effect, Step, step};
+use crate::control::rollout::{self, Effect, Refused, Step, step};
 use crate::control::time::Timestamp;
 use crate::control::version::{Failing, Version, label_of};
-use crate::control::{Actor, Refusal, RolloutView};
+use crate::control::{Actor, Refusal, RolloutView, approvals};
 
 impl Keeper {
     pub(super) async fn decide(&mut self, name: &str, decision: Decision, by: Actor) -> Result<RolloutView, Refusal> {
@@ -28,7 +28,12 @@ impl Keeper {
         for member in facts.linked(index) {
             let Some(state) = choose::state(&facts, &self.saved, member) else { continue };
             let event = self.event(&facts, member, &decision, &by);
-            match step(state, event, now) {
+            let unapproved = approvals::unapproved(&facts, &self.saved.approvals, member);
+            let stepped = match unapproved.filter(|_| matches!(decision, Decision::Resume)) {
+                Some(why) => Err(Refused::Unapproved(why)),
+                None => step(state, event, now),
+            };
+            match stepped {
                 Ok(step) => moves.push((member, step)),
                 Err(refused) if member == index => {
                     return Err(Refusal::NotAllowed { rollout: name.to_owned(), refused });

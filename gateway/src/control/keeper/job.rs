@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::blocking;
+use crate::control::approvals::{Waiting, waiting_stable};
 use crate::control::choose::{Loaded, fallbacks, named};
 use crate::control::facts::{Facts, spec};
 use crate::control::function::FunctionVersion;
@@ -110,15 +111,30 @@ async fn load_new(current: Arc<Loaded>, saved: &Saved, draft: Draft, tools: Arc<
     if !untimely.is_empty() {
         return Err(Refusal::Config(Report::new(facts.source.clone(), untimely)));
     }
+    let (prospective, _) = reconcile(&facts, saved, &Actor::gateway(), Timestamp::now());
+    unapproved(&facts, &prospective, saved)?;
     let mut ready = load(draft, Some(Arc::clone(&current)), true, Arc::clone(&tools)).await?;
     // The file may bring back what is in quarantine; who serves instead has to be there at the swap.
-    let (prospective, _) = reconcile(&facts, saved, &Actor::gateway(), Timestamp::now());
     ready.loaded = recover_all(ready.loaded, &prospective, Arc::clone(&tools)).await;
     if facts.config.listeners != current.facts.config.listeners {
         // Last, so that nothing is bound for a reload that is refused anyway.
         (tools.bind)(&facts.config.listeners).map_err(Refusal::Listener)?;
     }
     Ok(Prepared::New(Box::new(ready)))
+}
+
+/// Checks that nothing is to serve that may do more than what serves, and that nobody has let in.
+///
+/// # Errors
+///
+/// Something is.
+pub(super) fn unapproved(facts: &Facts, next: &Saved, before: &Saved) -> Result<(), Refusal> {
+    let waiting = waiting_stable(facts, next, before);
+    if waiting.is_empty() {
+        return Ok(());
+    }
+    let problems = waiting.iter().map(Waiting::problem).collect();
+    Err(Refusal::Unapproved { report: Report::new(facts.source.clone(), problems), waiting })
 }
 
 /// Loads everything that a file names, and takes over what `current` has of it already. `keeping` says whether this process

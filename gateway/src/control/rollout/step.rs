@@ -34,7 +34,7 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<Step, Refused
         },
         Event::Abandon(why) => match state.refusal() {
             Some(Refused::Abandoned(_)) => Ok(state.unchanged()),
-            Some(Refused::RolledBack(_)) | None => {
+            Some(Refused::RolledBack(_) | Refused::Unapproved(_)) | None => {
                 Ok(state.ended("abandon", Phase::Abandoned { why: why.clone() }, Some(why), now))
             }
             Some(refused) => Err(refused),
@@ -47,14 +47,16 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<Step, Refused
             None => Ok(state.noted("pause", State { paused: Some(why.clone()), ..state.clone() }, Some(why))),
         },
         Event::Resume { quarantined } => match state.refusal() {
-            None if state.paused.is_some() => Ok(state.resumed(now)),
+            None if state.paused.is_some() => Ok(state.resumed("resume", now)),
             None => Ok(state.unchanged()),
             Some(Refused::RolledBack(_)) => match quarantined {
                 Some(version) => Err(Refused::Quarantined(version)),
-                None => Ok(state.resumed(now)),
+                None => Ok(state.resumed("resume", now)),
             },
             Some(refused) => Err(refused),
         },
+        Event::Approved if state.waits() => Ok(state.resumed("approve", now)),
+        Event::Approved => Ok(state.unchanged()),
         // A verdict about what is over does nothing.
         Event::Judged { since, .. } if since != state.since || !state.is_under_way() => Ok(state.unchanged()),
         Event::Judged { conclusion, evidence, rules, .. } => Ok(judged(state, conclusion, evidence, rules, now)),
@@ -69,6 +71,7 @@ impl State {
         match &self.phase {
             Phase::Ramping => None,
             Phase::Promoted => Some(Refused::Promoted),
+            Phase::RolledBack { why } if self.waits() => Some(Refused::Unapproved(why.clone())),
             Phase::RolledBack { why } => Some(Refused::RolledBack(why.clone())),
             Phase::Abandoned { why } => Some(Refused::Abandoned(why.clone())),
         }
@@ -100,9 +103,9 @@ impl State {
     }
 
     /// Goes on with the weight that it had; the time of the step, and the evidence, begin anew.
-    fn resumed(&self, now: Timestamp) -> Step {
+    fn resumed(&self, action: &'static str, now: Timestamp) -> Step {
         let climb = self.climb.clone().map(|climb| Climb { stalled: false, step: climb.at(self.weight), ..climb });
-        self.noted("resume", Self { phase: Phase::Ramping, since: now, paused: None, climb, ..self.clone() }, None)
+        self.noted(action, Self { phase: Phase::Ramping, since: now, paused: None, climb, ..self.clone() }, None)
     }
 }
 

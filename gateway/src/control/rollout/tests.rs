@@ -92,6 +92,24 @@ fn a_canary_in_quarantine_begins_rolled_back() {
 }
 
 #[test]
+fn a_canary_that_nobody_has_let_in_waits_until_somebody_does() {
+    let why = Why::Unapproved { name: "auth".to_owned(), gains: "see the variable TOKEN".to_owned() };
+    let (waiting, _) = State::begin(versions("v1", "v2"), &Plan::ByHand(percent("5%")), Some(why.clone()), NOW);
+    assert_eq!(waiting.to_string(), "waits for approval: it may see the variable TOKEN, and what serves may not");
+    assert_eq!((waiting.word(), waiting.weight_in_effect()), ("waiting", Weight::ZERO));
+    assert!(!waiting.differs_from_file());
+    for event in [set("1%"), Event::Promote, Event::RollBack(person()), Event::Resume { quarantined: None }] {
+        assert_eq!(step(&waiting, event, LATER), Err(Refused::Unapproved(why.clone())));
+    }
+    assert_eq!(after(&waiting, declare("v1", "v2", "10%")).word(), "waiting");
+    assert_eq!(after(&waiting, Event::Abandon(person())).word(), "abandoned");
+    let begun = after(&waiting, Event::Approved);
+    assert_eq!((begun.to_string(), begun.since), ("ramping 5%".to_owned(), LATER));
+    let (_, effects) = step(&begun, Event::Approved, LATER).expect("once is enough");
+    assert_eq!(effects, Vec::new());
+}
+
+#[test]
 fn a_rollout_whose_canary_became_stable_moves_nothing() {
     let state = after(&begun(), declare("v2", "v2", "5%"));
     assert!(!state.is_under_way());
@@ -405,6 +423,7 @@ fn event() -> impl Strategy<Value = (Event, bool)> {
             Event::SetWeight { weight, pausing: pausing.then(person) }
         }),
         1 => Just(Event::Promote),
+        1 => Just(Event::Approved),
         1 => Just(Event::RollBack(person())),
         1 => Just(Event::RollBack(failures())),
         1 => Just(Event::Abandon(person())),
