@@ -8,6 +8,7 @@ mod filter;
 mod folder;
 pub(crate) mod forms;
 mod function;
+mod key_value;
 mod listener;
 pub(crate) mod plan;
 mod route;
@@ -24,6 +25,7 @@ pub(crate) use self::filter::{
 pub(crate) use self::folder::Static;
 use self::forms::Named;
 pub(crate) use self::function::{Function, FunctionLimits};
+pub(crate) use self::key_value::{StoreForm, StoreWord};
 pub(crate) use self::listener::{Alpn, ClientAuthMode, ListenerForm, Tls};
 pub(crate) use self::route::{
     Canary, Coding, HeaderCondition, KeyForm, KeyNamed, KeyWord, Match, Override, Rollout, Route,

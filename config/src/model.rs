@@ -58,6 +58,8 @@ pub struct Server {
     pub instances: u32,
     /// The largest `limits.memory` of any filter; each instance reserves address space of this size. Default: 64 MiB.
     pub instance_memory: ByteSize,
+    /// Where the spaces of grants are. Default: embedded.
+    pub key_value: KeyValueStore,
     /// How long requests may go on after a stop, and on an old snapshot after a reload. Default: 30 s.
     pub drain: Duration,
     /// Whether the file and the components it names are watched, and reloaded when they change. Default: true.
@@ -70,6 +72,15 @@ pub struct Server {
     pub trusted_proxies: Arc<[IpNet]>,
     /// Limits of a request, before any filter's.
     pub limits: RequestLimits,
+}
+
+/// A key-value store that outlives the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyValueStore {
+    /// A file in [`Server::state_dir`].
+    Embedded,
+    /// A Redis server, by its address.
+    Redis(Secret),
 }
 
 /// Where access log lines go.
@@ -421,6 +432,17 @@ pub struct FilterVersion {
 pub struct Grants {
     /// Where outbound HTTP may go.
     pub outbound: Vec<OutboundGrant>,
+    /// Names of spaces in [`Server::key_value`]; `default` is its own. A filter has at most one, and without keeps keys
+    /// and values in the memory of the process.
+    pub key_value: Vec<String>,
+}
+
+impl Grants {
+    /// Returns whether a call may have to wait.
+    #[must_use]
+    pub fn wait(&self) -> bool {
+        !self.outbound.is_empty() || !self.key_value.is_empty()
+    }
 }
 
 /// One place where outbound HTTP may go: `https://api.example.com`, `http://127.0.0.1:8081`, `https://*.example.com`.
@@ -478,7 +500,7 @@ pub enum FailureMode {
 /// Limits of a filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FilterLimits {
-    /// Of one call. Default: 10 ms, and 5 s where outbound HTTP is granted. At most 60 s; at most 1 s where nothing is granted, since
+    /// Of one call. Default: 10 ms, and 5 s where a grant may make it wait. At most 60 s; at most 1 s where none does, since
     /// the call holds a thread.
     pub deadline: Duration,
     /// Of `configure`. Default: 10 s.
@@ -495,6 +517,8 @@ pub struct FilterLimits {
     pub body: ByteSize,
     /// Bytes of the filter's key-value store. Default: 1 MiB.
     pub key_value: ByteSize,
+    /// Entries of the filter's key-value store. Default: 100,000.
+    pub key_value_entries: u32,
 }
 
 /// A component that answers requests itself, in its stable version.
@@ -521,6 +545,10 @@ pub struct FunctionVersion {
     pub vars: Vec<(String, Secret)>,
     /// The same environment as it was written, for dumps.
     pub vars_written: serde_json::Value,
+    /// What it reads by `wasi:config`, names and texts, with variables expanded.
+    pub config: Vec<(String, Secret)>,
+    /// The same as it was written, for dumps.
+    pub config_written: serde_json::Value,
     /// What it may touch.
     pub grants: Grants,
 }
@@ -547,6 +575,10 @@ pub struct FunctionLimits {
     pub table_elements: u32,
     /// Instances alive at the same time, each version for itself. Default: 256.
     pub instances: u32,
+    /// Bytes of each key-value space that it writes to. Default: 16 MiB.
+    pub key_value: ByteSize,
+    /// Entries of each key-value space that it writes to. Default: 100,000.
+    pub key_value_entries: u32,
 }
 
 /// What answers which requests.

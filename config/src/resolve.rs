@@ -6,6 +6,7 @@
 
 mod filters;
 mod functions;
+mod key_value;
 mod listeners;
 mod plan;
 mod rollouts;

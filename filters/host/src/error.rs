@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use wasmtime::{PoolConcurrencyLimitError, Trap, WasmBacktrace};
 
+use crate::store::StoreError;
+
 /// Why a [`Host`](crate::Host) could not be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -15,6 +17,9 @@ pub enum HostError {
     /// A thread could not be started.
     #[error("a thread could not be started: {0}")]
     Thread(String),
+    /// The key-value store cannot be what was asked for.
+    #[error("{0}")]
+    Store(String),
     /// The cache's folder or key file is not usable.
     #[error("the component cache `{}`: {problem}", path.display())]
     Cache {
@@ -68,7 +73,7 @@ pub enum LoadError {
         hint: &'static str,
     },
     /// Wants what no function can have.
-    #[error("imports what a function cannot have: {}; there is WASI 0.2", list(.0))]
+    #[error("imports what a function cannot have: {}; there are WASI 0.2, `wasi:keyvalue@0.2.0-draft2`, `wasi:config` and `wasi:logging`", list(.0))]
     UnknownFunctionImports(Vec<String>),
     /// Wants what no filter can have.
     #[error("imports what a filter cannot have: {}; there are `lockgate:filter@0.1` and WASI 0.2", list(.0))]
@@ -132,19 +137,29 @@ pub enum CallErrorKind {
     ForbiddenHeader,
     /// A function's body is not of the length that its header names.
     ContentLength,
-    /// A function failed after an outbound request of its was denied.
+    /// A function failed after something that its grants do not name had been denied to it.
     Denied,
     /// A function ended without an answer, or with an error in its place.
     NoResponse,
+    /// The key-value store was not to be had; or a function failed after it had been.
+    Store,
 }
 
 impl CallErrorKind {
     /// Those of a filter.
-    pub const OF_FILTERS: [Self; 7] =
-        [Self::Trap, Self::Deadline, Self::Memory, Self::Stack, Self::Copy, Self::Exhausted, Self::InvalidResponse];
+    pub const OF_FILTERS: [Self; 8] = [
+        Self::Trap,
+        Self::Deadline,
+        Self::Memory,
+        Self::Stack,
+        Self::Copy,
+        Self::Exhausted,
+        Self::InvalidResponse,
+        Self::Store,
+    ];
 
     /// Those of a function.
-    pub const OF_FUNCTIONS: [Self; 12] = [
+    pub const OF_FUNCTIONS: [Self; 13] = [
         Self::Trap,
         Self::Deadline,
         Self::Memory,
@@ -157,6 +172,7 @@ impl CallErrorKind {
         Self::ContentLength,
         Self::Denied,
         Self::NoResponse,
+        Self::Store,
     ];
 
     /// Returns the name for logs and metric labels.
@@ -174,6 +190,7 @@ impl CallErrorKind {
             Self::ContentLength => "content-length",
             Self::Denied => "denied",
             Self::NoResponse => "no-response",
+            Self::Store => "store",
         }
     }
 }
@@ -205,6 +222,7 @@ impl CallError {
         let trap = error.downcast_ref::<Trap>();
         let kind = match trap {
             _ if error.is::<PoolConcurrencyLimitError>() => CallErrorKind::Exhausted,
+            _ if error.is::<StoreError>() => CallErrorKind::Store,
             Some(Trap::Interrupt) => CallErrorKind::Deadline,
             Some(Trap::StackOverflow) => CallErrorKind::Stack,
             _ if memory_refused => CallErrorKind::Memory,

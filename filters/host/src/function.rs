@@ -3,14 +3,17 @@
 //! request: a [`Call`] runs the guest on a stack of its own and hands its answer out piece by piece.
 //!
 //! Nothing is granted but what the [`FunctionSpec`] names. All of WASI 0.2 links, and is Wasmtime's own, which waits
-//! without holding a thread.
+//! without holding a thread; `wasi:keyvalue`, `wasi:config` and `wasi:logging`, which Wasmtime has not or has for memory
+//! alone, are ours.
 
 mod body;
 mod call;
+mod key_value;
 mod load;
 mod run;
 mod spec;
 mod state;
+mod told;
 mod turn;
 
 use std::sync::Arc;

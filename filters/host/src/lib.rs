@@ -39,6 +39,7 @@ mod sink;
 mod snapshot;
 mod spec;
 mod state;
+mod store;
 mod wasi;
 
 pub use budget::{Need, PoolUse};
@@ -58,3 +59,4 @@ pub use link::CONTRACT;
 pub use outcome::{BodyOutcome, Outcome, Response, ResponseBodyOutcome, ResponseOutcome};
 pub use sink::{CallInfo, Level, Phase, Progress, Silent, Sink, Stage};
 pub use spec::{Digest, FilterSpec, Grants, Isolation, Limits, OutboundGrant, VersionId};
+pub use store::{KeyValueOperation, KeyValueOutcome, OperationCount, SpaceUse, StoreOptions};

@@ -22,6 +22,7 @@ const CONTRACT_SERIES: &str = "0.1.";
 pub(crate) const WASI_SERIES: &str = "0.2.";
 const WASI_PACKAGES: [&str; 7] = ["cli", "clocks", "filesystem", "http", "io", "random", "sockets"];
 const OUTGOING_HANDLER: &str = "wasi:http/outgoing-handler";
+const KEY_VALUE: &str = "lockgate:filter/key-value";
 
 /// Returns the full name of one of the contract's interfaces.
 pub(crate) fn contract(interface: &str) -> String {
@@ -31,6 +32,11 @@ pub(crate) fn contract(interface: &str) -> String {
 /// Returns whether the component would send HTTP requests.
 pub(crate) fn wants_outbound(shape: &Shape) -> bool {
     shape.imports.iter().any(|import| import.split('@').next() == Some(OUTGOING_HANDLER))
+}
+
+/// Returns whether the component would keep keys and values.
+pub(crate) fn wants_key_value(shape: &Shape) -> bool {
+    shape.imports.iter().any(|import| import.split('@').next() == Some(KEY_VALUE))
 }
 
 /// Checks the names of what a component imports and exports.
@@ -59,8 +65,9 @@ pub(crate) fn is_wasi(name: &str) -> bool {
     package.is_some_and(|package| WASI_PACKAGES.contains(&package)) && is_of_series(name, WASI_SERIES)
 }
 
-/// Returns a linker with everything that `component` imports.
-pub(crate) fn linker(engine: &Engine, component: &Component, lane: Lane) -> Result<Linker<State>> {
+/// Returns a linker with everything that `component` imports. With `shared_store`, which asks for the fibre lane, keys and
+/// values go to the store that filters share.
+pub(crate) fn linker(engine: &Engine, component: &Component, lane: Lane, shared_store: bool) -> Result<Linker<State>> {
     let mut linker = Linker::new(engine);
     // Stubs for all that the component names come first, and what there is is laid over them. The other way round one
     // would have to know what there is.
@@ -76,7 +83,7 @@ pub(crate) fn linker(engine: &Engine, component: &Component, lane: Lane) -> Resu
             outbound::link_granted(&mut linker)?;
         }
     }
-    imports::link(&mut linker)?;
+    imports::link(&mut linker, shared_store)?;
     Ok(linker)
 }
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
+use crate::store::Quota;
+
 /// The SHA-256 of something. Displayed by its first 12 hexadecimal digits; the alternate form (`{:#}`) has all 64.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
@@ -143,6 +145,10 @@ impl fmt::Debug for FilterSpec {
 pub struct Grants {
     /// Where it may send HTTP requests. Any entry puts the filter on the fibre lane.
     pub outbound: Vec<OutboundGrant>,
+    /// Spaces of the key-value store that outlives the process; `default` is its own. A filter has the first, which puts
+    /// it on the fibre lane; without one its keys and values are in the memory of the process.
+    #[serde(default)]
+    pub key_value: Vec<String>,
 }
 
 impl Grants {
@@ -154,6 +160,12 @@ impl Grants {
         for grant in outbound {
             let scheme = if grant.tls { "https" } else { "http" };
             hash.update(format!("{scheme}://{}:{}\n", grant.host.to_ascii_lowercase(), grant.port));
+        }
+        let mut spaces: Vec<_> = self.key_value.iter().collect();
+        spaces.sort();
+        spaces.dedup();
+        for space in spaces {
+            hash.update(format!("key-value {space}\n"));
         }
         Digest(hash.finalize().into())
     }
@@ -224,6 +236,14 @@ pub struct Limits {
     pub body_bytes: u64,
     /// Size of the key-value store of the filter's name. Default 1 MiB.
     pub key_value_bytes: u64,
+    /// Entries of the key-value store of the filter's name. Default 100,000.
+    pub key_value_entries: u32,
+}
+
+impl Limits {
+    pub(crate) fn quota(&self) -> Quota {
+        Quota { bytes: self.key_value_bytes, entries: self.key_value_entries.into() }
+    }
 }
 
 impl Default for Limits {
@@ -237,6 +257,7 @@ impl Default for Limits {
             instances: 256,
             body_bytes: 1 << 20,
             key_value_bytes: 1 << 20,
+            key_value_entries: 100_000,
         }
     }
 }
@@ -270,16 +291,23 @@ mod tests {
 
     #[test]
     fn the_order_of_grants_makes_no_version() {
-        let one = Grants { outbound: vec![grant("a"), grant("b"), grant("a")] };
-        let other = Grants { outbound: vec![grant("b"), grant("a")] };
+        let one = Grants { outbound: vec![grant("a"), grant("b"), grant("a")], ..Grants::default() };
+        let other = Grants { outbound: vec![grant("b"), grant("a")], ..Grants::default() };
         assert_eq!(VersionId::of(b"x", "null", &one), VersionId::of(b"x", "null", &other));
         assert_ne!(VersionId::of(b"x", "null", &one), VersionId::of(b"x", "null", &Grants::default()));
+        let keeping = |spaces: &[&str]| {
+            let key_value = spaces.iter().map(|space| (*space).to_owned()).collect();
+            VersionId::of(b"x", "null", &Grants { key_value, ..Grants::default() })
+        };
+        assert_eq!(keeping(&["default", "visits"]), keeping(&["visits", "default", "visits"]));
+        assert_ne!(keeping(&["default"]), keeping(&[]));
     }
 
     /// Changing this gives every version a new name, and so ends every rollout.
     #[test]
     fn a_version_keeps_its_name() {
-        let version = VersionId::of(b"component", "null", &Grants { outbound: vec![grant("example.com")] });
+        let version =
+            VersionId::of(b"component", "null", &Grants { outbound: vec![grant("example.com")], ..Grants::default() });
         assert_eq!(version.to_string(), "6985ca.74234e.8f8310");
         let json = serde_json::to_string(&version).unwrap();
         assert_eq!(serde_json::from_str::<VersionId>(&json).unwrap(), version);

@@ -123,6 +123,9 @@ fn function_version(
     if canary.vars_written != stable.vars_written {
         writeln!(text, "    vars: {}", canary.vars_written)?;
     }
+    if canary.config_written != stable.config_written {
+        writeln!(text, "    config: {}", canary.config_written)?;
+    }
     if canary.grants != stable.grants {
         grants(text, &canary.grants)?;
     }
@@ -134,7 +137,9 @@ fn grants(text: &mut String, grants: &Grants) -> fmt::Result {
         let scheme = if grant.tls { "https" } else { "http" };
         quoted(&format!("{scheme}://{}:{}", grant.host, grant.port))
     });
-    writeln!(text, "    grants: {{ outbound: [{}] }}", outbound.collect::<Vec<_>>().join(", "))
+    let outbound = outbound.collect::<Vec<_>>().join(", ");
+    let key_value = grants.key_value.iter().map(|name| key(name)).collect::<Vec<_>>().join(", ");
+    writeln!(text, "    grants: {{ outbound: [{outbound}], key_value: [{key_value}] }}")
 }
 
 /// Returns a name as a YAML key: as it is where nothing in it means anything to YAML.

@@ -9,15 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lockgate_config::model::{
-    Config, Filter, FilterVersion, Function, FunctionVersion, RolloutSubject, Server, StaticFolder, Target, Upstream,
+    Config, Filter, FilterVersion, Function, FunctionVersion, KeyValueStore, RolloutSubject, Server, StaticFolder,
+    Target, Upstream,
 };
 use lockgate_config::problem::{Place, Problem, Report, Source};
-use lockgate_host::{Digest, FilterSpec, FunctionSpec, Host, HostError, LoadError, Progress, VersionId};
+use lockgate_host::{Digest, FilterSpec, FunctionSpec, Host, HostError, LoadError, Progress, StoreOptions, VersionId};
 use parking_lot::Mutex;
 
 use crate::control::Actor;
 use crate::control::export::Export;
-use crate::control::facts::{Facts, function_spec, grants, shown, spec, vars};
+use crate::control::facts::{Facts, function_spec, grants, shown, spec, version_without_component};
 use crate::control::reconcile::reconcile;
 use crate::control::rollout::State;
 use crate::control::state::{Store, StoreError};
@@ -79,6 +80,10 @@ pub fn host_options(server: &Server) -> lockgate_host::Options {
         instances_max: server.instances,
         instance_memory_bytes_max: server.instance_memory.bytes(),
         key_file: server.cache_dir.with_added_extension("key"),
+        store: match &server.key_value {
+            KeyValueStore::Embedded => StoreOptions::Embedded { file: server.state_dir.join("key-value.db") },
+            KeyValueStore::Redis(url) => StoreOptions::Redis { url: url.reveal().to_owned() },
+        },
     }
 }
 
@@ -319,8 +324,7 @@ impl Reader<'_> {
 
     fn read_function(&mut self, version: &FunctionVersion) -> Option<VersionId> {
         let component = self.component(&version.component, &version.component_place)?;
-        let without = FunctionSpec::version_of(&[], &vars(version), &grants(&version.grants));
-        Some(VersionId { component, ..without })
+        Some(VersionId { component, ..version_without_component(version) })
     }
 
     fn component(&mut self, path: &Path, place: &Place) -> Option<Digest> {

@@ -415,6 +415,7 @@ mod tests {
             settings: Secret::new(r#"{"key":"s3cret"}"#.to_owned()),
             grants: Grants {
                 outbound: vec![OutboundGrant { tls: true, host: "api.example.com".to_owned(), port: 443 }],
+                ..Grants::default()
             },
             since: Timestamp::from_millis(1),
         }

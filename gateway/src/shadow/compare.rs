@@ -47,11 +47,13 @@ pub enum Kind {
     Copy,
     /// Only the canary answered with what cannot be sent.
     InvalidResponse,
+    /// Only the canary found no key-value store.
+    Store,
 }
 
 impl Kind {
     /// All kinds, in the order of their numbers (`kind as usize`).
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Outcome,
         Self::Status,
         Self::RequestHeaders,
@@ -67,6 +69,7 @@ impl Kind {
         Self::Stack,
         Self::Copy,
         Self::InvalidResponse,
+        Self::Store,
     ];
 
     /// Returns the name for metrics and API.
@@ -87,6 +90,7 @@ impl Kind {
             Self::Stack => "stack",
             Self::Copy => "copy",
             Self::InvalidResponse => "invalid-response",
+            Self::Store => "store",
         }
     }
 

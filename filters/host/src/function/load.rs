@@ -13,7 +13,7 @@ use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use super::spec::FunctionSpec;
 use super::state::State;
 use super::turn::Shared;
-use super::{Function, run};
+use super::{Function, key_value, run, told};
 use crate::artifact::Manifest;
 use crate::budget::Need;
 use crate::cache::Cache;
@@ -56,7 +56,8 @@ fn examine(component: &[u8]) -> Result<Shape, LoadError> {
         };
         return Err(LoadError::NoHandler { exports: shape.exports, hint });
     }
-    let unknown: Vec<_> = shape.imports.iter().filter(|name| !is_wasi(name)).cloned().collect();
+    let known = |name: &str| is_wasi(name) || key_value::is_known(name) || told::is_known(name);
+    let unknown: Vec<_> = shape.imports.iter().filter(|name| !known(name)).cloned().collect();
     if unknown.is_empty() { Ok(shape) } else { Err(LoadError::UnknownFunctionImports(unknown)) }
 }
 
@@ -82,14 +83,19 @@ pub(crate) fn load(host: &Host, spec: &FunctionSpec, progress: &dyn Progress) ->
         }
     })?;
     let need = crate::load::need(host, spec.limits.memory_bytes, &shape, &component, true)?;
-    let pre = pre(&host.engines.serve, &component).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
+    let pre =
+        pre(&host.engines.serve, &component, &shape).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
     let access = (!spec.grants.outbound.is_empty())
         .then(|| Access { grants: spec.grants.outbound.clone().into(), connections: host.connections() });
+    let granted = spec.grants.key_value.iter().filter(|_| key_value::is_wanted(&shape));
+    let spaces = granted.map(|name| (name.clone(), host.spaces.granted("function", &spec.name, name))).collect();
     let function = Arc::new(Function {
         version,
         shared: Arc::new(Shared {
             name: Arc::clone(&spec.name),
             vars: spec.vars.clone(),
+            config: spec.config.clone(),
+            spaces,
             limits: spec.limits,
             access,
             sink: OnceLock::new(),
@@ -119,13 +125,15 @@ async fn probe(function: &Arc<Function>) -> Result<(), LoadError> {
     started.map_err(LoadError::Start)
 }
 
-fn pre(engine: &Engine, component: &Component) -> Result<ProxyPre<State>> {
+fn pre(engine: &Engine, component: &Component, shape: &Shape) -> Result<ProxyPre<State>> {
     let mut linker = Linker::new(engine);
     // What a later 0.2 has and ours does not, traps when it is called.
     link::link_stubs(&mut linker, engine, component)?;
     linker.allow_shadowing(true);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    key_value::link(&mut linker)?;
+    told::link(&mut linker, shape)?;
     ProxyPre::new(linker.instantiate_pre(component)?)
 }
 
@@ -146,6 +154,8 @@ pub struct FunctionInspection {
     pub imports: Vec<String>,
     /// It would send HTTP requests, if it were granted any.
     pub wants_outbound: bool,
+    /// It would keep keys and values, if it were granted a space for them.
+    pub wants_key_value: bool,
     /// Core modules in it.
     pub core_modules: u32,
     /// Slots that one instance takes.
@@ -159,7 +169,7 @@ pub(crate) fn inspect(host: &Host, bytes: &[u8]) -> Result<FunctionInspection, L
     let engine = &host.engines.prepare;
     let component = host.compiler.install(|| Component::from_binary(engine, bytes));
     let component = component.map_err(|error| compile_error(&error))?;
-    pre(engine, &component).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
+    pre(engine, &component, &shape).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
     let resources = component.resources_required();
     Ok(FunctionInspection {
         world: "wasi:http/proxy@0.2",
@@ -167,6 +177,7 @@ pub(crate) fn inspect(host: &Host, bytes: &[u8]) -> Result<FunctionInspection, L
         component_bytes: bytes.len() as u64,
         code_bytes: component.text().len() as u64,
         wants_outbound: link::wants_outbound(&shape),
+        wants_key_value: key_value::is_wanted(&shape),
         core_modules: shape.core_modules,
         need: Need {
             component_instances: 1,

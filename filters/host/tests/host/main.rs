@@ -6,6 +6,7 @@ mod contract;
 mod effects;
 mod functions;
 mod isolation;
+mod key_value;
 mod limits;
 mod outbound;
 mod snapshot;
@@ -21,7 +22,7 @@ use http::HeaderMap;
 use lockgate_guests::Guest;
 use lockgate_host::{
     CallInfo, Exchange, Filter, FilterSpec, Grants, Host, Instance, Isolation, Level, Limits, LoadError, Options,
-    OutboundGrant, Outcome, Silent, Sink,
+    OutboundGrant, Outcome, Silent, Sink, StoreOptions,
 };
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -37,6 +38,7 @@ fn options(dir: &Path) -> Options {
         compile_threads: 2,
         instances_max: 64,
         instance_memory_bytes_max: 256 << 20,
+        store: StoreOptions::Embedded { file: dir.join("key-value.db") },
     }
 }
 
@@ -95,6 +97,12 @@ impl Setup {
 
     fn granted(mut self, host: &str, port: u16) -> Self {
         self.0.grants.outbound.push(OutboundGrant { tls: false, host: host.to_owned(), port });
+        self
+    }
+
+    /// Grants it a space of its own in the store that outlives the process.
+    fn keeping(mut self) -> Self {
+        self.0.grants.key_value.push("default".to_owned());
         self
     }
 
