@@ -17,7 +17,7 @@ use lockgate_config::problem::Source;
 use lockgate_guests::Guest;
 use lockgate_host::{
     Exchange, Filter, FilterSpec, Function, FunctionLimits, FunctionSpec, Grants, Host, Isolation, Limits, Options,
-    Silent,
+    Silent, StoreOptions,
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc::unbounded_channel;
@@ -42,6 +42,7 @@ impl World {
             compile_threads: 1,
             instances_max: 1_000,
             instance_memory_bytes_max: 64 << 20,
+            store: StoreOptions::Embedded { file: dir.path().join("key-value.db") },
         });
         Self { host: host.expect("a host"), _dir: dir }
     }
@@ -64,6 +65,7 @@ impl World {
             name: "hello".into(),
             component: fs::read(Guest::Hello.path()).expect("the guest").into(),
             vars: Vec::new(),
+            config: Vec::new(),
             grants: Grants::default(),
             isolation,
             limits: FunctionLimits::default(),

@@ -8,9 +8,9 @@ use serde_json::{Map, Value, json};
 
 use crate::model::{
     AccessLog, Alpn, Balance, Coding, Config, Decider, FailureMode, FilterLimits, FilterPolicy, FilterVersion,
-    FunctionVersion, Grants, Guard, Health, HealthCheck, Isolation, KeyPart, Listener, OnBad, Plan, Rollout,
-    RolloutSubject, Route, Server, ShadowLimits, SlownessGuard, Stage, StaticFolder, Target, Tls, TlsVersion, Upstream,
-    UpstreamProtocol,
+    FunctionVersion, Grants, Guard, Health, HealthCheck, Isolation, KeyPart, KeyValueStore, Listener, OnBad, Plan,
+    Rollout, RolloutSubject, Route, Server, ShadowLimits, SlownessGuard, Stage, StaticFolder, Target, Tls, TlsVersion,
+    Upstream, UpstreamProtocol,
 };
 use crate::units::format_duration;
 
@@ -41,6 +41,8 @@ pub fn dump(config: &Config) -> Value {
                 "memory": limits.memory,
                 "table_elements": limits.table_elements,
                 "instances": limits.instances,
+                "key_value": limits.key_value,
+                "key_value_entries": limits.key_value_entries,
             }),
         );
         value.insert("require_approval".into(), require_approval(function.require_approval));
@@ -88,6 +90,10 @@ fn server(server: &Server) -> Value {
         "cache_size": server.cache_size,
         "instances": server.instances,
         "instance_memory": server.instance_memory,
+        "key_value": match &server.key_value {
+            KeyValueStore::Embedded => "embedded".into(),
+            KeyValueStore::Redis(address) => json!({ "redis": format!("redis://{address}") }),
+        },
         "drain": format_duration(server.drain),
         "drain_tunnels": format_duration(server.drain_tunnels),
         "watch": server.watch,
@@ -278,6 +284,9 @@ pub fn grants(grants: &Grants) -> Value {
     if !grants.folders.is_empty() {
         value["folders"] = folders.collect();
     }
+    if !grants.key_value.is_empty() {
+        value["key_value"] = texts(grants.key_value.iter());
+    }
     value
 }
 
@@ -293,6 +302,7 @@ fn function_version(version: &FunctionVersion) -> Map<String, Value> {
     Map::from_iter([
         ("component".into(), version.component.display().to_string().into()),
         ("vars".into(), version.vars_written.clone()),
+        ("config".into(), version.config_written.clone()),
         ("grants".into(), grants(&version.grants)),
     ])
 }
@@ -314,8 +324,17 @@ fn policy(policy: &FilterPolicy, value: &mut Map<String, Value>) {
             json!({ "fall-back": { "failures": failures, "window": format_duration(window) } })
         }
     };
-    let FilterLimits { deadline, configure_deadline, memory, table_elements, copy, instances, body, key_value } =
-        policy.limits;
+    let FilterLimits {
+        deadline,
+        configure_deadline,
+        memory,
+        table_elements,
+        copy,
+        instances,
+        body,
+        key_value,
+        key_value_entries,
+    } = policy.limits;
     let limits = json!({
         "deadline": format_duration(deadline),
         "configure_deadline": format_duration(configure_deadline),
@@ -325,6 +344,7 @@ fn policy(policy: &FilterPolicy, value: &mut Map<String, Value>) {
         "instances": instances,
         "body": body,
         "key_value": key_value,
+        "key_value_entries": key_value_entries,
     });
     value.insert("isolation".into(), isolation(policy.isolation));
     value.insert("on_failure".into(), on_failure);

@@ -9,6 +9,7 @@ mod folder;
 pub(crate) mod forms;
 mod function;
 mod grants;
+mod key_value;
 mod listener;
 pub(crate) mod plan;
 pub(crate) mod policy;
@@ -27,6 +28,7 @@ pub(crate) use self::folder::Static;
 use self::forms::Named;
 pub(crate) use self::function::{Function, FunctionLimits};
 pub(crate) use self::grants::{Folder, OutboundForm, OutboundTo, RequireApproval};
+pub(crate) use self::key_value::{StoreForm, StoreWord};
 pub(crate) use self::listener::{Alpn, ClientAuthMode, ListenerForm, Tls};
 pub(crate) use self::route::{
     Canary, Coding, HeaderCondition, KeyForm, KeyNamed, KeyWord, Link, LinkFailure, Match, Override, Rollout, Route,

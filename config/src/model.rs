@@ -74,6 +74,8 @@ pub struct Server {
     pub instances: u32,
     /// The largest `limits.memory` of any filter; each instance reserves address space of this size. Default: 64 MiB.
     pub instance_memory: ByteSize,
+    /// Where the spaces of grants are. Default: embedded.
+    pub key_value: KeyValueStore,
     /// How long requests may go on after a stop, and on an old snapshot after a reload. Default: 30 s.
     pub drain: Duration,
     /// Whether the file and the components it names are watched, and reloaded when they change. Default: true.
@@ -91,6 +93,15 @@ pub struct Server {
     /// Whether a version that may do more than the one that serves waits for a person's word, where neither filter nor
     /// function says so itself. Default: no.
     pub require_approval: bool,
+}
+
+/// A key-value store that outlives the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyValueStore {
+    /// A file in [`Server::state_dir`].
+    Embedded,
+    /// A Redis server, by its address.
+    Redis(Secret),
 }
 
 /// Where access log lines go.
@@ -453,6 +464,9 @@ pub struct Grants {
     pub upstreams: Vec<UpstreamGrant>,
     /// Folders that it sees, each under a path of its own. Functions only.
     pub folders: Vec<FolderGrant>,
+    /// Names of spaces in [`Server::key_value`]; `default` is its own. A filter has at most one, and without keeps keys
+    /// and values in the memory of the process.
+    pub key_value: Vec<String>,
 }
 
 /// What all versions of a filter share.
@@ -499,7 +513,7 @@ pub enum FailureMode {
 /// Limits of a filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FilterLimits {
-    /// Of one call. Default: 10 ms, and 5 s where outbound HTTP is granted. At most 60 s; at most 1 s where nothing is granted, since
+    /// Of one call. Default: 10 ms, and 5 s where a grant may make it wait. At most 60 s; at most 1 s where none does, since
     /// the call holds a thread.
     pub deadline: Duration,
     /// Of `configure`. Default: 10 s.
@@ -516,6 +530,8 @@ pub struct FilterLimits {
     pub body: ByteSize,
     /// Bytes of the filter's key-value store. Default: 1 MiB.
     pub key_value: ByteSize,
+    /// Entries of the filter's key-value store. Default: 100,000.
+    pub key_value_entries: u32,
 }
 
 /// A component that answers requests itself, in its stable version.
@@ -545,6 +561,10 @@ pub struct FunctionVersion {
     pub vars: Vec<(String, Secret)>,
     /// The same environment as it was written, for dumps.
     pub vars_written: serde_json::Value,
+    /// What it reads by `wasi:config`, names and texts, with variables expanded.
+    pub config: Vec<(String, Secret)>,
+    /// The same as it was written, for dumps.
+    pub config_written: serde_json::Value,
     /// What it may touch.
     pub grants: Grants,
 }
@@ -571,6 +591,10 @@ pub struct FunctionLimits {
     pub table_elements: u32,
     /// Instances alive at the same time, each version for itself. Default: 256.
     pub instances: u32,
+    /// Bytes of each key-value space that it writes to. Default: 16 MiB.
+    pub key_value: ByteSize,
+    /// Entries of each key-value space that it writes to. Default: 100,000.
+    pub key_value_entries: u32,
 }
 
 /// What answers which requests.

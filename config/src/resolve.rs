@@ -7,6 +7,7 @@
 mod filters;
 mod functions;
 mod grants;
+mod key_value;
 mod listeners;
 mod plan;
 mod policy;

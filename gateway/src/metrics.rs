@@ -5,6 +5,7 @@
 //! label. Label values come from the configuration or from a closed set, never from a request. A series is leased by
 //! what uses it; ten minutes after its last user is gone it disappears, so that a last scrape has seen it.
 
+mod key_value;
 mod lease;
 mod policy;
 mod series;
@@ -897,6 +898,10 @@ impl Metrics {
         let mut families = self.registry.gather();
         for custom in self.custom.lock().values() {
             families.extend(custom.registry.gather());
+        }
+        match key_value::gather(host) {
+            Ok(gathered) => families.extend(gathered),
+            Err(error) => tracing::error!(%error, "the key-value store's metrics could not be gathered"),
         }
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&merge(families), &mut text) {

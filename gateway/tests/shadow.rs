@@ -62,11 +62,21 @@ async fn settled(gateway: &Gateway, sampled: u64) -> Value {
 
 #[tokio::test]
 async fn a_shadow_that_writes_a_counter_leaves_the_counter_alone() {
+    for stable in [
+        "{ component: filters/counter.wasm, isolation: reused }",
+        "{ component: filters/counter.wasm, grants: { key_value: default }, limits: { deadline: 20s } }",
+    ] {
+        leaves_the_counter_alone(stable).await;
+    }
+}
+
+async fn leaves_the_counter_alone(stable: &str) {
     let up = Upstream::start().await;
+    let keeps = stable.contains("key_value");
     // The same component: another grant makes another version.
-    let canary = "{ grants: { outbound: [\"http://127.0.0.1:9\"] } }";
-    let stable = "{ component: filters/counter.wasm, isolation: reused }";
-    let gateway = Gateway::start(&config(stable, canary, ALL), &up).await;
+    let key_value = if keeps { "default" } else { "[]" };
+    let canary = format!("{{ grants: {{ outbound: [\"http://127.0.0.1:9\"], key_value: {key_value} }} }}");
+    let gateway = Gateway::start(&config(stable, &canary, ALL), &up).await;
     for request in 1..=50 {
         let reply = gateway.get(&format!("/{request}")).await;
         assert_eq!(reply.header("x-count"), request.to_string(), "nobody else counts");

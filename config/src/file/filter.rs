@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::forms::Either;
 use super::grants::{Folder, OutboundForm, RequireApproval};
+use super::key_value::Spaces;
 use super::written::{FilePath, Timeout, Whole, Written};
 use crate::units::ByteSize;
 
@@ -53,6 +54,11 @@ pub(crate) struct Grants {
     pub(crate) outbound: Vec<OutboundForm>,
     /// Of a function: folders of this machine that it sees, and nothing beside them.
     pub(crate) folders: Vec<Folder>,
+    /// Spaces in the store that `server.key_value` names, which outlives the process; functions open them as buckets.
+    /// `default` is its own, the same for all its versions; any other name is a space that it shares with everyone who is
+    /// granted that name. Without one, a filter's keys and values are in the memory of this process and lost with it, and
+    /// a function has none. A filter can have one, and with it may wait, so that it cannot export `on-response-body`.
+    pub(crate) key_value: Spaces,
 }
 
 /// A word, or a map with the details.
@@ -148,8 +154,9 @@ impl Default for FallBack {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct FilterLimits {
-    /// Time of one call. At most 1s, or 60s where outbound HTTP is granted: without a grant, the call holds a thread.
-    #[schemars(extend("x-default" = "`10ms`, or `5s` where outbound HTTP is granted"))]
+    /// Time of one call. At most 1s, or 60s with a grant to wait for, `outbound` or `key_value`: without, the call
+    /// holds a thread.
+    #[schemars(extend("x-default" = "`10ms`, or `5s` with a grant to wait for, `outbound` or `key_value`"))]
     pub(crate) deadline: Option<Written<Timeout>>,
     /// Time to take in the settings, when it is loaded.
     pub(crate) configure_deadline: Written<Timeout>,
@@ -165,8 +172,10 @@ pub(crate) struct FilterLimits {
     pub(crate) instances: Option<Written<Whole<1, 100_000>>>,
     /// Bytes of a body that are held back for a filter that wants it whole. A longer one is answered with 413.
     pub(crate) body: Written<ByteSize>,
-    /// Size of its key-value store, keys and values together.
+    /// Size of its key-value store: keys, values, and 64 bytes for each entry. What does not fit is refused.
     pub(crate) key_value: Written<ByteSize>,
+    /// Entries of its key-value store. What does not fit is refused.
+    pub(crate) key_value_entries: Written<Whole<1, 100_000_000>>,
 }
 
 impl Default for FilterLimits {
@@ -180,6 +189,7 @@ impl Default for FilterLimits {
             instances: None,
             body: Written(ByteSize::mib(1)),
             key_value: Written(ByteSize::mib(1)),
+            key_value_entries: Written(Whole(100_000)),
         }
     }
 }

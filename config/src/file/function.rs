@@ -22,6 +22,10 @@ pub(crate) struct Function {
     /// nowhere.
     #[serde(default)]
     pub(crate) vars: Named<Written<String>>,
+    /// What the function reads by `wasi:config`: names and texts. What variables of the gateway's environment expand to
+    /// here is shown nowhere.
+    #[serde(default)]
+    pub(crate) config: Named<Written<String>>,
     /// What the function may touch beside the request. Nothing, unless it is said here.
     #[serde(default)]
     pub(crate) grants: Grants,
@@ -55,6 +59,10 @@ pub(crate) struct FunctionLimits {
     /// Instances that may live at the same time, each version for itself. At most `server.instances`.
     #[schemars(extend("x-default" = "`256`, or `server.instances` where that is less"))]
     pub(crate) instances: Option<Written<Whole<1, 100_000>>>,
+    /// Size of each key-value space that it writes to: keys, values, and 64 bytes for each entry. What does not fit is refused.
+    pub(crate) key_value: Written<ByteSize>,
+    /// Entries of each key-value space that it writes to. What does not fit is refused.
+    pub(crate) key_value_entries: Written<Whole<1, 100_000_000>>,
 }
 
 impl Default for FunctionLimits {
@@ -65,6 +73,8 @@ impl Default for FunctionLimits {
             memory: None,
             table_elements: Written(Whole(20_000)),
             instances: None,
+            key_value: Written(ByteSize::mib(16)),
+            key_value_entries: Written(Whole(100_000)),
         }
     }
 }

@@ -314,6 +314,9 @@ pub(crate) struct Canary {
     /// Of a function: all of its environment; it is not merged with stable's.
     #[schemars(extend("x-default" = "as stable"))]
     pub(crate) vars: Option<Named<Written<String>>>,
+    /// Of a function: all of what it reads by `wasi:config`; it is not merged with stable's.
+    #[schemars(extend("x-default" = "as stable"))]
+    pub(crate) config: Option<Named<Written<String>>>,
     /// All of its grants; they are not merged with stable's.
     #[schemars(extend("x-default" = "as stable"))]
     pub(crate) grants: Option<Grants>,

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::policy::ErrorPage;
 use super::grants::RequireApproval;
+use super::key_value::{StoreForm, StoreWord};
 use super::written::{FilePath, Timeout, Whole, Written};
 use crate::model::ListenAddress;
 use crate::units::{ByteSize, Secret};
@@ -47,6 +48,9 @@ pub(crate) struct Server {
     /// The largest `limits.memory` that any filter may have. Each instance reserves this much address space, not
     /// memory. Read at start only.
     pub(crate) instance_memory: Written<ByteSize>,
+    /// Where the spaces of `grants.key_value` are. `embedded`: in a file in `state_dir`. A map with `redis`: on a server,
+    /// which several gateways may share. Read at start only.
+    pub(crate) key_value: StoreForm,
     /// How long requests may go on after a stop, and on the old configuration after a reload.
     pub(crate) drain: Written<Duration>,
     /// How long connections that became tunnels (WebSockets, say) may go on after a stop.
@@ -80,6 +84,7 @@ impl Default for Server {
             cache_size: Written(ByteSize::gib(1)),
             instances: Written(Whole(1_000)),
             instance_memory: Written(ByteSize::mib(64)),
+            key_value: StoreForm::Short(StoreWord::Embedded),
             drain: Written(Duration::from_secs(30)),
             drain_tunnels: None,
             watch: Written(true),

@@ -64,6 +64,12 @@ impl Grants {
     pub fn may_send(&self) -> bool {
         !(self.outbound.is_empty() && self.upstreams.is_empty())
     }
+
+    /// Returns whether a call may have to wait.
+    #[must_use]
+    pub fn wait(&self) -> bool {
+        self.may_send() || !self.key_value.is_empty()
+    }
 }
 
 /// Returns the upstreams that the guests of a route are granted, each once, in order.

@@ -14,12 +14,12 @@ use crate::units::{ByteSize, Secret, format_duration};
 
 /// The default deadline of a filter that only computes: a thousand times what a common one takes.
 const DEADLINE: Duration = Duration::from_millis(10);
-/// The default deadline of one that may wait for another server.
-const DEADLINE_OUTBOUND: Duration = Duration::from_secs(5);
-/// A call without outbound HTTP holds its thread, and with it other requests, to the end.
+/// The default deadline of one that may wait for another server, or for a store.
+const DEADLINE_WAITING: Duration = Duration::from_secs(5);
+/// A call that cannot wait holds its thread, and with it other requests, to the end.
 pub(super) const DEADLINE_MAX: Duration = Duration::from_secs(1);
 /// A call that waits holds an instance, but no thread.
-const DEADLINE_OUTBOUND_MAX: Duration = Duration::from_secs(60);
+const DEADLINE_WAITING_MAX: Duration = Duration::from_secs(60);
 /// The default for an instance's memory.
 const MEMORY: ByteSize = ByteSize::mib(16);
 /// The default for instances alive at the same time.
@@ -62,17 +62,16 @@ impl Resolver<'_> {
     }
 
     fn limits(&mut self, limits: &file::FilterLimits, node: &Node, grants: &Grants, server: &Server) -> FilterLimits {
-        let (default, max) = match grants.may_send() {
-            false => (DEADLINE, DEADLINE_MAX),
-            true => (DEADLINE_OUTBOUND, DEADLINE_OUTBOUND_MAX),
-        };
+        let (default, max) =
+            if grants.wait() { (DEADLINE_WAITING, DEADLINE_WAITING_MAX) } else { (DEADLINE, DEADLINE_MAX) };
         let deadline = limits.deadline.as_ref().map_or(default, |deadline| deadline.0.0);
         if deadline > max {
             let problem = Problem::new("the deadline is too long", node.at("deadline").place.clone())
                 .label(format!("at most `{}`", format_duration(max)));
-            self.problem(match grants.may_send() {
-                false => problem.hint("without outbound HTTP a call holds a thread to its end"),
-                true => problem,
+            self.problem(if grants.wait() {
+                problem
+            } else {
+                problem.hint("without a grant to wait for, `outbound` or `key_value`, a call holds a thread to its end")
             });
         }
         let memory = self.memory(limits.memory.as_ref().map(|memory| memory.0), MEMORY, "filter", node, server);
@@ -93,6 +92,7 @@ impl Resolver<'_> {
             instances,
             body: limits.body.0,
             key_value: limits.key_value.0,
+            key_value_entries: limits.key_value_entries.0.0,
         }
     }
 

@@ -30,7 +30,9 @@ impl Resolver<'_> {
                     component: self.path(&function.component),
                     component_place: node.at("component").place.clone(),
                     vars: self.vars(&function.vars, vars),
-                    vars_written: written(node),
+                    vars_written: written(node, "vars"),
+                    config: texts(&function.config),
+                    config_written: written(node, "config"),
                     grants: self.grants(&function.grants, node.at("grants"), Of::Function),
                 };
                 let limits = self.function_limits(&function.limits, node.at("limits"), server);
@@ -55,7 +57,7 @@ impl Resolver<'_> {
             let problem = Problem::new(wrong, node.key_place(name));
             self.problem(problem.hint("names have no `=`, and neither names nor values have a NUL"));
         }
-        vars.0.iter().map(|(name, value)| (name.clone(), Secret::new(value.0.clone()))).collect()
+        texts(vars)
     }
 
     fn function_limits(&mut self, limits: &file::FunctionLimits, node: &Node, server: &Server) -> FunctionLimits {
@@ -67,13 +69,20 @@ impl Resolver<'_> {
             memory,
             table_elements: limits.table_elements.0.0,
             instances: self.instances(instances, "function", node, server),
+            key_value: limits.key_value.0,
+            key_value_entries: limits.key_value_entries.0.0,
         }
     }
 }
 
-/// Returns the variables of a function or a canary as they were written, for dumps.
-pub(super) fn written(node: &Node) -> serde_json::Value {
-    match node.get("vars").map(|vars| vars.to_json(false)) {
+/// Returns names with their texts.
+pub(super) fn texts(named: &Named<Written<String>>) -> Vec<(String, Secret)> {
+    named.0.iter().map(|(name, value)| (name.clone(), Secret::new(value.0.clone()))).collect()
+}
+
+/// Returns the names and texts of a function or a canary as they were written, for dumps.
+pub(super) fn written(node: &Node, key: &str) -> serde_json::Value {
+    match node.get(key).map(|named| named.to_json(false)) {
         None | Some(serde_json::Value::Null) => serde_json::Value::Object(serde_json::Map::new()),
         Some(written) => written,
     }

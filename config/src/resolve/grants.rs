@@ -18,7 +18,11 @@ pub(super) enum Of {
 impl Resolver<'_> {
     pub(super) fn grants(&mut self, grants: &file::Grants, node: &Node, of: Of) -> Grants {
         let (outbound, upstreams) = self.outbound(&grants.outbound, node.at("outbound"));
-        Grants { outbound, upstreams, folders: self.folders(&grants.folders, node, of) }
+        let key_value: Vec<String> = grants.key_value.0.iter().map(|name| name.0.0.clone()).collect();
+        if of == Of::Filter {
+            self.check_space(&key_value, node);
+        }
+        Grants { outbound, upstreams, folders: self.folders(&grants.folders, node, of), key_value }
     }
 
     fn outbound(&mut self, forms: &[file::OutboundForm], node: &Node) -> (Vec<OutboundGrant>, Vec<UpstreamGrant>) {

@@ -1,7 +1,7 @@
 //! `rollouts`.
 
 use super::filters::{DEADLINE_MAX, settings};
-use super::functions::written;
+use super::functions::{texts, written};
 use super::grants::Of;
 use super::plan::Moves;
 use super::{Resolver, Section, line_of, repeated};
@@ -159,16 +159,22 @@ impl Resolver<'_> {
         }
         if let Some(vars) = &canary.vars {
             version.vars = self.vars(vars, node.at("vars"));
-            version.vars_written = written(node);
+            version.vars_written = written(node, "vars");
+        }
+        if let Some(config) = &canary.config {
+            version.config = texts(config);
+            version.config_written = written(node, "config");
         }
         if let Some(grants) = &canary.grants {
             version.grants = self.grants(grants, node.at("grants"), Of::Function);
         }
-        let same =
-            version.component == stable.component && version.vars == stable.vars && version.grants == stable.grants;
+        let same = version.component == stable.component
+            && version.vars == stable.vars
+            && version.config == stable.config
+            && version.grants == stable.grants;
         if same && canary.settings.is_none() && !node.damaged {
             let problem = Problem::new("the canary is the same as stable in everything", node.place.clone());
-            self.problem(problem.hint("give it another `component`, or other `vars` or `grants`"));
+            self.problem(problem.hint("give it another `component`, or other `vars`, `config` or `grants`"));
         }
         version
     }
@@ -188,6 +194,10 @@ impl Resolver<'_> {
         if let Some(grants) = &canary.grants {
             version.grants = self.grants(grants, node.at("grants"), Of::Filter);
         }
+        if canary.config.is_some() {
+            let problem = Problem::new("a filter has no `config`", node.key_place("config"));
+            self.problem(problem.hint("what it is told, it is told by its `settings`"));
+        }
         if canary.vars.is_some() {
             let problem = Problem::new("a filter has no environment", node.key_place("vars"));
             self.problem(problem.hint("what it is told, it is told by its `settings`"));
@@ -195,16 +205,16 @@ impl Resolver<'_> {
         let same = version.component == stable.component
             && version.settings == stable.settings
             && version.grants == stable.grants;
-        if same && canary.vars.is_none() && !node.damaged {
+        if same && canary.vars.is_none() && canary.config.is_none() && !node.damaged {
             let problem = Problem::new("the canary is the same as stable in everything", node.place.clone());
             self.problem(problem.hint("give it another `component`, or other `settings` or `grants`"));
         }
         let deadline = filter.policy.limits.deadline;
-        if !version.grants.may_send() && deadline > DEADLINE_MAX && !node.damaged {
+        if !version.grants.wait() && deadline > DEADLINE_MAX && !node.damaged {
             let message =
                 format!("the filter's deadline of `{}` is too long for this canary", format_duration(deadline));
             let problem = Problem::new(message, node.at("grants").place.clone())
-                .label(format!("at most `{}` without outbound HTTP", format_duration(DEADLINE_MAX)));
+                .label(format!("at most `{}` without a grant to wait for", format_duration(DEADLINE_MAX)));
             self.problem(problem.hint(format!("set `filters.{}.limits.deadline`", filter.name)));
         }
         version

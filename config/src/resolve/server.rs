@@ -50,6 +50,7 @@ impl Resolver<'_> {
             cache_size: server.cache_size.0,
             instances: server.instances.0.0,
             instance_memory,
+            key_value: self.store(server.key_value, node),
             drain: server.drain.0,
             drain_tunnels: server.drain_tunnels.unwrap_or(server.drain).0,
             watch: server.watch.0,

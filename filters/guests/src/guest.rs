@@ -70,6 +70,10 @@ guests! {
     Hello = "hello",
     /// Sets a header of 100 KiB on either side: `x-refused` is `TooLarge`.
     HugeHeader = "huge-header",
+    /// A `wasi:http` function that keeps keys and values by `wasi:keyvalue`: `/count?KEY`, `/get?KEY`, `/set?KEY=VALUE`,
+    /// `/list`, `/many?PREFIX=COUNT`, `/swap?KEY=VALUE` and more, in the bucket `default` or below `/in/NAME/`; `/config`
+    /// and `/log?TEXT`.
+    Keeper = "keeper",
     /// Writes a log line at each level and emits the event `request-seen` with `{"path": …}`.
     LogLines = "log-lines",
     /// `{"url": "…", "body"?: "…"}`: fetches it for each request (`POST` with a body); `x-outbound` is `STATUS BODY` or

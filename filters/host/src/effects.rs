@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crate::key_value::KeyValue;
 use crate::sink::{Level, Sink};
 use crate::state::Shared;
+use crate::store::Quota;
 
 /// Bytes of keys and values that are noted in one call: beyond it the notes say that they are not complete.
 const NOTED_BYTES_MAX: usize = 64 << 10;
@@ -113,8 +114,9 @@ pub(crate) struct Private {
 }
 
 impl Private {
-    fn fits(&self, bytes: usize, bytes_max: u64) -> bool {
-        self.bytes + (ENTRY_BYTES + bytes) as u64 <= bytes_max
+    fn fits(&self, bytes: usize, quota: Quota) -> bool {
+        // Entries are not counted: most of them are in the store as well, and each has bytes.
+        self.bytes + (ENTRY_BYTES + bytes) as u64 <= quota.bytes
     }
 
     fn put(&mut self, key: &str, value: Option<Box<[u8]>>) {
@@ -189,6 +191,67 @@ impl Cell {
         }
     }
 
+    /// Returns what a private instance put in front of a store's value.
+    pub(crate) fn overlaid(&self, key: &str) -> Option<Option<Vec<u8>>> {
+        let Acting::Private(private) = &*self.0.borrow() else { return None };
+        private.values.get(key).map(|value| value.as_deref().map(<[u8]>::to_vec))
+    }
+
+    /// Returns whether notes are taken, and the value of `key` is not among them.
+    pub(crate) fn has_yet_to_note(&self, key: &str) -> bool {
+        matches!(&*self.0.borrow(), Acting::Noted(notes) if !notes.incomplete && !notes.values.contains_key(key))
+    }
+
+    /// Notes what was found under `key`.
+    pub(crate) fn note_value(&self, key: &str, found: &Option<Vec<u8>>) {
+        if let Acting::Noted(notes) = &mut *self.0.borrow_mut() {
+            notes.value(key, || found.clone());
+        }
+    }
+
+    /// Notes what a counter was.
+    pub(crate) fn note_counter(&self, key: &str, before: i64) {
+        if let Acting::Noted(notes) = &mut *self.0.borrow_mut() {
+            notes.counter(key, before);
+        }
+    }
+
+    /// Keeps a value of a private instance, if it fits; none where it is for the store.
+    pub(crate) fn keep_value(&self, key: &str, value: &[u8], quota: Quota) -> Option<bool> {
+        let Acting::Private(private) = &mut *self.0.borrow_mut() else { return None };
+        let fits = private.fits(key.len() + value.len(), quota);
+        if fits {
+            private.put(key, Some(value.into()));
+        }
+        Some(fits)
+    }
+
+    /// Keeps a deletion of a private instance. False where it is for the store.
+    pub(crate) fn keep_deletion(&self, key: &str) -> bool {
+        let Acting::Private(private) = &mut *self.0.borrow_mut() else { return false };
+        private.put(key, None);
+        true
+    }
+
+    /// Adds to a counter that a private instance keeps; none where it keeps none under `key`.
+    pub(crate) fn add_to_kept(&self, key: &str, by: i64) -> Option<i64> {
+        let Acting::Private(private) = &mut *self.0.borrow_mut() else { return None };
+        let counter = private.counters.get_mut(key)?;
+        *counter = counter.saturating_add(by);
+        Some(*counter)
+    }
+
+    /// Keeps a counter of a private instance. False where it does not fit.
+    pub(crate) fn keep_counter(&self, key: &str, sum: i64, quota: Quota) -> bool {
+        let Acting::Private(private) = &mut *self.0.borrow_mut() else { return false };
+        let fits = private.fits(key.len(), quota);
+        if fits {
+            private.bytes += (ENTRY_BYTES + key.len()) as u64;
+            private.counters.insert(key.into(), sum);
+        }
+        fits
+    }
+
     /// Returns the value of `key`.
     pub(crate) fn get(&self, store: &KeyValue, key: &str, now: Instant) -> Option<Vec<u8>> {
         match &mut *self.0.borrow_mut() {
@@ -213,17 +276,17 @@ impl Cell {
         value: &[u8],
         ttl: Option<Duration>,
         now: Instant,
-        bytes_max: u64,
+        quota: Quota,
     ) -> bool {
         match &mut *self.0.borrow_mut() {
-            Acting::Real => store.set(key, value, ttl, now, bytes_max),
+            Acting::Real => store.set(key, value, ttl, now, quota),
             Acting::Noted(notes) => {
                 notes.value(key, || store.get(key, now));
-                store.set(key, value, ttl, now, bytes_max)
+                store.set(key, value, ttl, now, quota)
             }
             // It is gone before anything in it could expire.
             Acting::Private(private) => {
-                let fits = private.fits(key.len() + value.len(), bytes_max);
+                let fits = private.fits(key.len() + value.len(), quota);
                 if fits {
                     private.put(key, Some(value.into()));
                 }
@@ -252,12 +315,12 @@ impl Cell {
         by: i64,
         ttl: Option<Duration>,
         now: Instant,
-        bytes_max: u64,
+        quota: Quota,
     ) -> Option<i64> {
         match &mut *self.0.borrow_mut() {
-            Acting::Real => store.increment(key, by, ttl, now, bytes_max),
+            Acting::Real => store.increment(key, by, ttl, now, quota),
             Acting::Noted(notes) => {
-                let sum = store.increment(key, by, ttl, now, bytes_max)?;
+                let sum = store.increment(key, by, ttl, now, quota)?;
                 notes.counter(key, sum.saturating_sub(by));
                 Some(sum)
             }
@@ -266,7 +329,7 @@ impl Cell {
                     *counter = counter.saturating_add(by);
                     return Some(*counter);
                 }
-                if !private.fits(key.len(), bytes_max) {
+                if !private.fits(key.len(), quota) {
                     return None;
                 }
                 let sum = store.counter(key, now).unwrap_or(0).saturating_add(by);
@@ -282,7 +345,7 @@ impl Cell {
 mod tests {
     use super::*;
 
-    const MAX: u64 = 1 << 20;
+    const MAX: Quota = Quota { bytes: 1 << 20, entries: 1_000 };
 
     #[test]
     fn what_is_private_lies_in_front_of_the_store_and_leaves_it_alone() {
@@ -299,8 +362,8 @@ mod tests {
         assert_eq!(private.increment(&store, "hits", 1, None, now, MAX), Some(9));
         assert_eq!(store.get("kept", now).as_deref(), Some(&b"old"[..]));
         assert_eq!(store.counter("hits", now), Some(7));
-        assert!(!private.set(&store, "large", &[0; 2_000], None, now, 1_000));
-        assert_eq!(private.increment(&store, "another", 1, None, now, 10), None);
+        assert!(!private.set(&store, "large", &[0; 2_000], None, now, Quota { bytes: 1_000, ..MAX }));
+        assert_eq!(private.increment(&store, "another", 1, None, now, Quota { bytes: 10, ..MAX }), None);
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use wasmtime::{PoolConcurrencyLimitError, Trap, WasmBacktrace};
 
+use crate::store::StoreError;
+
 /// Why a [`Host`](crate::Host) could not be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -15,6 +17,9 @@ pub enum HostError {
     /// A thread could not be started.
     #[error("a thread could not be started: {0}")]
     Thread(String),
+    /// The key-value store cannot be what was asked for.
+    #[error("{0}")]
+    Store(String),
     /// The cache's folder or key file is not usable.
     #[error("the component cache `{}`: {problem}", path.display())]
     Cache {
@@ -68,7 +73,7 @@ pub enum LoadError {
         hint: &'static str,
     },
     /// Wants what no function can have.
-    #[error("imports what a function cannot have: {}; {there_is}", list(.imports))]
+    #[error("imports what a function cannot have: {}; there are {there_is}", list(.imports))]
     UnknownFunctionImports {
         /// What that is.
         imports: Vec<String>,
@@ -153,6 +158,8 @@ pub enum CallErrorKind {
     DeniedAddress,
     /// A function ended without an answer, or with an error in its place.
     NoResponse,
+    /// The key-value store was not to be had; or a function failed after it had been.
+    Store,
 }
 
 impl CallErrorKind {
@@ -160,7 +167,7 @@ impl CallErrorKind {
     pub const OF_OUTBOUND: [Self; 3] = [Self::Denied, Self::DeniedMethod, Self::DeniedAddress];
 
     /// Those of a filter.
-    pub const OF_FILTERS: [Self; 10] = [
+    pub const OF_FILTERS: [Self; 11] = [
         Self::Trap,
         Self::Deadline,
         Self::Memory,
@@ -171,10 +178,11 @@ impl CallErrorKind {
         Self::Denied,
         Self::DeniedMethod,
         Self::DeniedAddress,
+        Self::Store,
     ];
 
     /// Those of a function.
-    pub const OF_FUNCTIONS: [Self; 14] = [
+    pub const OF_FUNCTIONS: [Self; 15] = [
         Self::Trap,
         Self::Deadline,
         Self::Memory,
@@ -189,6 +197,7 @@ impl CallErrorKind {
         Self::DeniedMethod,
         Self::DeniedAddress,
         Self::NoResponse,
+        Self::Store,
     ];
 
     /// Returns the name for logs and metric labels.
@@ -208,6 +217,7 @@ impl CallErrorKind {
             Self::DeniedMethod => "denied-method",
             Self::DeniedAddress => "denied-address",
             Self::NoResponse => "no-response",
+            Self::Store => "store",
         }
     }
 }
@@ -239,6 +249,7 @@ impl CallError {
         let trap = error.downcast_ref::<Trap>();
         let kind = match trap {
             _ if error.is::<PoolConcurrencyLimitError>() => CallErrorKind::Exhausted,
+            _ if error.is::<StoreError>() => CallErrorKind::Store,
             Some(Trap::Interrupt) => CallErrorKind::Deadline,
             Some(Trap::StackOverflow) => CallErrorKind::Stack,
             _ if memory_refused => CallErrorKind::Memory,

@@ -1,19 +1,22 @@
 //! A [`Function`] is one version of a component that answers requests itself: a `wasi:http` proxy of 0.2, or a service or
-//! middleware of 0.3, built by anyone with any toolchain. It is loaded as a filter is (compiled, sealed, proven to start), and called once for each
-//! request: a [`Call`] runs the guest on a stack of its own and hands its answer out piece by piece.
+//! middleware of 0.3, built by anyone with any toolchain. It is loaded as a filter is (compiled, sealed, proven to start),
+//! and called once for each request: a [`Call`] runs the guest on a stack of its own and hands its answer out piece by piece.
 //!
 //! Nothing is granted but what the [`FunctionSpec`] names. All of WASI 0.2 links, for components of 0.3 all of that as
-//! well, and is Wasmtime's own, which waits without holding a thread.
+//! well, and is Wasmtime's own, which waits without holding a thread; `wasi:keyvalue`, `wasi:config` and `wasi:logging`,
+//! which Wasmtime has not or has for memory alone, are ours.
 
 mod body;
 mod call;
 mod fate;
 mod folders;
+mod key_value;
 mod load;
 mod next;
 mod run;
 mod spec;
 mod state;
+mod told;
 mod turn;
 mod world;
 

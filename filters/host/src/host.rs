@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -19,6 +20,7 @@ use crate::load;
 use crate::outbound::Pools;
 use crate::sink::Progress;
 use crate::spec::{FilterSpec, VersionId};
+use crate::store::{OperationCount, SpaceUse, Spaces, Store, StoreOptions};
 
 /// How far compile threads step back: traffic comes first.
 const COMPILE_NICENESS: i32 = 10;
@@ -40,6 +42,9 @@ pub struct Options {
     pub instances_max: u32,
     /// The most memory that one linear memory can have, whatever a filter's limit is.
     pub instance_memory_bytes_max: u64,
+    /// Where the key-value store is that outlives the process. It is not looked at before somebody who is granted a space
+    /// of it is called.
+    pub store: StoreOptions,
 }
 
 /// Loads filters and functions, and owns what they share: the engine, its clock, the compile threads, the cache, the budget of
@@ -54,6 +59,7 @@ pub struct Host {
     pub(crate) instance_memory_bytes_max: u64,
     key_values: Mutex<HashMap<Arc<str>, Weak<KeyValue>>>,
     pub(crate) pools: Pools,
+    pub(crate) spaces: Spaces,
 }
 
 impl std::fmt::Debug for Host {
@@ -70,6 +76,7 @@ impl Host {
     /// The cache's folder or key is not the gateway's own, or a thread or engine cannot be started.
     pub fn new(options: Options) -> Result<Arc<Self>, HostError> {
         let cache = Cache::new(&options.cache_dir, &options.key_file, options.cache_bytes_max)?;
+        let store = Store::new(&options.store).map_err(|error| HostError::Store(error.to_string()))?;
         let slots = engine::slots(options.instances_max);
         let engines = Engines::new(slots, options.instance_memory_bytes_max)?;
         let compiler = ThreadPoolBuilder::new()
@@ -92,6 +99,7 @@ impl Host {
             instance_memory_bytes_max: options.instance_memory_bytes_max,
             key_values: Mutex::default(),
             pools: Pools::default(),
+            spaces: Spaces::new(store),
         }))
     }
 
@@ -157,5 +165,31 @@ impl Host {
         let store = Arc::default();
         stores.insert(name.clone(), Arc::downgrade(&store));
         store
+    }
+
+    /// Asks the key-value store how large its spaces are, for at most that long; [`Host::key_value_sizes`] tells then.
+    pub async fn measure_key_value(&self, patience: Duration) {
+        self.spaces.measure(patience).await;
+    }
+
+    /// Returns how large the key-value spaces of loaded filters and functions are, those in memory first.
+    pub fn key_value_sizes(&self) -> Vec<SpaceUse> {
+        let stores: Vec<_> = {
+            let stores = self.key_values.lock();
+            stores.iter().filter_map(|(name, store)| Some((Arc::clone(name), store.upgrade()?))).collect()
+        };
+        let in_memory = stores.into_iter().map(|(name, store)| {
+            let (bytes, entries, refused) = store.size();
+            SpaceUse { space: format!("filter/{name}"), in_memory: true, size: Some((bytes, entries)), refused }
+        });
+        let mut sizes: Vec<_> = in_memory.collect();
+        sizes.sort_unstable_by(|one, other| one.space.cmp(&other.space));
+        sizes.extend(self.spaces.sizes());
+        sizes
+    }
+
+    /// Returns what was asked of the key-value store that outlives the process, by kind and outcome.
+    pub fn key_value_counts(&self) -> Vec<OperationCount> {
+        self.spaces.store().counts()
     }
 }

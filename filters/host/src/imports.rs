@@ -23,7 +23,7 @@ use crate::state::State;
 type Written = (Result<(), HeaderError>,);
 
 /// Links all interfaces that the world `imports` has.
-pub(crate) fn link(linker: &mut Linker<State>) -> Result<()> {
+pub(crate) fn link(linker: &mut Linker<State>, shared_store: bool) -> Result<()> {
     declare::link(&mut linker.instance("lockgate:filter/declare@0.1.0")?)?;
     request::link(&mut linker.instance("lockgate:filter/request@0.1.0")?)?;
     response::link(&mut linker.instance("lockgate:filter/response@0.1.0")?)?;
@@ -31,7 +31,12 @@ pub(crate) fn link(linker: &mut Linker<State>) -> Result<()> {
     settings::link(&mut linker.instance("lockgate:filter/settings@0.1.0")?)?;
     log::link(&mut linker.instance("lockgate:filter/log@0.1.0")?)?;
     metrics::link(&mut linker.instance("lockgate:filter/metrics@0.1.0")?)?;
-    key_value::link(&mut linker.instance("lockgate:filter/key-value@0.1.0")?)?;
+    let mut key_value = linker.instance("lockgate:filter/key-value@0.1.0")?;
+    if shared_store {
+        key_value::link_shared(&mut key_value)?
+    } else {
+        key_value::link(&mut key_value)?
+    }
     events::link(&mut linker.instance("lockgate:filter/events@0.1.0")?)?;
     Ok(())
 }

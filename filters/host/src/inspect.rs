@@ -60,10 +60,10 @@ pub(crate) fn inspect(host: &Host, bytes: &[u8]) -> Result<Inspection, LoadError
         .map_err(compile_error)?;
     let exports = load::exports(&component);
     let mismatch = |error: wasmtime::Error| LoadError::Mismatch(format!("{error:#}"));
-    let linker = link::linker(engine, &component, Lane::Inline).map_err(mismatch)?;
+    let linker = link::linker(engine, &component, Lane::Inline, false).map_err(mismatch)?;
     linker.instantiate_pre(&component).map_err(mismatch)?;
     let resources = component.resources_required();
-    let lane_with_outbound = load::lane(&shape, true);
+    let lane_with_outbound = load::lane(&shape, true, false);
     Ok(Inspection {
         contract: CONTRACT,
         digest: Digest::of(bytes),
@@ -72,7 +72,7 @@ pub(crate) fn inspect(host: &Host, bytes: &[u8]) -> Result<Inspection, LoadError
         phases: exports.phases(),
         configures: exports.configure.is_some(),
         wants_outbound: link::wants_outbound(&shape),
-        lane: load::lane(&shape, false),
+        lane: load::lane(&shape, false, false),
         lane_with_outbound,
         core_modules: shape.core_modules,
         need: Need {

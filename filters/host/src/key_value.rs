@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::store::{ENTRY_BYTES, Quota};
+
 /// Parts with a lock each, so that proxy threads seldom meet.
 const SHARDS: usize = 16;
-/// What an entry costs besides its key and value: without it, a million empty values would be free.
-const ENTRY_BYTES: u64 = 64;
 /// How often a full store looks for what has expired: the search takes time in proportion to its size.
 const SWEEP_INTERVAL_MS: u64 = 100;
 
@@ -20,6 +20,9 @@ pub(crate) struct KeyValue {
     shards: [Mutex<Shard>; SHARDS],
     hasher: RandomState,
     bytes: AtomicU64,
+    entries: AtomicU64,
+    /// Writes that did not fit.
+    refused: AtomicU64,
     began: Instant,
     swept_ms: AtomicU64,
 }
@@ -48,6 +51,8 @@ impl Default for KeyValue {
             shards: Default::default(),
             hasher: RandomState::new(),
             bytes: AtomicU64::new(0),
+            entries: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             began: Instant::now(),
             swept_ms: AtomicU64::new(0),
         }
@@ -61,8 +66,8 @@ impl KeyValue {
         shard.values.get(key).filter(|value| value.is_alive(now)).map(|value| value.value.to_vec())
     }
 
-    /// Sets `key` to `value`. False, and nothing changed, where the store would hold more than `bytes_max`.
-    pub(crate) fn set(&self, key: &str, value: &[u8], ttl: Option<Duration>, now: Instant, bytes_max: u64) -> bool {
+    /// Sets `key` to `value`. False, and nothing changed, where the store would hold more than its quota.
+    pub(crate) fn set(&self, key: &str, value: &[u8], ttl: Option<Duration>, now: Instant, quota: Quota) -> bool {
         let mut tried = false;
         loop {
             let mut shard = self.shard(key).lock();
@@ -71,7 +76,7 @@ impl KeyValue {
                 Some(held) => (value.len() as u64).saturating_sub(held),
                 None => ENTRY_BYTES + (key.len() + value.len()) as u64,
             };
-            if self.take(grows, bytes_max) {
+            if self.take(grows, held.is_none(), quota) {
                 self.bytes.fetch_sub(held.map_or(0, |held| held.saturating_sub(value.len() as u64)), Ordering::Relaxed);
                 shard.values.insert(
                     key.into(),
@@ -81,6 +86,7 @@ impl KeyValue {
             }
             drop(shard);
             if tried || !self.sweep(now) {
+                self.refused.fetch_add(1, Ordering::Relaxed);
                 return false;
             }
             tried = true;
@@ -91,6 +97,7 @@ impl KeyValue {
     pub(crate) fn delete(&self, key: &str) {
         if let Some(old) = self.shard(key).lock().values.remove(key) {
             self.bytes.fetch_sub(ENTRY_BYTES + (key.len() + old.value.len()) as u64, Ordering::Relaxed);
+            self.entries.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -102,7 +109,7 @@ impl KeyValue {
         by: i64,
         ttl: Option<Duration>,
         now: Instant,
-        bytes_max: u64,
+        quota: Quota,
     ) -> Option<i64> {
         let mut tried = false;
         loop {
@@ -114,7 +121,7 @@ impl KeyValue {
                 counter.value = counter.value.saturating_add(by);
                 return Some(counter.value);
             }
-            if self.take(ENTRY_BYTES + key.len() as u64, bytes_max) {
+            if self.take(ENTRY_BYTES + key.len() as u64, true, quota) {
                 shard
                     .counters
                     .insert(key.into(), Value { value: by, expires: ttl.and_then(|ttl| now.checked_add(ttl)) });
@@ -122,6 +129,7 @@ impl KeyValue {
             }
             drop(shard);
             if tried || !self.sweep(now) {
+                self.refused.fetch_add(1, Ordering::Relaxed);
                 return None;
             }
             tried = true;
@@ -138,9 +146,25 @@ impl KeyValue {
         &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
     }
 
-    fn take(&self, bytes: u64, bytes_max: u64) -> bool {
-        let fits = |held: u64| held.checked_add(bytes).filter(|&held| held <= bytes_max || bytes == 0);
-        self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
+    /// Returns bytes and entries that it holds, and how many writes did not fit.
+    pub(crate) fn size(&self) -> (u64, u64, u64) {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        (read(&self.bytes), read(&self.entries), read(&self.refused))
+    }
+
+    fn take(&self, bytes: u64, new: bool, quota: Quota) -> bool {
+        let room = |held: u64, more: u64, max: u64| held.checked_add(more).filter(|&held| held <= max || more == 0);
+        let take = |from: &AtomicU64, more: u64, max: u64| {
+            from.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| room(held, more, max)).is_ok()
+        };
+        if !take(&self.entries, u64::from(new), quota.entries) {
+            return false;
+        }
+        let fits = take(&self.bytes, bytes, quota.bytes);
+        if !fits {
+            self.entries.fetch_sub(u64::from(new), Ordering::Relaxed);
+        }
+        fits
     }
 
     /// Drops what has expired. False where that was done a moment ago.
@@ -154,9 +178,12 @@ impl KeyValue {
         for shard in &self.shards {
             let mut shard = shard.lock();
             let mut freed = 0;
+            let held = shard.values.len() + shard.counters.len();
             shard.values.retain(|key, value| keep(key, value.value.len(), value.is_alive(now), &mut freed));
             shard.counters.retain(|key, value| keep(key, 0, value.is_alive(now), &mut freed));
+            let left = shard.values.len() + shard.counters.len();
             self.bytes.fetch_sub(freed, Ordering::Relaxed);
+            self.entries.fetch_sub((held - left) as u64, Ordering::Relaxed);
         }
         true
     }
@@ -173,19 +200,21 @@ fn keep(key: &str, value_bytes: usize, alive: bool, freed: &mut u64) -> bool {
 mod tests {
     use super::*;
 
+    const ROOM: Quota = Quota { bytes: 1_000, entries: 10 };
+    const TIGHT: Quota = Quota { bytes: 300, entries: 10 };
     const SECOND: Option<Duration> = Some(Duration::from_secs(1));
 
     #[test]
     fn values_and_counters_are_separate_and_expire() {
         let store = KeyValue::default();
         let now = Instant::now();
-        assert!(store.set("key", b"value", SECOND, now, 1_000));
-        assert_eq!(store.increment("key", 2, SECOND, now, 1_000), Some(2));
-        assert_eq!(store.increment("key", 3, None, now, 1_000), Some(5));
+        assert!(store.set("key", b"value", SECOND, now, ROOM));
+        assert_eq!(store.increment("key", 2, SECOND, now, ROOM), Some(2));
+        assert_eq!(store.increment("key", 3, None, now, ROOM), Some(5));
         assert_eq!(store.get("key", now).as_deref(), Some(&b"value"[..]));
         let later = now + Duration::from_secs(1);
         assert_eq!(store.get("key", later), None);
-        assert_eq!(store.increment("key", 1, SECOND, later, 1_000), Some(1), "counts from its first use again");
+        assert_eq!(store.increment("key", 1, SECOND, later, ROOM), Some(1), "counts from its first use again");
         store.delete("key");
         assert_eq!(store.get("key", now), None);
     }
@@ -194,15 +223,31 @@ mod tests {
     fn what_does_not_fit_changes_nothing_until_something_expires() {
         let store = KeyValue::default();
         let now = Instant::now();
-        assert!(store.set("a", &[0; 100], SECOND, now, 300));
-        assert!(!store.set("b", &[0; 100], None, now, 300));
+        assert!(store.set("a", &[0; 100], SECOND, now, TIGHT));
+        assert!(!store.set("b", &[0; 100], None, now, TIGHT));
         assert_eq!(store.get("b", now), None);
-        assert!(!store.set("a", &[0; 300], None, now, 300));
+        assert!(!store.set("a", &[0; 300], None, now, TIGHT));
         assert_eq!(store.get("a", now).map(|value| value.len()), Some(100));
         let later = now + Duration::from_secs(2);
-        assert!(store.set("b", &[0; 100], None, later, 300));
+        assert!(store.set("b", &[0; 100], None, later, TIGHT));
         store.delete("b");
-        assert_eq!(store.bytes.load(Ordering::Relaxed), 0);
+        assert_eq!(store.size(), (0, 0, 2));
+    }
+
+    #[test]
+    fn no_more_entries_are_made_than_may_be_and_those_that_are_there_can_be_changed() {
+        let store = KeyValue::default();
+        let now = Instant::now();
+        let two = Quota { entries: 2, ..ROOM };
+        assert!(store.set("a", b"1", SECOND, now, two));
+        assert_eq!(store.increment("b", 1, None, now, two), Some(1));
+        assert!(!store.set("c", b"1", None, now, two));
+        assert_eq!(store.increment("c", 1, None, now, two), None);
+        assert!(store.set("a", b"longer", SECOND, now, two));
+        assert_eq!(store.increment("b", 1, None, now, two), Some(2));
+        let later = now + Duration::from_secs(2);
+        assert!(store.set("c", b"1", None, later, two), "one has expired");
+        assert_eq!(store.size().1, 2);
     }
 
     #[test]
@@ -212,13 +257,13 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..10_000 {
-                        store.increment("hits", 1, None, Instant::now(), 1_000);
+                        store.increment("hits", 1, None, Instant::now(), ROOM);
                     }
                 });
             }
         });
-        assert_eq!(store.increment("hits", 0, None, Instant::now(), 1_000), Some(40_000));
-        assert_eq!(store.increment("top", i64::MAX, None, Instant::now(), 1_000), Some(i64::MAX));
-        assert_eq!(store.increment("top", 1, None, Instant::now(), 1_000), Some(i64::MAX));
+        assert_eq!(store.increment("hits", 0, None, Instant::now(), ROOM), Some(40_000));
+        assert_eq!(store.increment("top", i64::MAX, None, Instant::now(), ROOM), Some(i64::MAX));
+        assert_eq!(store.increment("top", 1, None, Instant::now(), ROOM), Some(i64::MAX));
     }
 }

@@ -41,6 +41,7 @@ mod sink;
 mod snapshot;
 mod spec;
 mod state;
+mod store;
 mod wasi;
 
 pub use budget::{Need, PoolUse};
@@ -63,3 +64,4 @@ pub use outbound::{UpstreamBody, UpstreamFailure, UpstreamSending, Upstreams};
 pub use outcome::{BodyOutcome, Outcome, Response, ResponseBodyOutcome, ResponseOutcome};
 pub use sink::{CallInfo, Level, Phase, Progress, Silent, Sink, Stage};
 pub use spec::{Digest, FilterSpec, Grants, Isolation, Limits, VersionId};
+pub use store::{KeyValueOperation, KeyValueOutcome, OperationCount, SpaceUse, StoreOptions};

@@ -26,6 +26,7 @@ pub(crate) const WASI_03_VERSION: &str = "0.3.0";
 const WASI_PACKAGES: [&str; 7] = ["cli", "clocks", "filesystem", "http", "io", "random", "sockets"];
 /// What sends HTTP requests, of either version.
 const OUTBOUND: [&str; 2] = ["wasi:http/outgoing-handler", "wasi:http/client"];
+const KEY_VALUE: &str = "lockgate:filter/key-value";
 
 /// Returns the full name of one of the contract's interfaces.
 pub(crate) fn contract(interface: &str) -> String {
@@ -35,6 +36,11 @@ pub(crate) fn contract(interface: &str) -> String {
 /// Returns whether the component would send HTTP requests.
 pub(crate) fn wants_outbound(shape: &Shape) -> bool {
     shape.imports.iter().filter_map(|import| import.split('@').next()).any(|name| OUTBOUND.contains(&name))
+}
+
+/// Returns whether the component would keep keys and values.
+pub(crate) fn wants_key_value(shape: &Shape) -> bool {
+    shape.imports.iter().any(|import| import.split('@').next() == Some(KEY_VALUE))
 }
 
 /// Checks the names of what a component imports and exports.
@@ -72,8 +78,9 @@ fn is_wasi_of(name: &str, series: &str) -> bool {
     package.is_some_and(|package| WASI_PACKAGES.contains(&package)) && is_of_series(name, series)
 }
 
-/// Returns a linker with everything that `component` imports.
-pub(crate) fn linker(engine: &Engine, component: &Component, lane: Lane) -> Result<Linker<State>> {
+/// Returns a linker with everything that `component` imports. With `shared_store`, which asks for the fibre lane, keys and
+/// values go to the store that filters share.
+pub(crate) fn linker(engine: &Engine, component: &Component, lane: Lane, shared_store: bool) -> Result<Linker<State>> {
     let mut linker = Linker::new(engine);
     // Stubs for all that the component names come first, and what there is is laid over them. The other way round one
     // would have to know what there is.
@@ -89,7 +96,7 @@ pub(crate) fn linker(engine: &Engine, component: &Component, lane: Lane) -> Resu
             outbound::link_granted(&mut linker)?;
         }
     }
-    imports::link(&mut linker)?;
+    imports::link(&mut linker, shared_store)?;
     Ok(linker)
 }
 

@@ -46,15 +46,19 @@ pub(crate) fn examine(component: &[u8]) -> Result<Shape, LoadError> {
 }
 
 /// Returns on which lane the component would run.
-pub(crate) fn lane(shape: &Shape, granted: bool) -> Lane {
-    if granted && link::wants_outbound(shape) { Lane::Fibre } else { Lane::Inline }
+pub(crate) fn lane(shape: &Shape, outbound: bool, key_value: bool) -> Lane {
+    let waits = outbound && link::wants_outbound(shape) || key_value && link::wants_key_value(shape);
+    if waits { Lane::Fibre } else { Lane::Inline }
 }
 
 pub(crate) fn load(host: &Host, spec: &FilterSpec, progress: &dyn Progress) -> Result<Arc<Filter>, LoadError> {
     let began = Instant::now();
     let shape = examine(&spec.component)?;
     check_ceilings(host, spec.limits.memory_bytes, spec.limits.table_elements)?;
-    let lane = lane(&shape, spec.grants.may_send());
+    let keeps = link::wants_key_value(&shape);
+    let granted = spec.grants.key_value.first().filter(|_| keeps);
+    let space = granted.map(|name| host.spaces.granted("filter", &spec.name, name));
+    let lane = lane(&shape, spec.grants.may_send(), space.is_some());
     let version = VersionId::of(&spec.component, &spec.settings, &spec.grants);
     let key = Cache::key(&host.engines.serve, &version.component, &version.settings);
     let (component, manifest) = host.cache.alone(key, || match host.cache.load(&host.engines.serve, key) {
@@ -76,7 +80,7 @@ pub(crate) fn load(host: &Host, spec: &FilterSpec, progress: &dyn Progress) -> R
     }
     let need = need(host, spec.limits.memory_bytes, &shape, &component, lane == Lane::Fibre)?;
     let mismatch = |error: wasmtime::Error| LoadError::Mismatch(format!("{error:#}"));
-    let linker = link::linker(&host.engines.serve, &component, lane).map_err(mismatch)?;
+    let linker = link::linker(&host.engines.serve, &component, lane, space.is_some()).map_err(mismatch)?;
     let pre = linker.instantiate_pre(&component).map_err(mismatch)?;
     let access = (lane == Lane::Fibre).then(|| Access::new(&spec.grants, &host.pools)).flatten();
     let Manifest { declarations, not_snapshotted } = manifest;
@@ -87,7 +91,8 @@ pub(crate) fn load(host: &Host, spec: &FilterSpec, progress: &dyn Progress) -> R
             spec.settings.as_str().into(),
             spec.limits,
             declarations.metrics.clone(),
-            host.key_value(&spec.name),
+            if keeps && space.is_none() { host.key_value(&spec.name) } else { Arc::default() },
+            space,
             access,
         )),
         pre,
@@ -147,6 +152,7 @@ fn make(host: &Host, spec: &FilterSpec, progress: &dyn Progress) -> Result<(Mani
                 spec.limits,
                 Vec::new(),
                 Arc::default(),
+                None,
                 None,
             );
             let run = configuring.configure(&component, Arc::new(shared))?;

@@ -69,7 +69,7 @@ impl<'a> Configuring<'a> {
     pub(crate) fn configure(&self, component: &Component, shared: Arc<Shared>) -> Result<Run, LoadError> {
         let engine = component.engine();
         let mismatch = |error: &wasmtime::Error| LoadError::Mismatch(format!("{error:#}"));
-        let linker = link::linker(engine, component, Lane::Inline).map_err(|error| mismatch(&error))?;
+        let linker = link::linker(engine, component, Lane::Inline, false).map_err(|error| mismatch(&error))?;
         let pre = linker.instantiate_pre(component).map_err(|error| mismatch(&error))?;
         let deadline = shared.limits.configure_deadline;
         let settings = shared.settings.clone();

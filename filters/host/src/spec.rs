@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
 use crate::grants::{FolderGrant, OutboundGrant, UpstreamGrant};
+use crate::store::Quota;
 
 /// The SHA-256 of something. Displayed by its first 12 hexadecimal digits; the alternate form (`{:#}`) has all 64.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -152,6 +153,10 @@ pub struct Grants {
     /// Folders that it sees. Functions only.
     #[serde(default)]
     pub folders: Vec<FolderGrant>,
+    /// Spaces of the key-value store that outlives the process; `default` is its own. A filter has the first, which puts
+    /// it on the fibre lane; without one its keys and values are in the memory of the process.
+    #[serde(default)]
+    pub key_value: Vec<String>,
 }
 
 impl Grants {
@@ -165,6 +170,7 @@ impl Grants {
         hash_sorted(&mut hash, &self.outbound, OutboundGrant::digested);
         hash_sorted(&mut hash, &self.upstreams, UpstreamGrant::digested);
         hash_sorted(&mut hash, &self.folders, FolderGrant::digested);
+        hash_sorted(&mut hash, &self.key_value, |space| format!("key-value {space}\n"));
         Digest(hash.finalize().into())
     }
 }
@@ -212,6 +218,14 @@ pub struct Limits {
     pub body_bytes: u64,
     /// Size of the key-value store of the filter's name. Default 1 MiB.
     pub key_value_bytes: u64,
+    /// Entries of the key-value store of the filter's name. Default 100,000.
+    pub key_value_entries: u32,
+}
+
+impl Limits {
+    pub(crate) fn quota(&self) -> Quota {
+        Quota { bytes: self.key_value_bytes, entries: self.key_value_entries.into() }
+    }
 }
 
 impl Default for Limits {
@@ -225,6 +239,7 @@ impl Default for Limits {
             instances: 256,
             body_bytes: 1 << 20,
             key_value_bytes: 1 << 20,
+            key_value_entries: 100_000,
         }
     }
 }
@@ -243,6 +258,12 @@ mod tests {
         let other = Grants { outbound: vec![grant("b"), grant("a")], ..Grants::default() };
         assert_eq!(VersionId::of(b"x", "null", &one), VersionId::of(b"x", "null", &other));
         assert_ne!(VersionId::of(b"x", "null", &one), VersionId::of(b"x", "null", &Grants::default()));
+        let keeping = |spaces: &[&str]| {
+            let key_value = spaces.iter().map(|space| (*space).to_owned()).collect();
+            VersionId::of(b"x", "null", &Grants { key_value, ..Grants::default() })
+        };
+        assert_eq!(keeping(&["default", "visits"]), keeping(&["visits", "default", "visits"]));
+        assert_ne!(keeping(&["default"]), keeping(&[]));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::memory::{Alive, Memory};
 use crate::outbound::{Access, Outbound, Upstreams};
 use crate::sink::{CallInfo, Level, Phase, Sink};
 use crate::spec::Limits;
+use crate::store::Space;
 use crate::wasi::Stdio;
 
 /// Log lines of one request.
@@ -32,6 +33,8 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) metrics: Vec<MetricDeclaration>,
     pub(crate) key_value: Arc<KeyValue>,
+    /// Where keys and values go in the place of `key_value`, where that is granted.
+    pub(crate) space: Option<Space>,
     /// Where it may send requests; none where nothing is granted.
     pub(crate) access: Option<Access>,
     pub(crate) sink: OnceLock<Arc<dyn Sink>>,
@@ -45,9 +48,20 @@ impl Shared {
         limits: Limits,
         metrics: Vec<MetricDeclaration>,
         key_value: Arc<KeyValue>,
+        space: Option<Space>,
         access: Option<Access>,
     ) -> Self {
-        Self { name, settings, limits, metrics, key_value, access, sink: OnceLock::new(), alive: Alive::default() }
+        Self {
+            name,
+            settings,
+            limits,
+            metrics,
+            key_value,
+            space,
+            access,
+            sink: OnceLock::new(),
+            alive: Alive::default(),
+        }
     }
 }
 

@@ -1,5 +1,7 @@
-//! A key-value store in the gateway's memory: one for each filter name, shared by its versions and by all requests,
-//! and lost at a restart. The operator bounds it (`limits.key_value`).
+//! A key-value store: one for each filter name, shared by its versions and by all requests, bounded by the operator
+//! (`limits.key_value`, `limits.key_value_entries`). It is in the gateway's memory and lost at a restart; or, where the
+//! operator grants a space for it (`grants.key_value`), it outlives the process and may be shared by several gateways.
+//! Then a call may wait; where the store is not to be had, it ends the filter's.
 
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! What probes and scrapers ask. Open to whoever reaches the listener.
 
+use std::time::Duration;
+
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
@@ -7,6 +9,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Context;
+
+/// How long a scrape waits for the sizes of key-value spaces: what is not told by then is told as it was.
+const MEASURING: Duration = Duration::from_millis(500);
 
 /// The version of the text format is part of its media type.
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -37,5 +42,7 @@ async fn readyz(State(context): State<Context>) -> impl IntoResponse {
 /// All metrics, in Prometheus' text format
 #[utoipa::path(get, path = "/metrics", tag = "health", responses((status = 200, body = String)))]
 async fn metrics(State(context): State<Context>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], context.control.metrics().render(context.control.host()))
+    let host = context.control.host();
+    host.measure_key_value(MEASURING).await;
+    ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], context.control.metrics().render(host))
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use lockgate_host::{FunctionInspection, Host, Inspection, Lane, LoadError, Need, Options};
+use lockgate_host::{FunctionInspection, Host, Inspection, Lane, LoadError, Need, Options, StoreOptions};
 
 use super::Failure;
 use super::output::{print, print_json, size};
@@ -47,12 +47,13 @@ impl Inspect {
 }
 
 fn render_function(path: &Path, inspection: &FunctionInspection) -> String {
-    let outbound = if inspection.wants_outbound { "asked for; needs a grant" } else { "never asked for" };
+    let asked = |wanted| if wanted { "asked for; needs a grant" } else { "never asked for" };
     lines([
         ("component", format!("{}, {}", path.display(), size(inspection.component_bytes))),
         ("sha256", format!("{:#}", inspection.digest)),
         ("world", format!("{}: a function", inspection.world)),
-        ("outbound HTTP", outbound.to_owned()),
+        ("outbound HTTP", asked(inspection.wants_outbound).to_owned()),
+        ("key-value", asked(inspection.wants_key_value).to_owned()),
         ("machine code", size(inspection.code_bytes)),
         ("initial memory", size(inspection.memory_bytes_initial)),
         ("an instance is", instance(inspection.need)),
@@ -91,6 +92,8 @@ impl Scratch {
             compile_threads: 1,
             instances_max: 1,
             instance_memory_bytes_max: 4 << 30,
+            // Nothing that is only looked at keeps anything.
+            store: StoreOptions::Embedded { file: self.0.join("key-value.db") },
         }
     }
 }

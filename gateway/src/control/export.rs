@@ -123,6 +123,9 @@ fn function_version(
     if canary.vars_written != stable.vars_written {
         writeln!(text, "    vars: {}", canary.vars_written)?;
     }
+    if canary.config_written != stable.config_written {
+        writeln!(text, "    config: {}", canary.config_written)?;
+    }
     if canary.grants != stable.grants {
         grants(text, &canary.grants)?;
     }

@@ -8,6 +8,7 @@ use lockgate_config::model::{
     self, Config, Filter, FilterVersion, Function, FunctionVersion, ListenAddress, RolloutSubject,
 };
 use lockgate_config::problem::{Place, Problem, Source};
+use lockgate_config::units::Secret;
 use lockgate_host::{
     FilterSpec, FolderGrant, FunctionLimits, FunctionSpec, Grants, Isolation, Limits, OutboundGrant, UpstreamGrant,
     VersionId,
@@ -235,6 +236,13 @@ impl Facts {
         let streams = |server: &model::Server| server.limits.http2_streams.to_string();
         check("server.limits.http2_streams", streams(now), streams(next));
         check("admin.address", admin(&current.config), admin(&self.config));
+        if now.key_value != next.key_value {
+            // The addresses may hold passwords.
+            let message =
+                "`server.key_value` is read at start only: the file names another store than the one in force";
+            let hint = "to change it without a failed request, run `lockgate upgrade`; a restart does as well";
+            problems.push(Problem::new(message, Place::none()).hint(hint));
+        }
         problems
     }
 }
@@ -278,6 +286,7 @@ pub fn grants(grants: &model::Grants) -> Grants {
                 write: folder.write,
             })
             .collect(),
+        key_value: grants.key_value.clone(),
     }
 }
 
@@ -299,6 +308,7 @@ pub fn spec(filter: &Filter, settings: &str, grants: Grants, component: Arc<[u8]
             instances: limits.instances,
             body_bytes: limits.body.bytes(),
             key_value_bytes: limits.key_value.bytes(),
+            key_value_entries: limits.key_value_entries,
         },
     }
 }
@@ -309,7 +319,8 @@ pub fn function_spec(function: &Function, version: &FunctionVersion, component: 
     FunctionSpec {
         name: Arc::clone(&function.name),
         component,
-        vars: vars(version),
+        vars: texts(&version.vars),
+        config: texts(&version.config),
         grants: grants(&version.grants),
         isolation: isolation(function.policy.isolation),
         limits: FunctionLimits {
@@ -318,13 +329,19 @@ pub fn function_spec(function: &Function, version: &FunctionVersion, component: 
             memory_bytes: limits.memory.bytes(),
             table_elements: limits.table_elements,
             instances: limits.instances,
+            key_value_bytes: limits.key_value.bytes(),
+            key_value_entries: limits.key_value_entries,
         },
     }
 }
 
-/// Returns a function's environment as the host takes it.
-pub fn vars(version: &FunctionVersion) -> Vec<(String, String)> {
-    version.vars.iter().map(|(name, value)| (name.clone(), value.reveal().to_owned())).collect()
+/// Returns the id of a function's version but for its component, whose digest is that of nothing.
+pub fn version_without_component(version: &FunctionVersion) -> VersionId {
+    FunctionSpec::version_of(&[], &texts(&version.vars), &texts(&version.config), &grants(&version.grants))
+}
+
+fn texts(named: &[(String, Secret)]) -> Vec<(String, String)> {
+    named.iter().map(|(name, value)| (name.clone(), value.reveal().to_owned())).collect()
 }
 
 fn isolation(isolation: model::Isolation) -> Isolation {

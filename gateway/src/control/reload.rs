@@ -9,16 +9,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lockgate_config::model::{
-    Config, Filter, FilterVersion, FolderGrant, Function, FunctionVersion, RolloutSubject, Server, Target, Upstream,
+    Config, Filter, FilterVersion, FolderGrant, Function, FunctionVersion, KeyValueStore, RolloutSubject, Server,
+    Target, Upstream,
 };
 use lockgate_config::problem::{Place, Problem, Report, Source};
-use lockgate_host::{Digest, FilterSpec, FunctionSpec, Host, HostError, LoadError, Progress, VersionId};
+use lockgate_host::{Digest, FilterSpec, FunctionSpec, Host, HostError, LoadError, Progress, StoreOptions, VersionId};
 use parking_lot::Mutex;
 
 use crate::control::Actor;
 use crate::control::approvals::{gains_of_canaries, grown, waiting_stable};
 use crate::control::export::Export;
-use crate::control::facts::{Facts, function_spec, grants, shown, spec, vars};
+use crate::control::facts::{Facts, function_spec, grants, shown, spec, version_without_component};
 use crate::control::policies::Bodies;
 use crate::control::reconcile::reconcile;
 use crate::control::rollout::State;
@@ -83,6 +84,10 @@ pub fn host_options(server: &Server) -> lockgate_host::Options {
         instances_max: server.instances,
         instance_memory_bytes_max: server.instance_memory.bytes(),
         key_file: server.cache_dir.with_added_extension("key"),
+        store: match &server.key_value {
+            KeyValueStore::Embedded => StoreOptions::Embedded { file: server.state_dir.join("key-value.db") },
+            KeyValueStore::Redis(url) => StoreOptions::Redis { url: url.reveal().to_owned() },
+        },
     }
 }
 
@@ -372,8 +377,7 @@ impl Reader<'_> {
             self.check_folder(path, place);
         }
         let component = self.component(&version.component, &version.component_place)?;
-        let without = FunctionSpec::version_of(&[], &vars(version), &grants(&version.grants));
-        Some(VersionId { component, ..without })
+        Some(VersionId { component, ..version_without_component(version) })
     }
 
     fn component(&mut self, path: &Path, place: &Place) -> Option<Digest> {

@@ -53,11 +53,13 @@ pub enum Kind {
     DeniedMethod,
     /// Only the canary failed after an outbound request to an address that is not granted.
     DeniedAddress,
+    /// Only the canary found no key-value store.
+    Store,
 }
 
 impl Kind {
     /// All kinds, in the order of their numbers (`kind as usize`).
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Outcome,
         Self::Status,
         Self::RequestHeaders,
@@ -76,6 +78,7 @@ impl Kind {
         Self::Denied,
         Self::DeniedMethod,
         Self::DeniedAddress,
+        Self::Store,
     ];
 
     /// Returns the name for metrics and API.
@@ -99,6 +102,7 @@ impl Kind {
             Self::Denied => "denied",
             Self::DeniedMethod => "denied-method",
             Self::DeniedAddress => "denied-address",
+            Self::Store => "store",
         }
     }
 

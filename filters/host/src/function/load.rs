@@ -15,7 +15,7 @@ use super::spec::FunctionSpec;
 use super::state::State;
 use super::turn::Shared;
 use super::world::{World, examine};
-use super::{Function, folders, next, run};
+use super::{Function, folders, key_value, next, run, told};
 use crate::artifact::Manifest;
 use crate::budget::Need;
 use crate::cache::Cache;
@@ -25,6 +25,7 @@ use crate::link;
 use crate::load::{check_ceilings, compile_error, on_a_runtime};
 use crate::memory::Alive;
 use crate::outbound::Access;
+use crate::shape::Shape;
 use crate::sink::{Progress, Stage};
 use crate::spec::Digest;
 
@@ -64,14 +65,18 @@ pub(crate) fn load(host: &Host, spec: &FunctionSpec, progress: &dyn Progress) ->
         }
     })?;
     let need = crate::load::need(host, spec.limits.memory_bytes, &shape, &component, true)?;
-    let pre = pre(&engine, &component, world).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
+    let pre = pre(&engine, &component, world, &shape).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
     let access = Access::new(&spec.grants, &host.pools);
+    let granted = spec.grants.key_value.iter().filter(|_| key_value::is_wanted(&shape));
+    let spaces = granted.map(|name| (name.clone(), host.spaces.granted("function", &spec.name, name))).collect();
     let function = Arc::new(Function {
         version,
         world,
         shared: Arc::new(Shared {
             name: Arc::clone(&spec.name),
             vars: spec.vars.clone(),
+            config: spec.config.clone(),
+            spaces,
             limits: spec.limits,
             folders,
             access,
@@ -104,13 +109,15 @@ async fn probe(function: &Arc<Function>) -> Result<(), LoadError> {
     started.map_err(LoadError::Start)
 }
 
-fn pre(engine: &Engine, component: &Component, world: World) -> Result<ProxyPre<State>> {
+fn pre(engine: &Engine, component: &Component, world: World, shape: &Shape) -> Result<ProxyPre<State>> {
     let mut linker = Linker::new(engine);
     // What a later version has and ours does not, traps when it is called.
     link::link_stubs(&mut linker, engine, component)?;
     linker.allow_shadowing(true);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     p2::add_only_http_to_linker_async(&mut linker)?;
+    key_value::link(&mut linker)?;
+    told::link(&mut linker, shape)?;
     if !world.is_03() {
         return Ok(ProxyPre::P2(p2::bindings::ProxyPre::new(linker.instantiate_pre(component)?)?));
     }
@@ -137,6 +144,8 @@ pub struct FunctionInspection {
     pub imports: Vec<String>,
     /// It would send HTTP requests, if it were granted any.
     pub wants_outbound: bool,
+    /// It would keep keys and values, if it were granted a space for them.
+    pub wants_key_value: bool,
     /// Core modules in it.
     pub core_modules: u32,
     /// Slots that one instance takes.
@@ -150,7 +159,7 @@ pub(crate) fn inspect(host: &Host, bytes: &[u8]) -> Result<FunctionInspection, L
     let engine = if world.is_03() { engine(host, world)? } else { host.engines.prepare.clone() };
     let component = host.compiler.install(|| Component::from_binary(&engine, bytes));
     let component = component.map_err(|error| compile_error(&error))?;
-    pre(&engine, &component, world).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
+    pre(&engine, &component, world, &shape).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
     let resources = component.resources_required();
     Ok(FunctionInspection {
         world: world.as_str(),
@@ -158,6 +167,7 @@ pub(crate) fn inspect(host: &Host, bytes: &[u8]) -> Result<FunctionInspection, L
         component_bytes: bytes.len() as u64,
         code_bytes: component.text().len() as u64,
         wants_outbound: link::wants_outbound(&shape),
+        wants_key_value: key_value::is_wanted(&shape),
         core_modules: shape.core_modules,
         need: Need {
             component_instances: 1,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::spec::{Grants, Isolation, VersionId};
+use crate::store::Quota;
 
 /// A function to load.
 #[derive(Clone)]
@@ -15,6 +16,8 @@ pub struct FunctionSpec {
     pub component: Arc<[u8]>,
     /// Its environment: names and values.
     pub vars: Vec<(String, String)>,
+    /// What it reads by `wasi:config`: names and values.
+    pub config: Vec<(String, String)>,
     /// What it may do besides answering.
     pub grants: Grants,
     /// How long an instance lives.
@@ -26,28 +29,41 @@ pub struct FunctionSpec {
 impl FunctionSpec {
     /// Returns the id of the version that these would make. Hashes the component.
     pub fn version(&self) -> VersionId {
-        Self::version_of(&self.component, &self.vars, &self.grants)
+        Self::version_of(&self.component, &self.vars, &self.config, &self.grants)
     }
 
-    /// Returns the id of the version that a component, its environment and its grants make, in whatever order the
-    /// variables were written.
-    pub fn version_of(component: &[u8], vars: &[(String, String)], grants: &Grants) -> VersionId {
-        let mut vars: Vec<_> = vars.iter().collect();
-        vars.sort();
+    /// Returns the id of the version that a component, its environment, what it reads by `wasi:config` and its grants make,
+    /// in whatever order the names were written.
+    pub fn version_of(
+        component: &[u8],
+        vars: &[(String, String)],
+        config: &[(String, String)],
+        grants: &Grants,
+    ) -> VersionId {
         // Lengths first: no two environments read the same.
-        let settings: String =
-            vars.iter().map(|(name, value)| format!("{}:{name}{}:{value}", name.len(), value.len())).collect();
+        let text = |named: &[(String, String)]| {
+            let mut named: Vec<_> = named.iter().collect();
+            named.sort();
+            let texts = named.iter().map(|(name, value)| format!("{}:{name}{}:{value}", name.len(), value.len()));
+            texts.collect::<String>()
+        };
+        let mut settings = text(vars);
+        if !config.is_empty() {
+            settings.push('|');
+            settings.push_str(&text(config));
+        }
         VersionId::of(component, &settings, grants)
     }
 }
 
 impl fmt::Debug for FunctionSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Values of variables may be secrets: their number is all that a log gets to see.
+        // Values may be secrets: their number is all that a log gets to see.
         f.debug_struct("FunctionSpec")
             .field("name", &self.name)
             .field("component_bytes", &self.component.len())
             .field("vars", &self.vars.len())
+            .field("config", &self.config.len())
             .field("grants", &self.grants)
             .field("isolation", &self.isolation)
             .field("limits", &self.limits)
@@ -69,6 +85,16 @@ pub struct FunctionLimits {
     pub table_elements: u32,
     /// Instances that may live at the same time. Default 256.
     pub instances: u32,
+    /// Size of each key-value space that it writes to. Default 16 MiB.
+    pub key_value_bytes: u64,
+    /// Entries of each key-value space that it writes to. Default 100,000.
+    pub key_value_entries: u32,
+}
+
+impl FunctionLimits {
+    pub(crate) fn quota(&self) -> Quota {
+        Quota { bytes: self.key_value_bytes, entries: self.key_value_entries.into() }
+    }
 }
 
 impl Default for FunctionLimits {
@@ -79,6 +105,8 @@ impl Default for FunctionLimits {
             memory_bytes: 64 << 20,
             table_elements: 20_000,
             instances: 256,
+            key_value_bytes: 16 << 20,
+            key_value_entries: 100_000,
         }
     }
 }
@@ -88,8 +116,15 @@ mod tests {
     use super::*;
 
     fn version(vars: &[(&str, &str)]) -> VersionId {
-        let vars: Vec<_> = vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        FunctionSpec::version_of(b"x", &vars, &Grants::default())
+        FunctionSpec::version_of(b"x", &owned(vars), &[], &Grants::default())
+    }
+
+    fn told(config: &[(&str, &str)]) -> VersionId {
+        FunctionSpec::version_of(b"x", &[], &owned(config), &Grants::default())
+    }
+
+    fn owned(named: &[(&str, &str)]) -> Vec<(String, String)> {
+        named.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
     #[test]
@@ -98,5 +133,8 @@ mod tests {
         assert_ne!(version(&[("A", "1")]), version(&[("A", "2")]));
         assert_ne!(version(&[("A", "1B")]), version(&[("A1", "B")]));
         assert_eq!(version(&[]).component, version(&[("A", "1")]).component);
+        assert_eq!(told(&[("A", "1"), ("B", "2")]), told(&[("B", "2"), ("A", "1")]));
+        assert_ne!(told(&[("A", "1")]), version(&[("A", "1")]));
+        assert_eq!(told(&[]), version(&[]));
     }
 }

@@ -33,6 +33,8 @@ pub(super) struct State {
     pub(super) turn: Arc<Turn>,
     pub(super) memory: Memory,
     pub(super) table: ResourceTable,
+    /// Bytes of values that handles to compare and swap hold.
+    pub(super) compared_bytes: usize,
     /// Made when first asked for: a hello asks for nothing.
     wasi: Option<Box<WasiCtx>>,
     http: WasiHttpCtx,
@@ -50,7 +52,7 @@ impl State {
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELDS_BYTES_MAX);
         let hooks = Hooks { turn: Arc::clone(&turn) };
-        Self { turn, memory: Memory::default(), table, wasi: None, http, hooks, next: None }
+        Self { turn, memory: Memory::default(), table, compared_bytes: 0, wasi: None, http, hooks, next: None }
     }
 }
 

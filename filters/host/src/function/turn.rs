@@ -15,6 +15,7 @@ use crate::memory::Alive;
 use crate::outbound::{Access, Upstreams};
 use crate::sink::{CallInfo, Level, Phase};
 use crate::state::LOG_LINE_BYTES_MAX;
+use crate::store::Space;
 use crate::wasi::{Line, Print};
 
 /// Log lines of one request.
@@ -24,6 +25,10 @@ const LOG_LINES_MAX: u32 = 256;
 pub(super) struct Shared {
     pub(super) name: Arc<str>,
     pub(super) vars: Vec<(String, String)>,
+    /// What it reads by `wasi:config`.
+    pub(super) config: Vec<(String, String)>,
+    /// The spaces of the key-value store that it may open, by the names that it opens them by.
+    pub(super) spaces: Vec<(String, Space)>,
     pub(super) limits: FunctionLimits,
     pub(super) folders: Vec<Folder>,
     /// Where it may send requests; none where nothing is granted.

@@ -1,5 +1,6 @@
 //! Which standard world a function is built for, read from the names of what it imports and exports.
 
+use super::{key_value, told};
 use crate::error::LoadError;
 use crate::link::{self, is_of_series, is_wasi, is_wasi_03};
 use crate::shape::Shape;
@@ -64,6 +65,11 @@ impl World {
     }
 }
 
+/// Returns whether an import is of the interfaces that are of no world, and that the host brings itself.
+fn is_ours(import: &str) -> bool {
+    key_value::is_known(import) || told::is_known(import)
+}
+
 /// Looks at a component's bytes.
 ///
 /// # Errors
@@ -84,9 +90,12 @@ pub(super) fn examine(component: &[u8]) -> Result<(Shape, World), LoadError> {
         };
         return Err(LoadError::NoHandler { exports: shape.exports, hint });
     };
-    let unknown: Vec<_> = shape.imports.iter().filter(|import| !world.has(import)).cloned().collect();
+    let unknown: Vec<_> = shape.imports.iter().filter(|import| !world.has(import) && !is_ours(import)).cloned().collect();
     if !unknown.is_empty() {
-        let there_is = if world.is_03() { "there are WASI 0.2 and 0.3" } else { "there is WASI 0.2" };
+        let there_is = match world.is_03() {
+            true => "WASI 0.2 and 0.3, `wasi:keyvalue@0.2.0-draft2`, `wasi:config` and `wasi:logging`",
+            false => "WASI 0.2, `wasi:keyvalue@0.2.0-draft2`, `wasi:config` and `wasi:logging`",
+        };
         return Err(LoadError::UnknownFunctionImports { imports: unknown, there_is });
     }
     Ok((shape, world))

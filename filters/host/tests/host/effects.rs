@@ -21,7 +21,12 @@ async fn call(instance: &mut Instance, path: &str) -> Box<Exchange> {
 
 #[tokio::test]
 async fn what_is_private_counts_for_nobody_else() {
-    let filter = setup(Guest::Counter).named("private-counter").load();
+    for setup in [setup(Guest::Counter).named("private-counter"), setup(Guest::Counter).named("keeping").keeping()] {
+        counts_for_nobody_else(setup.load()).await;
+    }
+}
+
+async fn counts_for_nobody_else(filter: Arc<Filter>) {
     let sink = Recorder::bound_to(&filter);
     pass(&filter, &mut get("/one")).await;
     sink.take();
@@ -43,7 +48,12 @@ async fn what_is_private_counts_for_nobody_else() {
 
 #[tokio::test]
 async fn whoever_is_shown_the_notes_of_another_call_finds_the_same() {
-    let filter = setup(Guest::Counter).named("noted-counter").load();
+    for setup in [setup(Guest::Counter).named("noted-counter"), setup(Guest::Counter).named("noting").keeping()] {
+        finds_the_same(setup.load()).await;
+    }
+}
+
+async fn finds_the_same(filter: Arc<Filter>) {
     let mut noted = acquire_for(&filter, Effects::Noted);
     let first = call(&mut noted, "/first").await;
     let notes = noted.take_notes();

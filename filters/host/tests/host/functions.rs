@@ -18,6 +18,7 @@ pub(crate) fn spec(guest: Guest) -> FunctionSpec {
         name: guest.name().into(),
         component: component(guest),
         vars: vec![("VERSION".to_owned(), "v1".to_owned())],
+        config: Vec::new(),
         grants: Grants::default(),
         isolation: Isolation::Request,
         limits: FunctionLimits { deadline: PATIENT, cpu: PATIENT, ..FunctionLimits::default() },
@@ -259,7 +260,8 @@ fn what_is_no_function_is_refused_with_what_to_build_instead() {
         (
             wat(r#"(component (import "example:nowhere/thing@1.0.0" (instance)) (instance $i)
                 (export "wasi:http/incoming-handler@0.2.0" (instance $i)))"#),
-            "imports what a function cannot have: `example:nowhere/thing@1.0.0`; there is WASI 0.2",
+            "imports what a function cannot have: `example:nowhere/thing@1.0.0`; there are WASI 0.2, \
+             `wasi:keyvalue@0.2.0-draft2`, `wasi:config` and `wasi:logging`",
         ),
         (exporting("wasi:http/incoming-handler@0.2.0"), "does not fit the contract"),
     ] {

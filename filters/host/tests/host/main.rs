@@ -7,6 +7,7 @@ mod effects;
 mod folders;
 mod functions;
 mod isolation;
+mod key_value;
 mod limits;
 mod outbound;
 mod services;
@@ -23,7 +24,7 @@ use http::HeaderMap;
 use lockgate_guests::Guest;
 use lockgate_host::{
     CallInfo, Exchange, Filter, FilterSpec, Grants, Host, Instance, Isolation, Level, Limits, LoadError, Options,
-    OutboundGrant, Outcome, Silent, Sink, UpstreamGrant,
+    OutboundGrant, Outcome, Silent, Sink, StoreOptions, UpstreamGrant,
 };
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -39,6 +40,7 @@ fn options(dir: &Path) -> Options {
         compile_threads: 2,
         instances_max: 64,
         instance_memory_bytes_max: 256 << 20,
+        store: StoreOptions::Embedded { file: dir.join("key-value.db") },
     }
 }
 
@@ -106,6 +108,12 @@ impl Setup {
 
     fn granted_as(mut self, grant: OutboundGrant) -> Self {
         self.0.grants.outbound.push(grant);
+        self
+    }
+
+    /// Grants it a space of its own in the store that outlives the process.
+    fn keeping(mut self) -> Self {
+        self.0.grants.key_value.push("default".to_owned());
         self
     }
 
