@@ -56,6 +56,8 @@ pub enum Gain {
     Read(PathBuf),
     /// Write to a folder.
     Write(PathBuf),
+    /// Keep keys and values in a space of the store that outlives the process; `default` is its own.
+    Keep(String),
     /// See a variable.
     Variable(String),
 }
@@ -69,6 +71,8 @@ impl fmt::Display for Gain {
             Self::Reach { to, network } => write!(f, "reach {network} by {to}"),
             Self::Read(folder) => write!(f, "read {}", folder.display()),
             Self::Write(folder) => write!(f, "write to {}", folder.display()),
+            Self::Keep(space) if space == "default" => f.write_str("keep keys and values in a space of its own"),
+            Self::Keep(space) => write!(f, "keep keys and values in the space {space}"),
             Self::Variable(name) => write!(f, "see the variable {name}"),
         }
     }
@@ -83,7 +87,7 @@ pub fn in_words(gains: &[Gain]) -> String {
 /// that only together cover a new one do not count as covering it.
 pub fn gains(old: &Powers, new: &Powers) -> Vec<Gain> {
     // Whoever adds a kind of grant has to say here what it lets a version do.
-    let Grants { outbound, upstreams, folders } = &new.grants;
+    let Grants { outbound, upstreams, folders, key_value } = &new.grants;
     let mut gains = BTreeSet::new();
     for grant in outbound {
         sends(&old.grants.outbound, grant, &mut gains);
@@ -110,6 +114,7 @@ pub fn gains(old: &Powers, new: &Powers) -> Vec<Gain> {
             gains.insert(Gain::Read(folder.path.clone()));
         }
     }
+    gains.extend(key_value.iter().filter(|space| !old.grants.key_value.contains(space)).cloned().map(Gain::Keep));
     gains.extend(new.vars.difference(&old.vars).cloned().map(Gain::Variable));
     gains.into_iter().collect()
 }
@@ -150,13 +155,15 @@ mod tests {
 
     use super::*;
 
-    /// Returns powers from lines such as `GET,POST https://a.example 10.0.0.0/8`, `read /data`, `write /data`, `var NAME`.
+    /// Returns powers from lines such as `GET,POST https://a.example 10.0.0.0/8`, `read /data`, `write /data`,
+    /// `keep SPACE`, `var NAME`.
     fn powers(lines: &[&str]) -> Powers {
         let mut powers = Powers::default();
         for line in lines {
             let (what, rest) = line.split_once(' ').unwrap();
             match what {
                 "var" => drop(powers.vars.insert(rest.to_owned())),
+                "keep" => powers.grants.key_value.push(rest.to_owned()),
                 "read" | "write" => {
                     let (path, seen_as) = (rest.into(), "/seen".to_owned());
                     powers.grants.folders.push(FolderGrant { path, seen_as, write: what == "write" });
@@ -187,6 +194,9 @@ mod tests {
             (&[][..], &[][..], &[][..]),
             (&["any https://a.example"], &[], &[]),
             (&["any https://a.example"], &["any https://a.example"], &[]),
+            (&["keep default"], &["keep default"], &[]),
+            (&["keep default"], &["keep visits"], &["keep keys and values in the space visits"]),
+            (&[], &["keep default"], &["keep keys and values in a space of its own"]),
             (&[], &["any https://a.example"], &["send requests of any method to https://a.example:443"]),
             (
                 &["any https://a.example"],
