@@ -221,7 +221,7 @@ async fn serve(options: &Options, config: &Config, data_runtime: Handle) -> Resu
         tunnels.clone(),
         control.metrics().clone(),
         &shutdown,
-        data_runtime,
+        data_runtime.clone(),
     );
 
     let (successor, mut inheritance) = match options.takeover {
@@ -264,21 +264,26 @@ async fn serve(options: &Options, config: &Config, data_runtime: Handle) -> Resu
         .map(|path| PidFile::write(path).map_err(system(format!("cannot write `{}`", path.display()))))
         .transpose()?;
     let follow = tokio::spawn(follow_listeners(control.clone(), listeners.clone(), acceptor));
-    service_manager::notify("READY=1");
+    service_manager::notify(&ready(&control));
+    let alive = service_manager::watchdog(options.takeover.is_some())
+        .map(|every| tokio::spawn(service_manager::say_alive(every, data_runtime)));
     info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "serving");
 
     let ending = until_the_end(&control, &predecessor, &mut signals).await;
 
     phase.begin_drain();
     if ending == Ending::Stop {
-        service_manager::notify("STOPPING=1");
+        service_manager::notify("STOPPING=1\nSTATUS=draining");
     }
     predecessor.close();
     follow.abort();
     listeners.close();
     if ending == Ending::HandedOver {
-        // The successor answers the operator.
+        // The successor answers the operator, and the service manager.
         admin_server.stop();
+        if let Some(alive) = alive {
+            alive.abort();
+        }
     }
     let config = control.config();
     let deadlines = Deadlines { requests: config.server.drain, tunnels: config.server.drain_tunnels };
@@ -379,8 +384,12 @@ async fn until_the_end(control: &Control, predecessor: &Predecessor, signals: &m
                 Signal::Stop => return Ending::Stop,
                 Signal::Reload => {
                     let control = control.clone();
-                    // The control loop logs how it went.
-                    tokio::spawn(async move { control.reload(Cause::Signal, Actor::signal()).await });
+                    service_manager::reloading();
+                    tokio::spawn(async move {
+                        // The control loop logs how it went. Refused or not, it is over, and the gateway serves.
+                        let _ = control.reload(Cause::Signal, Actor::signal()).await;
+                        service_manager::notify(&ready(&control));
+                    });
                 }
                 Signal::HandOver => predecessor.signalled(),
             },
@@ -391,6 +400,11 @@ async fn until_the_end(control: &Control, predecessor: &Predecessor, signals: &m
             }
         }
     }
+}
+
+/// What the service manager is told of a gateway that serves.
+fn ready(control: &Control) -> String {
+    format!("READY=1\nSTATUS=serving, generation {}", control.cell().current().generation)
 }
 
 /// Waits for a signal to stop; the others mean nothing to who waits for this.
