@@ -6,6 +6,7 @@ mod client;
 mod compile;
 mod completions;
 mod demo;
+mod doctor;
 mod events;
 mod explain;
 mod inspect;
@@ -17,6 +18,7 @@ mod reload;
 mod rollout;
 mod run;
 mod status;
+mod top;
 mod upgrade;
 
 use std::fmt;
@@ -78,6 +80,7 @@ enum Command {
     Compile(compile::Compile),
     Inspect(inspect::Inspect),
     Status(status::Status),
+    Top(top::Top),
     Reload(reload::Reload),
     Rollout(rollout::Rollout),
     Explain(explain::Explain),
@@ -85,6 +88,7 @@ enum Command {
     Quarantine(quarantine::Quarantine),
     Cache(cache::Cache),
     Upgrade(upgrade::Upgrade),
+    Doctor(doctor::Doctor),
     Demo(demo::Demo),
     Completions(completions::Completions),
 }
@@ -141,6 +145,7 @@ pub fn main() -> ExitCode {
         Command::Compile(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Top(command) => command.run(),
         Command::Reload(command) => command.run(),
         Command::Rollout(command) => command.run(),
         Command::Explain(command) => command.run(),
@@ -148,6 +153,7 @@ pub fn main() -> ExitCode {
         Command::Quarantine(command) => command.run(),
         Command::Cache(command) => command.run(),
         Command::Upgrade(command) => command.run(),
+        Command::Doctor(command) => command.run(),
         Command::Demo(command) => command.run(cli.log_format),
         Command::Completions(command) => command.run(),
     };
