@@ -4,6 +4,7 @@ use criterion::{BenchmarkId, Criterion};
 use lockgate::control::build::build;
 use lockgate::metrics::Metrics;
 use lockgate::proxy::chain::{Chain, Verdict};
+use lockgate::seeing::spans::Collectors;
 use lockgate::shadow::Shadows;
 use lockgate::track::Tracks;
 
@@ -21,7 +22,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
         for filters in [0, 1, 5] {
             let facts = facts(1, filters);
             let chosen = chosen(&facts.config, &filter, &metrics);
-            let snapshot = build(1, &facts, &chosen, &metrics, &Shadows::default());
+            let snapshot = build(1, &facts, &chosen, &metrics, &Shadows::default(), &Collectors::default());
             let links = &snapshot.routes[0].chain;
             group.bench_function(BenchmarkId::new(isolation, filters), |bencher| {
                 bencher.iter(|| {

@@ -4,6 +4,7 @@
 //! can be shown where the operator wrote it.
 
 mod plan;
+mod seeing;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -19,6 +20,8 @@ pub use self::plan::{
     Decider, FailureGuard, FailureKind, Guard, OnBad, Plan, ShadowLimits, SlownessGuard, Stage, Step,
 };
 
+pub use self::seeing::{AccessLog, ContinueFrom, LogField, LogFormat, LogOutput, LogPiece, Otlp, Redact, Tracing};
+
 /// A whole configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -28,6 +31,8 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Where the operator comes in.
     pub admin: Admin,
+    /// Traces. Default: none.
+    pub tracing: Option<Tracing>,
     /// In the order of the file. Names are unique.
     pub upstreams: Vec<Upstream>,
     /// In the order of the file. Names are unique.
@@ -62,23 +67,14 @@ pub struct Server {
     pub drain: Duration,
     /// Whether the file and the components it names are watched, and reloaded when they change. Default: true.
     pub watch: bool,
-    /// The access log. Default: JSON to stdout.
-    pub access_log: AccessLog,
+    /// The access log; none where it is off. Default: JSON to stdout.
+    pub access_log: Option<AccessLog>,
     /// How long connections that became tunnels may go on after a stop. Default: as long as [`Self::drain`].
     pub drain_tunnels: Duration,
     /// Peers whose forwarding headers, PROXY headers and `x-request-id` are believed. Default: none.
     pub trusted_proxies: Arc<[IpNet]>,
     /// Limits of a request, before any filter's.
     pub limits: RequestLimits,
-}
-
-/// Where access log lines go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AccessLog {
-    /// One JSON object a line, to stdout.
-    Stdout,
-    /// None are written.
-    Off,
 }
 
 /// Limits of a request, before any filter's.

@@ -10,6 +10,7 @@ mod listeners;
 mod plan;
 mod rollouts;
 mod routes;
+mod seeing;
 mod server;
 mod upstreams;
 
@@ -50,6 +51,7 @@ impl Resolver<'_> {
         let server = self.server(file.server, tree.at("server"));
         let listeners = self.listeners(file.listeners, &server, tree);
         let admin = self.admin(file.admin, tree, &listeners);
+        let tracing = self.tracing(file.tracing, tree.at("tracing"));
         for section in ["upstreams", "filters", "functions", "rollouts"] {
             self.check_names(tree.at(section));
         }
@@ -59,7 +61,7 @@ impl Resolver<'_> {
         let routes = self.routes(file.routes, tree);
         let rollouts = self.rollouts(file.rollouts.0, tree.at("rollouts"), &filters, &functions);
         self.check_rollouts_of_routes(&routes, &rollouts);
-        Config { server, listeners, admin, upstreams, filters, functions, routes, rollouts }
+        Config { server, listeners, admin, tracing, upstreams, filters, functions, routes, rollouts }
     }
 
     fn problem(&mut self, problem: Problem) {

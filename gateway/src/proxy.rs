@@ -22,6 +22,7 @@ pub mod route;
 pub mod shadow;
 pub mod sink;
 pub mod split;
+pub mod trace;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,6 +104,7 @@ impl ProxyHttp for Gateway {
     /// Who asks, and for what: refuses what cannot be routed.
     async fn early_request_filter(&self, session: &mut Session, context: &mut Context) -> pingora::Result<()> {
         admit::identify(session, context);
+        trace::begin(session, context);
         admit::bound_header(session, &context.snapshot.limits).map_err(|fault| self.fault(context, fault))?;
         if session.req_header().method == Method::CONNECT {
             return Err(self.fault(context, Fault::ConnectRefused));
@@ -396,9 +398,10 @@ impl ProxyHttp for Gateway {
         if let Some(fault) = context.fault {
             self.metrics.fault(fault);
         }
-        if context.snapshot.access_log {
-            self.access_log.write(session, context, status, duration);
+        if let Some(format) = &context.snapshot.access_log {
+            self.access_log.write(format, session, context, status, duration);
         }
+        trace::finish(session, context, status);
         if let Some(captures) = context.chain.take_captures()
             && let Some(route) = context.route()
         {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use lockgate_config::model::{self, AccessLog, Config};
+use lockgate_config::model::{self, Config};
 use lockgate_config::units::Weight;
 
 use crate::control::facts::Facts;
@@ -15,8 +15,11 @@ use crate::control::version::Version;
 use crate::folder::Folder;
 use crate::metrics::Metrics;
 use crate::proxy::counts::Counts;
+use crate::proxy::log::Format;
 use crate::proxy::route::Router;
 use crate::proxy::split::Split;
+use crate::proxy::trace::Tracing;
+use crate::seeing::spans::Collectors;
 use crate::shadow::{self, Shadows};
 use crate::track::{Track, Tracks};
 
@@ -56,7 +59,14 @@ impl<T> Clone for Chose<T> {
 const UNROUTED: &str = "(none)";
 
 /// Returns a snapshot.
-pub fn build(generation: u64, facts: &Facts, chosen: &Chosen, metrics: &Metrics, shadows: &Shadows) -> Snapshot {
+pub fn build(
+    generation: u64,
+    facts: &Facts,
+    chosen: &Chosen,
+    metrics: &Metrics,
+    shadows: &Shadows,
+    collectors: &Collectors,
+) -> Snapshot {
     let config = &*facts.config;
     let rollouts = config
         .rollouts
@@ -95,7 +105,11 @@ pub fn build(generation: u64, facts: &Facts, chosen: &Chosen, metrics: &Metrics,
             .zip(&facts.terms)
             .map(|(listener, terms)| Arc::new(Listening::new(listener, terms.clone(), metrics)))
             .collect(),
-        access_log: config.server.access_log == AccessLog::Stdout,
+        access_log: config.server.access_log.as_ref().map(Format::new),
+        tracing: config.tracing.as_ref().map(|tracing| {
+            let spans = tracing.otlp.as_ref().and_then(|otlp| collectors.of(otlp, &metrics.spans));
+            Tracing::new(tracing, spans)
+        }),
         unrouted: metrics.route(UNROUTED),
         requests: AtomicUsize::new(0),
     }

@@ -33,6 +33,7 @@ use crate::control::version::{Failing, label_of};
 use crate::control::watch::Fingerprint;
 use crate::control::{Actor, Cause, Options, Refusal, Reloaded, RolloutView, StartError};
 use crate::metrics::{Metrics, ReloadOutcome};
+use crate::seeing::spans::Collectors;
 use crate::shadow::Shadows;
 
 mod decide;
@@ -156,6 +157,7 @@ impl Keeper {
             host,
             metrics: Arc::clone(&metrics),
             shadows: Arc::default(),
+            collectors: Collectors::default(),
             counters: Arc::default(),
             store: Arc::new(Mutex::new(store)),
             bind: options.bind,
@@ -182,7 +184,8 @@ impl Keeper {
             commit(&tools, &audit, &notices, &restored.saved, &saved, entries).await.map_err(StartError::System)?;
         }
 
-        let first = Arc::new(build(1, &facts, &chosen(&loaded, &saved, &tools.counters), &metrics, &tools.shadows));
+        let first = chosen(&loaded, &saved, &tools.counters);
+        let first = Arc::new(build(1, &facts, &first, &metrics, &tools.shadows, &tools.collectors));
         metrics.generation.set(1);
         let last_reload = last_reload(Cause::Start, &Actor::gateway(), ReloadOutcome::Swapped, None);
         let loaded = Arc::new(loaded);
@@ -516,7 +519,8 @@ impl Keeper {
         self.generation += 1;
         let chosen = chosen(&self.loaded, &self.saved, &self.tools.counters);
         let facts = &self.loaded.facts;
-        let next = Arc::new(build(self.generation, facts, &chosen, metrics, &self.tools.shadows));
+        let tools = &self.tools;
+        let next = Arc::new(build(self.generation, facts, &chosen, metrics, &tools.shadows, &tools.collectors));
         let began = Instant::now();
         let old = self.cell.swap(next);
         metrics.swap_duration.observe(began.elapsed().as_secs_f64());

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lockgate_config::model::{
-    Config, Filter, FilterVersion, Function, FunctionVersion, RolloutSubject, Server, StaticFolder, Target, Upstream,
+    AccessLog, Config, Filter, FilterVersion, Function, FunctionVersion, LogOutput, RolloutSubject, Server,
+    StaticFolder, Target, Upstream,
 };
 use lockgate_config::problem::{Place, Problem, Report, Source};
 use lockgate_host::{Digest, FilterSpec, FunctionSpec, Host, HostError, LoadError, Progress, VersionId};
@@ -135,6 +136,7 @@ impl Draft {
         });
         let canaries = canaries.collect::<Vec<_>>();
         let upstream_tls = config.upstreams.iter().map(|upstream| reader.tls(upstream)).collect();
+        reader.check_access_log(&config.server);
         for route in &config.routes {
             if let Target::Static(files) = &route.target {
                 reader.check_folder(files);
@@ -299,6 +301,21 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// The file itself is opened when the configuration serves: a check leaves nothing behind.
+    fn check_access_log(&mut self, server: &Server) {
+        let Some(AccessLog { output, .. }) = &server.access_log else { return };
+        let (LogOutput::File(file), Some(folder)) = (output, output.folder()) else { return };
+        let message = if !folder.is_dir() {
+            format!("`{}` is no folder", shown(self.source, folder).display())
+        } else if file.is_dir() {
+            format!("`{}` is a folder", shown(self.source, file).display())
+        } else {
+            return;
+        };
+        let problem = Problem::new(message, self.source.place_of("server.access_log.file"));
+        self.problems.push(problem.hint("make the folder of the access log, and name a file in it"));
+    }
+
     fn check_folder(&mut self, files: &StaticFolder) {
         if files.folder.is_dir() {
             return;

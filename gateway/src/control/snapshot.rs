@@ -16,8 +16,10 @@ use crate::control::version::Version;
 use crate::folder::Folder;
 use crate::metrics::{FolderSeries, ListenerSeries, Metrics, RouteSeries, TrackSeries};
 use crate::proxy::counts::Counts;
+use crate::proxy::log::Format;
 use crate::proxy::route::Router;
 use crate::proxy::split::Split;
+use crate::proxy::trace::Tracing;
 use crate::shadow::Shadow;
 use crate::tls::Terms;
 use crate::track::{Track, Tracks};
@@ -39,8 +41,10 @@ pub struct Snapshot {
     pub trusted_proxies: Arc<[IpNet]>,
     /// Where requests come in, in the order of the configuration.
     pub listeners: Box<[Arc<Listening>]>,
-    /// Whether requests are logged.
-    pub access_log: bool,
+    /// How requests are logged; none where they are not.
+    pub access_log: Option<Format>,
+    /// Whose traces are continued, and what is recorded; none where there are no traces.
+    pub tracing: Option<Tracing>,
     /// Counts requests that no route took.
     pub unrouted: Arc<RouteSeries>,
     /// Requests that are reading this snapshot.

@@ -246,6 +246,9 @@ pub fn route_and_split(session: &Session, context: &mut Context) -> Result<(), R
         };
         let captures = Captures::sample(route, context.tracks, &context.id, context.started);
         context.chain = Chain::enter(&route.chain, context.tracks, captures);
+        if context.trace.as_ref().is_some_and(|trace| trace.is_recorded()) {
+            context.chain.note_calls();
+        }
         context.exchange = Some(Box::new(Exchange::new(
             lend::blank_request(),
             context.scheme(),

@@ -19,6 +19,7 @@ use crate::control::snapshot::Link;
 use crate::metrics::{FAILED_BY_ITSELF, exports};
 use crate::proxy::fault::Fault;
 use crate::proxy::shadow::Captures;
+use crate::proxy::trace::Calls;
 use crate::shadow::capture::{Call, Decided};
 use crate::track::Tracks;
 
@@ -31,6 +32,8 @@ pub struct Chain {
     tracks: Tracks,
     /// What is kept of stable's calls; none for most requests.
     captures: Option<Box<Captures>>,
+    /// What is noted of all calls for the request's trace; none for most requests.
+    calls: Option<Box<Calls>>,
 }
 
 /// The state of a request in one filter.
@@ -76,7 +79,18 @@ const FAIL: usize = 2;
 impl Chain {
     /// Returns the state of a request that enters a chain.
     pub fn enter(links: &[Link], tracks: Tracks, captures: Option<Box<Captures>>) -> Self {
-        Self { steps: std::iter::repeat_with(Step::default).take(links.len()).collect(), passed: 0, tracks, captures }
+        let steps = std::iter::repeat_with(Step::default).take(links.len()).collect();
+        Self { steps, passed: 0, tracks, captures, calls: None }
+    }
+
+    /// Notes calls from here on.
+    pub fn note_calls(&mut self) {
+        self.calls = Some(Box::default());
+    }
+
+    /// Returns the calls that were noted, once.
+    pub fn take_calls(&mut self) -> Option<Box<Calls>> {
+        self.calls.take()
     }
 
     /// Returns the state in each filter, in the order of the chain; empty where the request never entered it.
@@ -374,6 +388,10 @@ impl Chain {
         let (version, track) = link.versions.on(self.tracks);
         if let Some(series) = version.series(track) {
             series.call(phase, outcome, spent);
+        }
+        if let Some(calls) = &mut self.calls {
+            let outcome = crate::metrics::OUTCOMES.get(outcome).copied().unwrap_or_default();
+            calls.note(link, self.tracks, phase, outcome, started, spent);
         }
         let step = &mut self.steps[index];
         step.spent += spent;

@@ -18,6 +18,7 @@ use crate::proxy::arrival::{Arrival, Tunnel};
 use crate::proxy::chain::Chain;
 use crate::proxy::compress::Compression;
 use crate::proxy::fault::Fault;
+use crate::proxy::trace::Trace;
 use crate::track::{Slots, Track, Tracks};
 
 /// A request.
@@ -35,6 +36,8 @@ pub struct Context {
     pub peer: Option<SocketAddr>,
     /// Whether the peer's forwarding headers are believed.
     pub peer_trusted: bool,
+    /// The trace that it belongs to; none where there are no traces.
+    pub trace: Option<Box<Trace>>,
     /// How it arrived; none until it is known.
     pub arrival: Option<Arc<Arrival>>,
     /// An index into the snapshot's routes, once it is known.
@@ -190,6 +193,7 @@ impl Context {
             client: IpAddr::from([0, 0, 0, 0]),
             peer: None,
             peer_trusted: false,
+            trace: None,
             arrival: None,
             route: None,
             tracks: Tracks::default(),

@@ -101,6 +101,9 @@ pub fn to_upstream(request: &mut RequestHeader, context: &Context) -> pingora::R
         request.insert_header(X_FORWARDED_HOST, host)?;
     }
     request.insert_header(X_REQUEST_ID, HeaderValue::from_str(&context.id).or_err(InternalError, "a request id")?)?;
+    if let Some(trace) = &context.trace {
+        trace.tell_upstream(request);
+    }
     if let Some(whole) = &context.body.whole {
         request.remove_header(&TRANSFER_ENCODING);
         // Answered by us before the body was read.
