@@ -29,7 +29,7 @@ setup: ## Install what is missing to build: C compiler, cmake, the target of fil
 	@.ci/setup
 
 .PHONY: setup-test
-setup-test: ## The same, and what tests need: Chromium with its driver, promtool, openssl
+setup-test: ## The same, and what tests need: Chromium with its driver, promtool, openssl, grpcio
 	@.ci/setup test
 
 .PHONY: demo
@@ -46,6 +46,12 @@ test: setup-test ## Run every test: filters, configuration, host, gateway, the p
 	@$(CARGO) test $(FILTERS) --workspace --locked
 	@echo "test: the gateway's workspace"
 	@$(CARGO) test --workspace --exclude lockgate-benches --locked
+
+.PHONY: conformance
+# By Debian's Python, which has Debian's grpcio.
+conformance: setup-test ## Call through the gateway with other people's gRPC stack, in the clear and by TLS
+	@$(CARGO) build --quiet --locked -p lockgate
+	@/usr/bin/python3 gateway/conformance/grpc_calls.py target/debug/lockgate
 
 .PHONY: lint
 lint: fmt-check clippy doc deny ## Run every check that is not a test
@@ -115,6 +121,10 @@ examples: setup-test ## Check the example configurations and those in deploy, co
 	    echo "examples: $$example"; \
 	    LOCKGATE_LOG=warn LOCKGATE_ADMIN_TOKEN=example target/debug/lockgate check "$$example"; \
 	done
+
+.PHONY: deploy-check
+deploy-check: ## Lint what is in deploy: YAML, Kubernetes manifests, the unit of systemd
+	@.ci/deploy-check $(TOOLS)
 
 .PHONY: generated
 generated: ## Write the JSON Schema and the reference page anew

@@ -7,10 +7,10 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use crate::model::{
-    AccessLog, Alpn, Balance, Coding, Config, Decider, FailureMode, FilterLimits, FilterPolicy, FilterVersion,
-    FunctionVersion, Grants, Guard, Health, HealthCheck, Isolation, KeyPart, KeyValueStore, Listener, OnBad, Plan,
-    Rollout, RolloutSubject, Route, Server, ShadowLimits, SlownessGuard, Stage, StaticFolder, Target, Tls, TlsVersion,
-    Upstream, UpstreamProtocol,
+    AccessLog, Alpn, Balance, Coding, Config, ContinueFrom, Decider, FailureMode, FilterLimits, FilterPolicy,
+    FilterVersion, FunctionVersion, Grants, Guard, Health, HealthCheck, Isolation, KeyPart, KeyValueStore, Listener,
+    LogFormat, LogOutput, OnBad, Plan, Rollout, RolloutSubject, Route, Server, ShadowLimits, SlownessGuard, Stage,
+    StaticFolder, Target, Tls, TlsVersion, Tracing, Upstream, UpstreamProtocol,
 };
 use crate::units::format_duration;
 
@@ -49,7 +49,7 @@ pub fn dump(config: &Config) -> Value {
         (function.name.to_string(), Value::Object(value))
     });
     let experimental: &[&str] = if config.experimental.wasi_03 { &["wasi-0.3"] } else { &[] };
-    json!({
+    let mut value = json!({
         "experimental": experimental,
         "server": server(&config.server),
         "listeners": config.listeners.iter().map(listener).collect::<Value>(),
@@ -59,7 +59,62 @@ pub fn dump(config: &Config) -> Value {
         "functions": functions.collect::<Map<_, _>>(),
         "routes": config.routes.iter().map(|it| route(it, config)).collect::<Value>(),
         "rollouts": rollouts(config),
-    })
+    });
+    if let Some(settings) = &config.tracing {
+        value["tracing"] = tracing(settings);
+    }
+    value
+}
+
+fn access_log(log: &AccessLog) -> Value {
+    let mut value = json!({
+        "sample": log.sample.to_string(),
+        "redact": {
+            "headers": log.redact.headers,
+            "query": log.redact.query,
+            "client": log.redact.client,
+        },
+    });
+    match &log.format {
+        LogFormat::Json { query, headers } => {
+            value["format"] = "json".into();
+            value["query"] = (*query).into();
+            value["headers"] = headers.clone().into();
+        }
+        LogFormat::Text { written, .. } => value["format"] = escaped(written).into(),
+    }
+    if let LogOutput::File(path) = &log.output {
+        value["file"] = path.display().to_string().into();
+    }
+    value
+}
+
+/// Returns a text that reads back as itself where variables are expanded.
+fn escaped(text: &str) -> String {
+    text.replace('$', "$$")
+}
+
+fn tracing(tracing: &Tracing) -> Value {
+    let mut value = json!({
+        "continue_from": match tracing.continue_from {
+            ContinueFrom::Trusted => "trusted",
+            ContinueFrom::Any => "any",
+            ContinueFrom::None => "none",
+        },
+        "sample": tracing.sample.to_string(),
+    });
+    if let Some(otlp) = &tracing.otlp {
+        value["otlp"] = otlp.url.clone().into();
+        value["headers"] = otlp
+            .headers
+            .iter()
+            .map(|(name, secret)| (name.clone(), secret.to_string().into()))
+            .collect::<Map<_, _>>()
+            .into();
+        value["service"] = escaped(&otlp.service).into();
+        value["timeout"] = format_duration(otlp.timeout).into();
+    }
+    value
 }
 
 fn server(server: &Server) -> Value {
@@ -97,10 +152,7 @@ fn server(server: &Server) -> Value {
         "drain": format_duration(server.drain),
         "drain_tunnels": format_duration(server.drain_tunnels),
         "watch": server.watch,
-        "access_log": match server.access_log {
-            AccessLog::Stdout => "stdout",
-            AccessLog::Off => "off",
-        },
+        "access_log": server.access_log.as_ref().map_or("off".into(), access_log),
         "trusted_proxies": texts(server.trusted_proxies.iter()),
         "limits": limits,
         "error_pages": policy::error_pages(&server.error_pages),

@@ -4,6 +4,7 @@
 //! Nothing here looks beyond one value: names that are referred to, bounds that depend on each other and defaults that
 //! depend on other keys are the matter of `resolve`.
 
+mod access_log;
 mod filter;
 mod folder;
 pub(crate) mod forms;
@@ -15,12 +16,14 @@ pub(crate) mod plan;
 pub(crate) mod policy;
 mod route;
 mod server;
+mod tracing;
 pub(crate) mod upstream;
 pub(crate) mod written;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+pub(crate) use self::access_log::{AccessLog, AccessLogForm, AccessLogWord};
 pub(crate) use self::filter::{
     FailureForm, FailureWord, FallBack, Filter, FilterLimits, Grants, IsolationForm, IsolationWord, Reused,
 };
@@ -33,7 +36,8 @@ pub(crate) use self::listener::{Alpn, ClientAuthMode, ListenerForm, Tls};
 pub(crate) use self::route::{
     Canary, Coding, HeaderCondition, KeyForm, KeyNamed, KeyWord, Link, LinkFailure, Match, Override, Rollout, Route,
 };
-pub(crate) use self::server::{AccessLog, Admin, Experiment, Server};
+pub(crate) use self::server::{Admin, Experiment, Server};
+pub(crate) use self::tracing::{ContinueFrom, Tracing};
 pub(crate) use self::upstream::{BalanceForm, EndpointForm, Protocol, Upstream, UpstreamForm};
 pub(crate) use self::written::{FilePath, Status};
 
@@ -52,6 +56,11 @@ pub(crate) struct File {
     pub(crate) listeners: Vec<ListenerForm>,
     /// Where the operator comes in: API, metrics and health.
     pub(crate) admin: Admin,
+    /// Traces: the W3C's trace context, and spans for an OpenTelemetry collector. With this section each request has a
+    /// trace id, which the access log has, and which filters, functions and upstreams see in `traceparent`; without it the
+    /// header passes as it came.
+    #[schemars(extend("x-default" = "none"))]
+    pub(crate) tracing: Option<Tracing>,
     /// Named groups of endpoints that serve the same thing. A list alone is short for a map with these `endpoints`.
     pub(crate) upstreams: Named<UpstreamForm>,
     /// Named steps that requests and responses go through, each a WebAssembly component.

@@ -6,6 +6,7 @@
 mod grants;
 mod plan;
 mod policy;
+mod seeing;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ pub use self::policy::{
     RateLimit, Redirect, Rewrite, RoutePolicy, RouteTimeouts, StatusPattern, Template, TemplatePiece,
 };
 
+pub use self::seeing::{AccessLog, ContinueFrom, LogField, LogFormat, LogOutput, LogPiece, Otlp, Redact, Tracing};
+
 /// A whole configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -37,6 +40,8 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Where the operator comes in.
     pub admin: Admin,
+    /// Traces. Default: none.
+    pub tracing: Option<Tracing>,
     /// In the order of the file. Names are unique.
     pub upstreams: Vec<Upstream>,
     /// In the order of the file. Names are unique.
@@ -80,8 +85,8 @@ pub struct Server {
     pub drain: Duration,
     /// Whether the file and the components it names are watched, and reloaded when they change. Default: true.
     pub watch: bool,
-    /// The access log. Default: JSON to stdout.
-    pub access_log: AccessLog,
+    /// The access log; none where it is off. Default: JSON to stdout.
+    pub access_log: Option<AccessLog>,
     /// How long connections that became tunnels may go on after a stop. Default: as long as [`Self::drain`].
     pub drain_tunnels: Duration,
     /// Peers whose forwarding headers, PROXY headers and `x-request-id` are believed. Default: none.
@@ -102,15 +107,6 @@ pub enum KeyValueStore {
     Embedded,
     /// A Redis server, by its address.
     Redis(Secret),
-}
-
-/// Where access log lines go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AccessLog {
-    /// One JSON object a line, to stdout.
-    Stdout,
-    /// None are written.
-    Off,
 }
 
 /// Limits of a request, before any filter's.

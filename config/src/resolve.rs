@@ -13,6 +13,7 @@ mod plan;
 mod policy;
 mod rollouts;
 mod routes;
+mod seeing;
 mod server;
 mod upstreams;
 
@@ -54,6 +55,7 @@ impl Resolver<'_> {
         let server = self.server(file.server, tree.at("server"));
         let listeners = self.listeners(file.listeners, &server, tree);
         let admin = self.admin(file.admin, tree, &listeners);
+        let tracing = self.tracing(file.tracing, tree.at("tracing"));
         for section in ["upstreams", "filters", "functions", "rollouts"] {
             self.check_names(tree.at(section));
         }
@@ -63,7 +65,7 @@ impl Resolver<'_> {
         let routes = self.routes(file.routes, tree);
         let rollouts = self.rollouts(file.rollouts.0, tree.at("rollouts"), &filters, &functions);
         self.check_rollouts_of_routes(&routes, &rollouts, &filters, &functions);
-        Config { experimental, server, listeners, admin, upstreams, filters, functions, routes, rollouts }
+        Config { experimental, server, listeners, admin, tracing, upstreams, filters, functions, routes, rollouts }
     }
 
     fn problem(&mut self, problem: Problem) {

@@ -2,15 +2,19 @@
 //! as it was written.
 
 mod address;
+mod collector;
 mod host;
 mod http;
+mod log_format;
 mod path;
 mod template;
 
 use std::fmt;
 
+pub(crate) use self::collector::CollectorUrl;
 pub(crate) use self::http::{HeaderName, Method, TOKEN_EXPECTED, is_token, is_value};
 pub(crate) use self::template::{header_template, path_prefix, redirect_template};
+pub(crate) use self::log_format::LogFormat;
 
 /// Why a text is not what was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]

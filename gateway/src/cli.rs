@@ -7,6 +7,7 @@ mod client;
 mod compile;
 mod completions;
 mod demo;
+mod doctor;
 mod events;
 mod explain;
 mod inspect;
@@ -18,6 +19,7 @@ mod reload;
 mod rollout;
 mod run;
 mod status;
+mod top;
 mod upgrade;
 
 use std::fmt;
@@ -79,6 +81,7 @@ enum Command {
     Compile(compile::Compile),
     Inspect(inspect::Inspect),
     Status(status::Status),
+    Top(top::Top),
     Reload(reload::Reload),
     Rollout(rollout::Rollout),
     Explain(explain::Explain),
@@ -87,6 +90,7 @@ enum Command {
     Approve(approve::Approve),
     Cache(cache::Cache),
     Upgrade(upgrade::Upgrade),
+    Doctor(doctor::Doctor),
     Demo(demo::Demo),
     Completions(completions::Completions),
 }
@@ -143,6 +147,7 @@ pub fn main() -> ExitCode {
         Command::Compile(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Top(command) => command.run(),
         Command::Reload(command) => command.run(),
         Command::Rollout(command) => command.run(),
         Command::Explain(command) => command.run(),
@@ -151,6 +156,7 @@ pub fn main() -> ExitCode {
         Command::Approve(command) => command.run(),
         Command::Cache(command) => command.run(),
         Command::Upgrade(command) => command.run(),
+        Command::Doctor(command) => command.run(),
         Command::Demo(command) => command.run(cli.log_format),
         Command::Completions(command) => command.run(),
     };

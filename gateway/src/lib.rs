@@ -9,6 +9,7 @@ pub mod control;
 pub mod folder;
 pub mod metrics;
 pub mod proxy;
+pub mod seeing;
 pub mod server;
 pub mod shadow;
 pub mod tls;

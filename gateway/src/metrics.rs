@@ -39,8 +39,8 @@ use policy::PolicyFamilies;
 pub use policy::{MirrorOutcome, MirrorSeries, PolicyAnswer, PolicySeries, RateSeries};
 pub use series::{
     CallSummary, CustomSeries, FAILED_BY_ITSELF, FUNCTION_OUTCOMES, FolderOutcome, FolderSeries, FunctionSeries,
-    ListenerSeries, OUTCOMES, PHASES, PhaseSeries, Retry, RouteSeries, STATUS_CLASSES, ShadowSeries, TrackSeries,
-    UpstreamSeries, VersionSeries, exports,
+    ListenerSeries, OUTCOMES, PHASES, PhaseSeries, Retry, RouteSeries, STATUS_CLASSES, ShadowSeries, SpanSeries,
+    TrackSeries, UpstreamSeries, VersionSeries, exports,
 };
 use series::{HANDSHAKE_OK, register};
 
@@ -159,8 +159,10 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Client connections accepted.
     pub connections_accepted: IntCounter,
-    /// Access log lines that were dropped because nobody read them.
+    /// Access log lines that were dropped because nobody read them, or since they could not be written.
     pub access_log_dropped: IntCounter,
+    /// Spans for a collector.
+    pub spans: SpanSeries,
     /// Failed accepts, for want of file descriptors most of the time.
     pub accept_errors: IntCounter,
 }
@@ -522,8 +524,13 @@ impl Metrics {
             connections_accepted: r.counter("lockgate_connections_total", "Client connections accepted.")?,
             access_log_dropped: r.counter(
                 "lockgate_access_log_dropped_total",
-                "Access log lines that were dropped because nobody read them fast enough.",
+                "Access log lines that were dropped because nobody read them fast enough, or since they could not be written.",
             )?,
+            spans: {
+                let help = "Spans for a collector: sent; dropped, since too many waited; or failed, since it did not take them.";
+                let spans = r.counters("lockgate_trace_spans_total", help, &["outcome"])?;
+                SpanSeries::new(&spans)
+            },
             accept_errors: r
                 .counter("lockgate_accept_errors_total", "Client connections that could not be accepted.")?,
             leases: Leases::default(),

@@ -26,6 +26,7 @@ pub mod route;
 pub mod shadow;
 pub mod sink;
 pub mod split;
+pub mod trace;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -118,6 +119,7 @@ impl ProxyHttp for Gateway {
             return Ok(());
         }
         admit::identify(session, context);
+        trace::begin(session, context);
         admit::bound_header(session, &context.snapshot.limits).map_err(|fault| self.fault(context, fault))?;
         if session.req_header().method == Method::CONNECT {
             return Err(self.fault(context, Fault::ConnectRefused));
@@ -444,10 +446,11 @@ impl ProxyHttp for Gateway {
         if let Some(fault) = context.fault {
             self.metrics.fault(fault);
         }
-        if context.snapshot.access_log {
-            self.access_log.write(session, context, status, duration);
+        if let Some(format) = &context.snapshot.access_log {
+            self.access_log.write(format, session, context, status, duration);
         }
         policy::send_copy(context);
+        trace::finish(session, context, status);
     }
 
     /// Our own log says it better, and once.

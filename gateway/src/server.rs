@@ -20,6 +20,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use lockgate_config::model::{Config, ListenAddress};
 use lockgate_config::problem::Report;
@@ -34,6 +35,7 @@ use crate::control::{self, Actor, Cause, Control, StartError};
 use crate::proxy::Gateway;
 use crate::proxy::arrival::Tunnels;
 use crate::proxy::log::AccessLog;
+use crate::seeing::output::Output;
 use accept::Acceptor;
 pub use drain::{Connections, Phase};
 use drain::{Deadlines, Ending, Shutdown, drain};
@@ -49,6 +51,9 @@ type App = HttpProxy<Gateway>;
 
 /// Threads of the control plane: one may read files or write state while the other answers the operator.
 const CONTROL_THREADS: usize = 2;
+
+/// How long the last spans may take to their collector when everything else has ended.
+const SPANS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How to run.
 #[derive(Clone)]
@@ -200,7 +205,8 @@ async fn serve(options: &Options, config: &Config, data_runtime: Handle) -> Resu
     let phase = Arc::new(Phase::default());
     let shutdown = Shutdown::default();
     let connections = Arc::new(Connections::new(control.metrics()));
-    let access_log = AccessLog::start(io::stdout(), control.metrics().access_log_dropped.clone())
+    let output = Output::open(control.cell().clone()).map_err(system("cannot open the access log"))?;
+    let access_log = AccessLog::start(output, control.metrics().access_log_dropped.clone())
         .map_err(system("cannot start the thread of the access log"))?;
     let app = crate::proxy::proxy(
         control.cell().clone(),
@@ -221,7 +227,7 @@ async fn serve(options: &Options, config: &Config, data_runtime: Handle) -> Resu
         tunnels.clone(),
         control.metrics().clone(),
         &shutdown,
-        data_runtime,
+        data_runtime.clone(),
     );
 
     let (successor, mut inheritance) = match options.takeover {
@@ -264,21 +270,26 @@ async fn serve(options: &Options, config: &Config, data_runtime: Handle) -> Resu
         .map(|path| PidFile::write(path).map_err(system(format!("cannot write `{}`", path.display()))))
         .transpose()?;
     let follow = tokio::spawn(follow_listeners(control.clone(), listeners.clone(), acceptor));
-    service_manager::notify("READY=1");
+    service_manager::notify(&ready(&control));
+    let alive = service_manager::watchdog(options.takeover.is_some())
+        .map(|every| tokio::spawn(service_manager::say_alive(every, data_runtime)));
     info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "serving");
 
-    let ending = until_the_end(&control, &predecessor, &mut signals).await;
+    let ending = until_the_end(&control, &predecessor, &access_log, &mut signals).await;
 
     phase.begin_drain();
     if ending == Ending::Stop {
-        service_manager::notify("STOPPING=1");
+        service_manager::notify("STOPPING=1\nSTATUS=draining");
     }
     predecessor.close();
     follow.abort();
     listeners.close();
     if ending == Ending::HandedOver {
-        // The successor answers the operator.
+        // The successor answers the operator, and the service manager.
         admin_server.stop();
+        if let Some(alive) = alive {
+            alive.abort();
+        }
     }
     let config = control.config();
     let deadlines = Deadlines { requests: config.server.drain, tunnels: config.server.drain_tunnels };
@@ -293,7 +304,12 @@ async fn serve(options: &Options, config: &Config, data_runtime: Handle) -> Resu
     }
     drop(pid_file);
     control.stop_deciding().await;
-    tokio::task::block_in_place(|| access_log.close());
+    tokio::task::block_in_place(|| {
+        access_log.close();
+        if let Some(spans) = control.cell().current().tracing.as_ref().and_then(|tracing| tracing.spans.as_ref()) {
+            spans.close(SPANS_PATIENCE);
+        }
+    });
     info!("ended");
     Ok(())
 }
@@ -378,7 +394,12 @@ async fn follow_listeners(control: Control, listeners: Arc<Listeners>, acceptor:
 }
 
 /// Serves until there is a reason not to.
-async fn until_the_end(control: &Control, predecessor: &Predecessor, signals: &mut Signals) -> Ending {
+async fn until_the_end(
+    control: &Control,
+    predecessor: &Predecessor,
+    access_log: &AccessLog,
+    signals: &mut Signals,
+) -> Ending {
     let mut outcome = predecessor.outcome();
     loop {
         tokio::select! {
@@ -386,10 +407,15 @@ async fn until_the_end(control: &Control, predecessor: &Predecessor, signals: &m
                 Signal::Stop => return Ending::Stop,
                 Signal::Reload => {
                     let control = control.clone();
-                    // The control loop logs how it went.
-                    tokio::spawn(async move { control.reload(Cause::Signal, Actor::signal()).await });
+                    service_manager::reloading();
+                    tokio::spawn(async move {
+                        // The control loop logs how it went. Refused or not, it is over, and the gateway serves.
+                        let _ = control.reload(Cause::Signal, Actor::signal()).await;
+                        service_manager::notify(&ready(&control));
+                    });
                 }
                 Signal::HandOver => predecessor.signalled(),
+                Signal::ReopenLog => access_log.reopen(),
             },
             handed_over = outcome.wait_for(|outcome| matches!(outcome, Outcome::HandedOver { .. })) => {
                 if handed_over.is_ok() {
@@ -398,6 +424,11 @@ async fn until_the_end(control: &Control, predecessor: &Predecessor, signals: &m
             }
         }
     }
+}
+
+/// What the service manager is told of a gateway that serves.
+fn ready(control: &Control) -> String {
+    format!("READY=1\nSTATUS=serving, generation {}", control.cell().current().generation)
 }
 
 /// Waits for a signal to stop; the others mean nothing to who waits for this.

@@ -163,6 +163,8 @@ fn help_teaches() {
         "explain",
         "quarantine",
         "cache",
+        "top",
+        "doctor",
         "upgrade",
         "demo",
         "completions",

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::policy::ErrorPage;
 use super::grants::RequireApproval;
 use super::key_value::{StoreForm, StoreWord};
+use super::access_log::{AccessLogForm, AccessLogWord};
 use super::written::{FilePath, Timeout, Whole, Written};
 use crate::model::ListenAddress;
 use crate::units::{ByteSize, Secret};
@@ -58,8 +59,8 @@ pub(crate) struct Server {
     pub(crate) drain_tunnels: Option<Written<Duration>>,
     /// Whether this file and the components that it names are watched, and reloaded when they change.
     pub(crate) watch: Written<bool>,
-    /// Where the access log goes, one JSON object a line.
-    pub(crate) access_log: AccessLog,
+    /// The access log, with a line for each request. A word is short for where it goes.
+    pub(crate) access_log: AccessLogForm,
     /// Networks of the proxies in front of this one. Only of these are `x-forwarded-for`, `forwarded` and the like,
     /// `x-forwarded-client-cert`, `x-request-id` and PROXY headers believed.
     pub(crate) trusted_proxies: Vec<Written<IpNet>>,
@@ -88,24 +89,13 @@ impl Default for Server {
             drain: Written(Duration::from_secs(30)),
             drain_tunnels: None,
             watch: Written(true),
-            access_log: AccessLog::Stdout,
+            access_log: AccessLogForm::Short(AccessLogWord::Stdout),
             trusted_proxies: Vec::new(),
             limits: RequestLimits::default(),
             error_pages: Vec::new(),
             require_approval: RequireApproval::Nothing,
         }
     }
-}
-
-/// Where the access log goes.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[schemars(inline)]
-pub(crate) enum AccessLog {
-    /// To standard output.
-    Stdout,
-    /// Nowhere.
-    Off,
 }
 
 /// Limits of every request.

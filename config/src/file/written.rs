@@ -14,7 +14,7 @@ use serde::{Serialize, Serializer};
 use super::grants::OutboundTo;
 use super::plan::StepShort;
 use crate::model::{Endpoint, FailureKind, HostPattern, ListenAddress, PathPattern};
-use crate::text::{self, HeaderName, Method, TextError};
+use crate::text::{self, CollectorUrl, HeaderName, LogFormat, Method, TextError};
 use crate::units::{self, ByteSize, Secret, Share, Weight};
 
 /// What a scalar stands for.
@@ -197,6 +197,17 @@ scalar!(String, "a text", |text: &str| Ok(text.to_owned()), Self::clone,);
 scalar!(Name, "a name", Name::parse, |name: &Self| name.0.clone(),);
 
 scalar!(Reference, "a name", Reference::parse, |name: &Self| name.0.clone(),);
+
+scalar!(
+    LogFormat,
+    "`json`, `common`, `combined` or a template",
+    str::parse,
+    Self::to_string,
+    "json",
+    "combined",
+    "{client} {method} {path} {status}"
+);
+scalar!(CollectorUrl, "the address of a collector", str::parse, Self::to_string, "http://127.0.0.1:4318");
 
 scalar!(HttpPath, "a path", HttpPath::parse, |path: &Self| path.0.clone(),);
 scalar!(HostText, "a host", HostText::parse, |text: &Self| text.0.clone(),);

@@ -7,7 +7,7 @@ use std::thread::available_parallelism;
 
 use super::Resolver;
 use crate::file;
-use crate::model::{AccessLog, Admin, ListenAddress, Listener, RequestLimits, Server};
+use crate::model::{Admin, ListenAddress, Listener, RequestLimits, Server};
 use crate::problem::{Place, Problem};
 use crate::tree::Node;
 use crate::units::ByteSize;
@@ -54,10 +54,7 @@ impl Resolver<'_> {
             drain: server.drain.0,
             drain_tunnels: server.drain_tunnels.unwrap_or(server.drain).0,
             watch: server.watch.0,
-            access_log: match server.access_log {
-                file::AccessLog::Stdout => AccessLog::Stdout,
-                file::AccessLog::Off => AccessLog::Off,
-            },
+            access_log: self.access_log(server.access_log, node.at("access_log")),
             trusted_proxies: server.trusted_proxies.iter().map(|network| network.0).collect(),
             limits: RequestLimits {
                 body: server.limits.body.map(|size| size.0),

@@ -67,6 +67,16 @@ impl Gateway {
         &self.config
     }
 
+    /// Returns the gateway of a configuration file.
+    pub(super) fn of(config: ConfigFile) -> Self {
+        Self { config, admin: None, token: None }
+    }
+
+    /// Calls the API from within a runtime, and returns the text of its answer.
+    pub(super) async fn ask(&self, method: Method, path: &str) -> Result<String, Failure> {
+        self.client()?.call(method, path, None).await
+    }
+
     /// Finds out where the gateway is.
     pub(super) fn client(&self) -> Result<Client, Failure> {
         let token = self.token.clone().map(Secret::new);
@@ -95,7 +105,8 @@ impl Gateway {
     }
 }
 
-fn runtime() -> Result<Runtime, Failure> {
+/// Returns a runtime for one command.
+pub(super) fn runtime() -> Result<Runtime, Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

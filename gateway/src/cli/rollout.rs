@@ -223,7 +223,7 @@ pub(super) fn table(rollouts: &[Value]) -> String {
 }
 
 /// Returns where a rollout is on its way: `2 of 5, 3m left`.
-fn step(rollout: &Value) -> String {
+pub(super) fn step(rollout: &Value) -> String {
     let Some(step) = rollout["step"].as_u64() else { return "-".to_owned() };
     let count = rollout["steps"].as_array().map_or(0, Vec::len);
     match rollout["hold_left_seconds"].as_f64() {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use lockgate_config::model::{self, AccessLog};
+use lockgate_config::model::{self, Config};
 use lockgate_config::units::Weight;
 
 use crate::control::facts::Facts;
@@ -18,8 +18,11 @@ use crate::folder::Folder;
 use crate::metrics::Metrics;
 use crate::proxy::counts::Counts;
 use crate::proxy::policy::fixed::{Fixed, Redirect};
+use crate::proxy::log::Format;
 use crate::proxy::route::Router;
 use crate::proxy::split::Split;
+use crate::proxy::trace::Tracing;
+use crate::seeing::spans::Collectors;
 use crate::shadow::{self, Shadows};
 use crate::track::{Track, Tracks};
 
@@ -68,6 +71,7 @@ pub fn build(
     metrics: &Metrics,
     shadows: &Shadows,
     policies: &Policies,
+    collectors: &Collectors,
 ) -> Snapshot {
     let config = &*facts.config;
     let rollouts = config
@@ -115,7 +119,11 @@ pub fn build(
             .collect(),
         requests_bound: policies.gateway(&config.server),
         pages: facts.bodies.pages(&config.server.error_pages),
-        access_log: config.server.access_log == AccessLog::Stdout,
+        access_log: config.server.access_log.as_ref().map(Format::new),
+        tracing: config.tracing.as_ref().map(|tracing| {
+            let spans = tracing.otlp.as_ref().and_then(|otlp| collectors.of(otlp, &metrics.spans));
+            Tracing::new(tracing, spans)
+        }),
         unrouted: metrics.route(UNROUTED),
         requests: AtomicUsize::new(0),
     }

@@ -65,13 +65,14 @@ impl Facts {
     /// Returns whether nothing but the file's layout differs.
     pub fn mean_the_same_as(&self, other: &Self) -> bool {
         let files = |facts: &Self| facts.terms.iter().flatten().map(|terms| terms.files()).collect::<Vec<_>>();
-        // The dump hides secrets. Those of settings are in the versions' digests.
+        // The dump hides secrets, the collector's headers among them. Those of settings are in the versions' digests.
         self.stable == other.stable
             && self.functions == other.functions
             && self.canaries == other.canaries
             && self.upstream_tls == other.upstream_tls
             && self.bodies == other.bodies
             && self.config.admin.token == other.config.admin.token
+            && self.config.tracing == other.config.tracing
             && files(self) == files(other)
             && self.meaning == other.meaning
     }

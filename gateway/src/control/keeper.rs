@@ -35,6 +35,7 @@ use crate::control::version::Failing;
 use crate::control::watch::Fingerprint;
 use crate::control::{Actor, Cause, Options, Refusal, Reloaded, RolloutView, StartError};
 use crate::metrics::{Metrics, ReloadOutcome};
+use crate::seeing::spans::Collectors;
 use crate::shadow::Shadows;
 
 mod commit;
@@ -175,6 +176,7 @@ impl Keeper {
             metrics: Arc::clone(&metrics),
             shadows: Arc::default(),
             policies: Policies::default(),
+            collectors: Collectors::default(),
             counters: Arc::default(),
             store: Arc::new(Mutex::new(store)),
             bind: options.bind,
@@ -206,7 +208,7 @@ impl Keeper {
         }
 
         let chosen_first = chosen(&loaded, &saved, &tools.counters);
-        let first = build(1, &facts, &chosen_first, &metrics, &tools.shadows, &tools.policies);
+        let first = build(1, &facts, &chosen_first, &metrics, &tools.shadows, &tools.policies, &tools.collectors);
         let first = Arc::new(first);
         metrics.generation.set(1);
         let last_reload = last_reload(Cause::Start, &Actor::gateway(), ReloadOutcome::Swapped, None);
@@ -506,8 +508,8 @@ impl Keeper {
         self.generation += 1;
         let chosen = chosen(&self.loaded, &self.saved, &self.tools.counters);
         let facts = &self.loaded.facts;
-        let (shadows, policies) = (&self.tools.shadows, &self.tools.policies);
-        let next = Arc::new(build(self.generation, facts, &chosen, metrics, shadows, policies));
+        let Tools { shadows, policies, collectors, .. } = &self.tools;
+        let next = Arc::new(build(self.generation, facts, &chosen, metrics, shadows, policies, collectors));
         let began = Instant::now();
         let old = self.cell.swap(next);
         metrics.swap_duration.observe(began.elapsed().as_secs_f64());

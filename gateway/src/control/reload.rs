@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lockgate_config::model::{
-    Config, Filter, FilterVersion, FolderGrant, Function, FunctionVersion, KeyValueStore, RolloutSubject, Server,
-    Target, Upstream,
+    AccessLog, Config, Filter, FilterVersion, FolderGrant, Function, FunctionVersion, KeyValueStore, LogOutput,
+    RolloutSubject, Server, Target, Upstream,
 };
 use lockgate_config::problem::{Place, Problem, Report, Source};
 use lockgate_host::{Digest, FilterSpec, FunctionSpec, Host, HostError, LoadError, Progress, StoreOptions, VersionId};
@@ -148,6 +148,7 @@ impl Draft {
         for upstream in &config.upstreams {
             reader.check_endpoints(upstream, serving);
         }
+        reader.check_access_log(&config.server);
         for route in &config.routes {
             if let Target::Static(files) = &route.target {
                 reader.check_folder(&files.folder, &files.place);
@@ -352,6 +353,21 @@ impl Reader<'_> {
             let hint = "it is a list of endpoints, as it could stand here: `[\"127.0.0.1:3000\"]`";
             self.problems.push(Problem::new(message, place.clone()).hint(hint));
         }
+    }
+
+    /// The file itself is opened when the configuration serves: a check leaves nothing behind.
+    fn check_access_log(&mut self, server: &Server) {
+        let Some(AccessLog { output, .. }) = &server.access_log else { return };
+        let (LogOutput::File(file), Some(folder)) = (output, output.folder()) else { return };
+        let message = if !folder.is_dir() {
+            format!("`{}` is no folder", shown(self.source, folder).display())
+        } else if file.is_dir() {
+            format!("`{}` is a folder", shown(self.source, file).display())
+        } else {
+            return;
+        };
+        let problem = Problem::new(message, self.source.place_of("server.access_log.file"));
+        self.problems.push(problem.hint("make the folder of the access log, and name a file in it"));
     }
 
     fn check_folder(&mut self, folder: &Path, place: &Place) {

@@ -20,8 +20,10 @@ use crate::proxy::policy::Policy;
 use crate::proxy::policy::fixed::{Fixed, Redirect};
 use crate::proxy::policy::pages::Pages;
 use crate::proxy::policy::places::Bound;
+use crate::proxy::log::Format;
 use crate::proxy::route::Router;
 use crate::proxy::split::Split;
+use crate::proxy::trace::Tracing;
 use crate::shadow::Shadow;
 use crate::tls::Terms;
 use crate::track::{Track, Tracks};
@@ -49,8 +51,10 @@ pub struct Snapshot {
     pub requests_bound: Option<Bound>,
     /// What errors look like for which a route has no page.
     pub pages: Pages,
-    /// Whether requests are logged.
-    pub access_log: bool,
+    /// How requests are logged; none where they are not.
+    pub access_log: Option<Format>,
+    /// Whose traces are continued, and what is recorded; none where there are no traces.
+    pub tracing: Option<Tracing>,
     /// Counts requests that no route took.
     pub unrouted: Arc<RouteSeries>,
     /// Requests that are reading this snapshot.

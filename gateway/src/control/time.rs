@@ -56,6 +56,22 @@ impl Timestamp {
         text
     }
 
+    /// Returns the time as web servers' logs have it, in ASCII: `21/Nov/2026:02:10:04 +0000`.
+    pub fn clf(self) -> [u8; 26] {
+        const MONTHS: [&[u8; 3]; 12] =
+            [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
+        let rfc3339 = self.rfc3339();
+        let (_, month, _) = civil(self.0 / 86_400_000);
+        let mut text = *b"00/Jan/0000:00:00:00 +0000";
+        text[..2].copy_from_slice(&rfc3339[8..10]);
+        if let Some(month) = usize::try_from(month).ok().and_then(|month| MONTHS.get(month - 1)) {
+            text[3..6].copy_from_slice(*month);
+        }
+        text[7..11].copy_from_slice(&rfc3339[..4]);
+        text[12..20].copy_from_slice(&rfc3339[11..19]);
+        text
+    }
+
     /// Returns the time in a form that file names can hold: `20261121T021004Z`.
     pub fn compact(self) -> String {
         let (year, month, day) = civil(self.0 / 86_400_000);
@@ -165,6 +181,7 @@ mod tests {
             assert_eq!(Timestamp::from_millis(millis).to_string(), text);
         }
         assert_eq!(Timestamp::from_millis(1_795_227_004_120).compact(), "20261121T021004Z");
+        assert_eq!(Timestamp::from_millis(1_795_227_004_120).clf(), *b"21/Nov/2026:02:10:04 +0000");
     }
 
     #[test]

@@ -464,3 +464,22 @@ pub(super) fn register<C: Collector + Clone + 'static>(registry: &Registry, fami
     registry.register(Box::new(family.clone()))?;
     Ok(family)
 }
+
+/// What became of spans for a collector.
+#[derive(Clone, Debug)]
+pub struct SpanSeries {
+    /// It took them.
+    pub sent: IntCounter,
+    /// Too many waited.
+    pub dropped: IntCounter,
+    /// It did not take them.
+    pub failed: IntCounter,
+}
+
+impl SpanSeries {
+    /// Resolves the handles, so that each is there from the start.
+    pub(super) fn new(spans: &IntCounterVec) -> Self {
+        let outcome = |outcome| spans.with_label_values(&[outcome]);
+        Self { sent: outcome("sent"), dropped: outcome("dropped"), failed: outcome("failed") }
+    }
+}

@@ -267,7 +267,10 @@ pub fn enter_chain(context: &mut Context) {
         return;
     }
     let captures = Captures::sample(route, links, context.tracks, &context.id, context.started);
-    let chain = Chain::enter(links, context.tracks, captures);
+    let mut chain = Chain::enter(links, context.tracks, captures);
+    if context.trace.as_ref().is_some_and(|trace| trace.is_recorded()) {
+        chain.note_calls();
+    }
     let exchange = context.exchange.is_none().then(|| {
         let names = match &route.target {
             Target::Upstream { names, .. } => Arc::clone(names),

@@ -20,6 +20,7 @@ use crate::control::snapshot::Link;
 use crate::metrics::{FAILED_BY_ITSELF, exports};
 use crate::proxy::fault::Fault;
 use crate::proxy::shadow::Captures;
+use crate::proxy::trace::Calls;
 use crate::shadow::capture::{Call, Decided};
 use crate::track::Tracks;
 
@@ -34,6 +35,8 @@ pub struct Chain {
     captures: Option<Box<Captures>>,
     /// By which filters reach upstreams; none where none is granted one.
     upstreams: Option<Arc<dyn Upstreams>>,
+    /// What is noted of all calls for the request's trace; none for most requests.
+    calls: Option<Box<Calls>>,
 }
 
 /// The state of a request in one filter.
@@ -85,7 +88,25 @@ impl Chain {
             tracks,
             captures,
             upstreams: None,
+            calls: None,
         }
+    }
+
+    /// Notes calls from here on.
+    pub fn note_calls(&mut self) {
+        self.calls = Some(Box::default());
+    }
+
+    /// Adds the calls that were noted behind a middleware.
+    pub fn extend_calls(&mut self, behind: Option<Box<Calls>>) {
+        if let Some(behind) = behind {
+            self.calls.get_or_insert_default().extend(*behind);
+        }
+    }
+
+    /// Returns the calls that were noted, once.
+    pub fn take_calls(&mut self) -> Option<Box<Calls>> {
+        self.calls.take()
     }
 
     /// Lets filters reach the upstreams that they are granted.
@@ -401,6 +422,10 @@ impl Chain {
         let (version, track) = link.versions.on(self.tracks);
         if let Some(series) = version.series(track) {
             series.call(phase, outcome, spent);
+        }
+        if let Some(calls) = &mut self.calls {
+            let outcome = crate::metrics::OUTCOMES.get(outcome).copied().unwrap_or_default();
+            calls.note(link, self.tracks, phase, outcome, started, spent);
         }
         let step = &mut self.steps[index];
         step.spent += spent;

@@ -24,6 +24,7 @@ use crate::proxy::inner::Inner;
 use crate::proxy::policy::mirror::Copy;
 use crate::proxy::policy::places::Place;
 use crate::proxy::rest::Parent;
+use crate::proxy::trace::Trace;
 use crate::track::{Slots, Track, Tracks};
 
 /// A request.
@@ -41,6 +42,8 @@ pub struct Context {
     pub peer: Option<SocketAddr>,
     /// Whether the peer's forwarding headers are believed.
     pub peer_trusted: bool,
+    /// The trace that it belongs to; none where there are no traces.
+    pub trace: Option<Box<Trace>>,
     /// How it arrived; none until it is known.
     pub arrival: Option<Arc<Arrival>>,
     /// An index into the snapshot's routes, once it is known.
@@ -237,6 +240,7 @@ impl Context {
             client: IpAddr::from([0, 0, 0, 0]),
             peer: None,
             peer_trusted: false,
+            trace: None,
             arrival: None,
             route: None,
             tracks: Tracks::default(),

@@ -120,7 +120,11 @@ fn remove_own(request: &mut RequestHeader) {
 }
 
 fn name(request: &mut RequestHeader, context: &Context) -> pingora::Result<()> {
-    request.insert_header(X_REQUEST_ID, HeaderValue::from_str(&context.id).or_err(InternalError, "a request id")?)
+    request.insert_header(X_REQUEST_ID, HeaderValue::from_str(&context.id).or_err(InternalError, "a request id")?)?;
+    if let Some(trace) = &context.trace {
+        trace.tell_upstream(request);
+    }
+    Ok(())
 }
 
 /// Edits what filters make of a request's and a response's body.

@@ -24,6 +24,9 @@ pub async fn next(session: &Session, context: &mut Context) -> Result<Box<HttpPe
     let number = context.attempt.as_ref().map_or(1, |attempt| attempt.number + 1);
     let (upstream, track) = context.upstream().ok_or(Fault::Internal)?;
     let upstream = upstream.clone();
+    if let Some(record) = context.trace.as_mut().and_then(|trace| trace.record()) {
+        record.attempt(context.attempt.as_ref());
+    }
     // The last attempt's place is free again.
     context.attempt = None;
     if context.attempts.admitted.is_none() {

@@ -30,6 +30,7 @@ use crate::proxy::arrival::Arrival;
 use crate::proxy::chain::Step;
 use crate::proxy::context::{Answering, Attempt, Context, Reading, SentFile};
 use crate::proxy::fault::Fault;
+use crate::proxy::trace::{Calls, Trace};
 use crate::track::Tracks;
 
 /// How long the end of a request waits to be told what became of it behind its middleware. It is over by then, or breaks
@@ -97,6 +98,7 @@ struct Baton {
     tracks: Tracks,
     part: usize,
     exchange: Option<Box<Exchange>>,
+    trace: Option<Box<Trace>>,
     shared: Arc<Shared>,
     report: oneshot::Sender<Report>,
 }
@@ -111,6 +113,8 @@ struct Report {
     file: Option<SentFile>,
     fault: Option<Fault>,
     reason: Option<String>,
+    trace: Option<Box<Trace>>,
+    calls: Option<Box<Calls>>,
 }
 
 /// Who is told.
@@ -135,6 +139,7 @@ impl Rest {
             tracks: context.tracks,
             part,
             exchange: context.exchange.clone(),
+            trace: context.trace.as_ref().map(|trace| Box::new(trace.passed_on())),
             shared: Arc::clone(&shared),
             report,
         };
@@ -392,8 +397,12 @@ impl Behind {
     pub async fn report(&mut self, context: &mut Context) {
         let Some(reported) = self.report.take().filter(|_| self.asked()) else { return };
         let Ok(Ok(report)) = tokio::time::timeout(REPORT_WAIT, reported).await else { return };
-        let Report { steps, middleware, attempt, answering, file, fault, reason } = report;
+        let Report { steps, middleware, attempt, answering, file, fault, reason, trace, calls } = report;
         context.chain.extend(steps);
+        context.chain.extend_calls(calls);
+        if let (Some(trace), Some(behind)) = (&mut context.trace, trace) {
+            trace.take_back(*behind);
+        }
         context.middleware.extend(middleware);
         context.attempt = attempt;
         context.answering = answering;
@@ -427,6 +436,7 @@ pub fn resume(session: &mut Session, context: &mut Context) -> Result<bool, Faul
     context.tracks = tracks;
     context.part = part;
     context.exchange = baton.exchange;
+    context.trace = baton.trace;
     let given = baton.shared.given.lock().take().ok_or(Fault::Internal)?;
     *session.req_header_mut() = given.header;
     admit::normalise(session)?;
@@ -454,6 +464,8 @@ pub fn tell(parent: Parent, context: &mut Context) {
         file: context.file.take(),
         fault: context.fault,
         reason: context.reason.take(),
+        trace: context.trace.take(),
+        calls: context.chain.take_calls(),
     };
     // A parent that did not wait is none to be told.
     let _ = parent.0.send(report);

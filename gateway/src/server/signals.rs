@@ -13,6 +13,8 @@ pub(super) enum Signal {
     Reload,
     /// SIGQUIT: hand over to the process that waits for it.
     HandOver,
+    /// SIGUSR1: open the file of the access log anew, since somebody has moved it away.
+    ReopenLog,
 }
 
 /// The signals that are listened to.
@@ -22,6 +24,7 @@ pub(super) struct Signals {
     interrupt: Stream,
     hang_up: Stream,
     quit: Stream,
+    user: Stream,
 }
 
 impl Signals {
@@ -35,6 +38,7 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
             quit: signal(SignalKind::quit())?,
+            user: signal(SignalKind::user_defined1())?,
         })
     }
 
@@ -45,6 +49,7 @@ impl Signals {
             _ = self.interrupt.recv() => Signal::Stop,
             _ = self.hang_up.recv() => Signal::Reload,
             _ = self.quit.recv() => Signal::HandOver,
+            _ = self.user.recv() => Signal::ReopenLog,
         }
     }
 }

@@ -44,6 +44,13 @@ impl Lines {
         lines
     }
 
+    /// All lines of a process that has ended.
+    async fn whole(&self) -> Vec<Value> {
+        let mut receiver = self.0.subscribe();
+        let ended = tokio::time::timeout(PATIENCE, receiver.wait_for(|written| written.ended)).await;
+        ended.expect("the process ends").expect("its output is read").lines.clone()
+    }
+
     /// The first line, from `skip` on, of which something is told; waits for it.
     async fn find<T>(&self, skip: usize, tell: impl Fn(&Value) -> Option<T>) -> T {
         let mut receiver = self.0.subscribe();
@@ -278,6 +285,11 @@ impl Gateway {
     /// All access log lines so far.
     pub fn access_log(&self) -> Vec<Value> {
         self.process().access_log.0.borrow().lines.clone()
+    }
+
+    /// The whole access log of a gateway that has ended.
+    pub async fn whole_access_log(&self) -> Vec<Value> {
+        self.process().access_log.whole().await
     }
 
     /// A log line from `skip` on that holds a text; waits for it.

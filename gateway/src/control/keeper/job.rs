@@ -30,6 +30,7 @@ use crate::control::version::{Failing, Version};
 use crate::control::watch::Fingerprint;
 use crate::control::{Actor, Bind, Refusal};
 use crate::metrics::Metrics;
+use crate::seeing::spans::Collectors;
 use crate::shadow::Shadows;
 
 /// How long a reload waits for an upstream's names and the first checks of its endpoints. What takes longer is known later.
@@ -42,6 +43,7 @@ pub(super) struct Tools {
     pub(super) metrics: Arc<Metrics>,
     pub(super) shadows: Arc<Shadows>,
     pub(super) policies: Policies,
+    pub(super) collectors: Collectors,
     pub(super) counters: Arc<Counters>,
     pub(super) resolver: Resolver,
     pub(super) store: Arc<Mutex<Store>>,

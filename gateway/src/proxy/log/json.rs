@@ -1,12 +1,132 @@
-//! Writes JSON objects into a buffer, field by field. The access log is most of what the gateway itself does for a
-//! request without filters, so what every line has is not taken through a serializer's traits and the formatting
+//! Lines as JSON objects, written into a buffer field by field. The access log is most of what the gateway itself does
+//! for a request without filters, so what every line has is not taken through a serializer's traits and the formatting
 //! machinery of the standard library.
 
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use http::HeaderName;
+use http::header::{HOST, USER_AGENT};
+
+use super::{Ended, Passed};
 use crate::control::time::Timestamp;
+
+/// Puts a line together. What a line says of a request:
+///
+/// - `path` comes without the query, which may hold secrets; `query` is there where it is asked for.
+/// - `tls.client` is who has shown a certificate.
+/// - `status` is 0 where the client was gone before there was one.
+/// - `filters` are the route's, middleware among them, with version and track, in the order of the chain; one without
+///   `outcome` was not called. `us` of a middleware is for how long it kept a thread.
+/// - `function.busy_ms` is for how long it kept a thread; without `outcome` the client was gone before there was one.
+/// - `policy` is what of the route's policy answered, in the place of the target or as it.
+/// - `error.reason` is what the operating system or Pingora says, where they say something, or which limit was reached.
+/// - `sample` is the share of requests that the line stands for, where not all are logged.
+pub(super) fn line(out: &mut Vec<u8>, ended: &Ended<'_>, query: bool, headers: &[HeaderName], sampled: bool) {
+    let Ended { session, context, status, duration, sample, redact } = *ended;
+    let request = session.req_header();
+    let mut object = Object::begin(out);
+    object.time("time", Timestamp::now());
+    object.text("id", &context.id);
+    if let Some(trace) = &context.trace {
+        object.hexadecimal("trace", trace.id());
+    }
+    object.address("client", ended.client());
+    object.text("method", request.method.as_str());
+    object.optional_text("host", ended.header(&HOST));
+    object.text("path", request.uri.path());
+    if let Some(query) = request.uri.query().filter(|_| query) {
+        object.pieces("query", |piece| redact.query(query, piece));
+    }
+    object.text("protocol", ended.protocol());
+    if let Some(tls) = context.arrival.as_ref().and_then(|arrival| arrival.tls.as_ref()) {
+        object.object("tls", |object| {
+            object.text("version", tls.version);
+            if let Some(name) = &tls.server_name {
+                object.text("server_name", name);
+            }
+            if let Some(client) = &tls.client {
+                object.object("client", |object| {
+                    object.text("subject", &client.subject);
+                    object.texts("names", client.names.iter().map(|name| &**name));
+                });
+            }
+        });
+    }
+    if let Some(agent) = ended.header(&USER_AGENT) {
+        object.pieces("user_agent", |piece| redact.header(&USER_AGENT, agent, piece));
+    }
+    if !headers.is_empty() {
+        object.object("headers", |object| {
+            for name in headers {
+                if let Some(value) = ended.header(name) {
+                    object.pieces(name.as_str(), |piece| redact.header(name, value, piece));
+                }
+            }
+        });
+    }
+    object.number("status", status.into());
+    object.number("bytes_received", context.body.received);
+    object.number("bytes_sent", ended.bytes_sent());
+    object.millis("duration_ms", duration);
+    object.optional_text("route", context.route().map(|route| &*route.name));
+    if let Some(attempt) = &context.attempt {
+        object.object("upstream", |object| {
+            object.text("name", attempt.upstream.name());
+            object.text("track", attempt.track.as_str());
+            object.endpoint("address", attempt.address);
+            object.number("attempts", attempt.number.into());
+            if let Some(after) = attempt.header_after {
+                object.millis("header_ms", after);
+            }
+        });
+    }
+    if let Some(answering) = &context.answering {
+        object.object("function", |object| {
+            object.text("name", answering.version.function().name());
+            object.text("version", answering.version.label());
+            object.text("track", answering.track.as_str());
+            object.optional_text("outcome", answering.outcome);
+            if let Some(after) = answering.header_after {
+                object.millis("header_ms", after);
+            }
+            object.millis("busy_ms", answering.busy);
+        });
+    }
+    if let Some(file) = &context.file {
+        object.object("static", |object| {
+            object.text("file", &file.name);
+            if let Some(encoding) = file.encoding {
+                object.text("encoding", encoding);
+            }
+        });
+    }
+    if let Some(policy) = context.answered_by {
+        object.text("policy", policy.as_str());
+    }
+    object.objects("filters", super::passed(context), |object, Passed { name, version, track, step }| {
+        object.text("name", name);
+        object.text("version", version);
+        object.text("track", track.as_str());
+        object.optional_text("outcome", step.and_then(|step| step.outcome));
+        object.micros("us", step.map_or(Duration::ZERO, |step| step.spent));
+    });
+    if let Some(fault) = context.fault {
+        object.object("error", |object| {
+            object.text("source", fault.source().as_str());
+            object.text("kind", fault.kind());
+            if let Some(reason) = &context.reason {
+                object.text("reason", reason);
+            }
+        });
+    }
+    object.number("generation", context.snapshot.generation);
+    if sampled {
+        object.share("sample", sample.basis_points());
+    }
+    object.end();
+}
 
 /// An object that is being written; finished by [`Object::end`].
 #[derive(Debug)]
@@ -26,8 +146,8 @@ impl<'a> Object<'a> {
         self.out.push(b'}');
     }
 
-    /// Keys are words of ours: nothing in them needs an escape.
-    fn key(&mut self, key: &'static str) -> &mut Vec<u8> {
+    /// Keys are words of ours or names of headers: nothing in them needs an escape.
+    fn key(&mut self, key: &str) -> &mut Vec<u8> {
         if self.out.last() != Some(&b'{') {
             self.out.push(b',');
         }
@@ -41,6 +161,28 @@ impl<'a> Object<'a> {
     pub(super) fn text(&mut self, key: &'static str, text: &str) {
         let out = self.key(key);
         string(out, text);
+    }
+
+    /// Writes a text that comes in pieces.
+    pub(super) fn pieces(&mut self, key: &str, pieces: impl FnOnce(&mut dyn FnMut(&str))) {
+        let out = self.key(key);
+        out.push(b'"');
+        pieces(&mut |piece| escaped(out, piece));
+        out.push(b'"');
+    }
+
+    /// Writes a number in hexadecimal, as a text of 32 digits.
+    pub(super) fn hexadecimal(&mut self, key: &'static str, number: u128) {
+        let out = self.key(key);
+        out.push(b'"');
+        out.extend_from_slice(&hexadecimal(number));
+        out.push(b'"');
+    }
+
+    /// Writes a share in hundredths of a per cent as a number from 0 to 1.
+    pub(super) fn share(&mut self, key: &'static str, points: u16) {
+        let out = self.key(key);
+        fixed(out, points.into(), 4);
     }
 
     /// Writes a text, or `null`.
@@ -87,22 +229,14 @@ impl<'a> Object<'a> {
     }
 
     /// Writes an IP address with its port, or `null`.
-    pub(super) fn endpoint(&mut self, key: &'static str, endpoint: Option<SocketAddr>) {
+    pub(super) fn endpoint(&mut self, key: &'static str, address: Option<SocketAddr>) {
         let out = self.key(key);
-        let Some(endpoint) = endpoint else {
+        let Some(address) = address else {
             out.extend_from_slice(b"null");
             return;
         };
         out.push(b'"');
-        match endpoint {
-            SocketAddr::V4(endpoint) => {
-                ip(out, IpAddr::V4(*endpoint.ip()));
-                out.push(b':');
-                digits(out, endpoint.port().into());
-            }
-            // Writing to a vector does not fail.
-            SocketAddr::V6(endpoint) => drop(write!(out, "{endpoint}")),
-        }
+        endpoint(out, address);
         out.push(b'"');
     }
 
@@ -147,12 +281,13 @@ impl<'a> Object<'a> {
     }
 }
 
-fn digits(out: &mut Vec<u8>, number: u64) {
+/// Writes a whole number.
+pub(super) fn digits(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
 /// Writes a number of which so many digits stand behind the point.
-fn fixed(out: &mut Vec<u8>, number: u128, decimals: usize) {
+pub(super) fn fixed(out: &mut Vec<u8>, number: u128, decimals: usize) {
     let number = u64::try_from(number).unwrap_or(u64::MAX);
     let unit = 10_u64.pow(u32::try_from(decimals).unwrap_or(0));
     digits(out, number / unit);
@@ -163,7 +298,21 @@ fn fixed(out: &mut Vec<u8>, number: u128, decimals: usize) {
     out.extend_from_slice(fraction);
 }
 
-fn ip(out: &mut Vec<u8>, address: IpAddr) {
+/// Writes an IP address with its port.
+pub(super) fn endpoint(out: &mut Vec<u8>, endpoint: SocketAddr) {
+    match endpoint {
+        SocketAddr::V4(endpoint) => {
+            ip(out, IpAddr::V4(*endpoint.ip()));
+            out.push(b':');
+            digits(out, endpoint.port().into());
+        }
+        // Writing to a vector does not fail.
+        SocketAddr::V6(endpoint) => drop(write!(out, "{endpoint}")),
+    }
+}
+
+/// Writes an IP address.
+pub(super) fn ip(out: &mut Vec<u8>, address: IpAddr) {
     match address {
         IpAddr::V4(address) => {
             for (index, octet) in address.octets().into_iter().enumerate() {
@@ -178,9 +327,20 @@ fn ip(out: &mut Vec<u8>, address: IpAddr) {
     }
 }
 
+/// Returns all 32 digits of a number.
+pub(super) fn hexadecimal(number: u128) -> [u8; 32] {
+    std::array::from_fn(|place| b"0123456789abcdef"[(number >> (124 - 4 * place)) as usize & 15])
+}
+
 /// Writes a string: RFC 8259, section 7.
 fn string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
+    escaped(out, text);
+    out.push(b'"');
+}
+
+/// Writes what stands in a string.
+fn escaped(out: &mut Vec<u8>, text: &str) {
     let bytes = text.as_bytes();
     // All of them are looked at, since that is faster than to stop at the first.
     if bytes.iter().fold(false, |any, &byte| any | is_escaped(byte)) {
@@ -198,7 +358,6 @@ fn string(out: &mut Vec<u8>, text: &str) {
     } else {
         out.extend_from_slice(bytes);
     }
-    out.push(b'"');
 }
 
 const fn is_escaped(byte: u8) -> bool {
@@ -230,6 +389,18 @@ mod tests {
             object.texts("texts", ["a", "\""].into_iter());
         });
         assert_eq!(text, r#"{"none":[],"two":[{"n":1},{"n":2}],"inner":{},"text":null,"texts":["a","\""]}"#);
+    }
+
+    #[test]
+    fn texts_in_pieces_shares_and_ids_are_values() {
+        let text = written(|object| {
+            object.pieces("query", |piece| ["a=\"", "***"].into_iter().for_each(piece));
+            object.share("sample", 50);
+            object.share("all", 10_000);
+            object.hexadecimal("trace", 0xab);
+        });
+        let trace = "000000000000000000000000000000ab";
+        assert_eq!(text, format!(r#"{{"query":"a=\"***","sample":0.0050,"all":1.0000,"trace":"{trace}"}}"#));
     }
 
     #[test]
