@@ -33,7 +33,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, Method};
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
+use http::{HeaderMap, HeaderValue, Method};
 use lockgate_config::model::RequestLimits;
 use lockgate_host::{BodyMode, Response};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -54,6 +55,7 @@ use context::{Context, Ids};
 use fault::Fault;
 use inner::Reach;
 use log::AccessLog;
+use policy::decompress;
 
 /// Requests of an HTTP/2 connection that were taken back, and of which something is left to do.
 const H2_RESETS_MAX: usize = 20;
@@ -543,9 +545,21 @@ impl Gateway {
         let max = chain.request_body_max(links);
         let max = context.route().and_then(|route| route.policy.body_max).unwrap_or(u64::MAX).min(max);
         context.body.mode = mode;
-        if mode != BodyMode::Buffer {
+        let decompressed = context.route().and_then(|route| route.policy.decompress).filter(|_| mode != BodyMode::None);
+        let coded = match decompressed.map(|_| decompress::coding(&session.req_header().headers)).transpose() {
+            Ok(coded) => coded.flatten(),
+            Err(fault) => {
+                let codings = HeaderValue::from_static(decompress::CODINGS);
+                let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, codings)]);
+                respond::refuse_with(session, context, fault, headers).await?;
+                return Ok(true);
+            }
+        };
+        if mode != BodyMode::Buffer && coded.is_none() {
             return Ok(false);
         }
+        // What is longer before it is decompressed will not be shorter after.
+        let max = max.min(decompressed.filter(|_| coded.is_some()).unwrap_or(u64::MAX));
         let pace = Pace::new(context.started, &limits);
         let bounds = Bounds { max, timeout: limits.read_timeout, pace };
         // Behind a middleware it has been read.
@@ -565,6 +579,17 @@ impl Gateway {
             }
         };
         context.body.received = whole.len() as u64;
+        // There is none of a request that has no body.
+        if let Some(coded) = coded.filter(|_| !whole.is_empty()) {
+            whole = match decompress::decompress(coded, &whole, max).await {
+                Ok(whole) => whole,
+                Err(fault) => {
+                    respond::refuse(session, context, fault).await?;
+                    return Ok(true);
+                }
+            };
+            session.req_header_mut().remove_header(&CONTENT_ENCODING);
+        }
         let Some((chain, links, exchange)) = context.filters() else { return Ok(false) };
         lend::request(session, exchange);
         let verdict = chain.on_request_body(links, exchange, &mut whole, true).await;

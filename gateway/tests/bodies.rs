@@ -4,6 +4,7 @@ mod harness;
 
 use std::time::Duration;
 
+use async_compression::tokio::bufread::{BrotliEncoder, GzipEncoder};
 use bytes::Bytes;
 use harness::{Gateway, Reply, Upstream};
 use http_body_util::StreamBody;
@@ -200,4 +201,49 @@ fn resident(gateway: &Gateway) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+#[tokio::test]
+async fn compressed_bodies_are_decompressed_before_filters_look_at_them() {
+    let config = r#"
+upstreams: { app: ["${UPSTREAM}"] }
+filters:
+  whole: { component: filters/body-buffer.wasm }
+  upper: { component: filters/body-upper.wasm }
+routes:
+  - { name: whole, match: { path: /whole }, decompress: 100kB, filters: [whole], upstream: app }
+  - { name: upper, match: { path: /upper }, decompress: 100kB, filters: [upper], upstream: app }
+  - { name: none, match: { path: /none }, decompress: 100kB, upstream: app }
+"#;
+    let up = Upstream::start().await;
+    let gateway = Gateway::start(config, &up).await;
+    let send = async |path: &str, coding: &str, body: &[u8]| {
+        let request = gateway.client().post(gateway.url(path)).header("content-encoding", coding);
+        gateway.send(request.body(body.to_vec())).await
+    };
+    let text = "hello ".repeat(10_000);
+    let (mut gzip, mut brotli, mut bomb) = (Vec::new(), Vec::new(), Vec::new());
+    GzipEncoder::new(text.as_bytes()).read_to_end(&mut gzip).await.unwrap();
+    BrotliEncoder::new(text.as_bytes()).read_to_end(&mut brotli).await.unwrap();
+    GzipEncoder::new(&vec![0; 10 << 20][..]).read_to_end(&mut bomb).await.unwrap();
+
+    let seen = send("/whole", "gzip", &gzip).await.seen();
+    assert_eq!((seen.body_length, seen.body_hash), (text.len(), xxh3_64(text.as_bytes())));
+    assert_eq!((seen.header("x-body-length"), seen.header("content-encoding")), ("60000", ""));
+    assert_eq!(seen.header("content-length"), "60000");
+    // A filter that takes a body piece by piece gets it in one.
+    let reply = send("/upper", "br", &brotli).await;
+    assert!(reply.text().to_ascii_lowercase().contains("\"body_length\":60000"), "{}", reply.text());
+    // Without a filter that looks at it, nobody needs it.
+    let seen = send("/none", "gzip", &gzip).await.seen();
+    assert_eq!((seen.body_length, seen.header("content-encoding")), (gzip.len(), "gzip"));
+    let requests = up.requests();
+
+    assert_eq!(send("/whole", "gzip", &bomb).await.status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(send("/whole", "gzip", b"nothing of the kind").await.status, StatusCode::BAD_REQUEST);
+    let unknown = send("/whole", "compress", &gzip).await;
+    assert_eq!(unknown.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    assert_eq!(unknown.header("accept-encoding"), "gzip, zstd, br");
+    assert_eq!(gateway.logged(|line| line["status"] == 415).await["error"]["kind"], "unknown_coding");
+    assert_eq!(up.requests(), requests);
 }

@@ -14,6 +14,7 @@ pub(super) fn policy(policy: &RoutePolicy, config: &Config, route: &mut Value) {
         rate_limits,
         requests_max,
         body,
+        decompress,
         timeouts,
         request_headers,
         response_headers,
@@ -22,6 +23,9 @@ pub(super) fn policy(policy: &RoutePolicy, config: &Config, route: &mut Value) {
         mirror,
         error_pages,
     } = policy;
+    if let Some(decompress) = decompress {
+        route["decompress"] = decompress.to_string().into();
+    }
     let mut put = |key: &str, map: Map<String, Value>| {
         if !map.is_empty() {
             route[key] = map.into();

@@ -18,7 +18,7 @@ use super::policy::{
 use super::written::{CookieName, FilePath, Name, Reference, Status, Token, Written, quoting};
 use crate::model::{HostPattern, PathPattern};
 use crate::text::{HeaderName, Method};
-use crate::units::Weight;
+use crate::units::{ByteSize, Weight};
 
 /// What answers which requests.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -45,6 +45,12 @@ pub(crate) struct Route {
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
     pub(crate) compress: Vec<Coding>,
+    /// Decompresses the bodies of requests (`gzip`, `zstd`, `br`) for filters that look at bodies, which then see them whole,
+    /// as the target does: up to this size; what becomes longer is answered with 413, and what is compressed in another way
+    /// with 415.
+    #[serde(default)]
+    #[schemars(extend("x-default" = "none: filters see bodies as they come"))]
+    pub(crate) decompress: Option<Written<ByteSize>>,
     /// How often who may ask, each for itself; one that is reached answers with 429. Asked before any filter.
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]

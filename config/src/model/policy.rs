@@ -17,6 +17,8 @@ pub struct RoutePolicy {
     pub requests_max: Option<u32>,
     /// Bytes of a request's body, in the place of the server's limit. Default: the server's.
     pub body: Option<ByteSize>,
+    /// Bytes that a compressed body may become before filters that look at it. Default: bodies stay as they are.
+    pub decompress: Option<ByteSize>,
     /// How long requests may take.
     pub timeouts: RouteTimeouts,
     /// Edits of the request's header, before its first filter.

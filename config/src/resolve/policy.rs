@@ -35,6 +35,7 @@ impl Resolver<'_> {
             rate_limits,
             requests_max: route.limits.requests.as_ref().map(|requests| requests.0.0),
             body: route.limits.body.as_ref().map(|body| body.0),
+            decompress: route.decompress.as_ref().map(|size| size.0),
             timeouts: RouteTimeouts {
                 total: timeouts.total.as_ref().map(|total| total.0.0),
                 response: timeouts.response.as_ref().map(|response| response.0.0),

@@ -28,10 +28,13 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug, Default)]
 pub struct Policies {
     gateway: Arc<Places>,
-    rates: Mutex<BTreeMap<(Arc<str>, String), Weak<Rate>>>,
+    rates: Mutex<Rates>,
     places: Mutex<BTreeMap<Arc<str>, Weak<Places>>>,
     mirrored: Connections,
 }
+
+/// By the names of route and limit.
+type Rates = BTreeMap<(Arc<str>, String), Weak<Rate>>;
 
 /// Connections that mirrored requests go over.
 struct Connections(Arc<Connector>);

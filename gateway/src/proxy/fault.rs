@@ -97,6 +97,8 @@ faults! {
     RequestTimeout = Gateway "request_timeout" 504 "request took too long";
     /// The body is longer than a limit.
     BodyTooLarge = Downstream "body_too_large" 413 "request body too large";
+    /// The body is compressed in a way that is not known here.
+    UnknownCoding = Downstream "unknown_coding" 415 "unsupported content coding";
     /// The body did not come in time.
     BodyTimeout = Downstream "body_timeout" 408 "request body did not arrive in time";
     /// The client went away.

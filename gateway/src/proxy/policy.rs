@@ -7,6 +7,7 @@
 //! [`mirror`].
 
 pub mod cors;
+pub mod decompress;
 pub mod edits;
 pub mod fixed;
 pub mod mirror;
@@ -57,6 +58,8 @@ pub struct Policy {
     pub prefix: usize,
     /// Bytes of a request's body: the route's limit, or else the server's.
     pub body_max: Option<u64>,
+    /// Bytes that a compressed body may become before filters look at it; none where it stays as it is.
+    pub decompress: Option<u64>,
     /// Which pages of other origins may ask.
     pub cors: Option<Cors>,
     /// Who gets a copy of a share of the requests.
@@ -99,6 +102,7 @@ impl Policy {
                 PathPattern::Exact(_) | PathPattern::Template(_) => 1,
             },
             body_max: policy.body.map(|body| body.bytes()).or(body),
+            decompress: policy.decompress.map(|size| size.bytes()),
             cors: policy.cors.as_ref().map(Cors::new),
             mirror,
             timeouts: policy.timeouts,
