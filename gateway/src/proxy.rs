@@ -16,6 +16,7 @@ pub mod function;
 pub mod lend;
 pub mod log;
 pub mod path;
+pub mod place;
 pub mod reach;
 pub mod respond;
 pub mod route;

@@ -10,7 +10,10 @@ use super::forms::Named;
 use super::written::{FilePath, Timeout, Whole, Written};
 use crate::units::ByteSize;
 
-/// A component that answers requests itself, in its stable version: a standard `wasi:http` 0.2 proxy.
+/// A component that answers requests itself, in its stable version: a standard `wasi:http` 0.2 proxy, or a program, a
+/// standard `wasi:cli` 0.2 command. A program gets the request as CGI has it (RFC 3875): the body from standard input, all
+/// else from variables (`REQUEST_METHOD`, `PATH_INFO`, `QUERY_STRING`, `HTTP_…`), and it prints a header with `Status`,
+/// `Content-Type` or `Location` in it, an empty line and the body. What it prints to standard error is logged.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Function {

@@ -59,7 +59,7 @@ pub enum LoadError {
         exports: Vec<String>,
     },
     /// Answers no requests.
-    #[error("exports no `wasi:http/incoming-handler@0.2`; it exports {}{hint}",
+    #[error("exports neither `wasi:http/incoming-handler@0.2` nor `wasi:cli/run@0.2`; it exports {}{hint}",
         if .exports.is_empty() { "nothing".to_owned() } else { list(.exports) })]
     NoHandler {
         /// What it exports.
@@ -67,6 +67,9 @@ pub enum LoadError {
         /// What to do about it.
         hint: &'static str,
     },
+    /// A program whose instances would be used again.
+    #[error("is a command, which ends with its answer and cannot be `reused`: give it `isolation: request`")]
+    ReusedCommand,
     /// Wants what no function can have.
     #[error("imports what a function cannot have: {}; there is WASI 0.2", list(.0))]
     UnknownFunctionImports(Vec<String>),
@@ -136,6 +139,10 @@ pub enum CallErrorKind {
     Denied,
     /// A function ended without an answer, or with an error in its place.
     NoResponse,
+    /// A program printed a header that is none.
+    CgiHeader,
+    /// A program ended with a status other than 0.
+    Exit,
 }
 
 impl CallErrorKind {
@@ -144,7 +151,7 @@ impl CallErrorKind {
         [Self::Trap, Self::Deadline, Self::Memory, Self::Stack, Self::Copy, Self::Exhausted, Self::InvalidResponse];
 
     /// Those of a function.
-    pub const OF_FUNCTIONS: [Self; 12] = [
+    pub const OF_FUNCTIONS: [Self; 14] = [
         Self::Trap,
         Self::Deadline,
         Self::Memory,
@@ -157,6 +164,8 @@ impl CallErrorKind {
         Self::ContentLength,
         Self::Denied,
         Self::NoResponse,
+        Self::CgiHeader,
+        Self::Exit,
     ];
 
     /// Returns the name for logs and metric labels.
@@ -174,6 +183,8 @@ impl CallErrorKind {
             Self::ContentLength => "content-length",
             Self::Denied => "denied",
             Self::NoResponse => "no-response",
+            Self::CgiHeader => "cgi-header",
+            Self::Exit => "exit",
         }
     }
 }

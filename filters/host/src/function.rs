@@ -1,32 +1,37 @@
-//! A [`Function`] is one version of a component that answers requests itself: a `wasi:http` 0.2 proxy, built by anyone
-//! with any toolchain. It is loaded as a filter is (compiled, sealed, proven to start), and called once for each
-//! request: a [`Call`] runs the guest on a stack of its own and hands its answer out piece by piece.
+//! A [`Function`] is one version of a component that answers requests itself: a `wasi:http` 0.2 proxy, or a program of
+//! `wasi:cli` 0.2 in the manner of CGI, built by anyone with any toolchain. It is loaded as a filter is (compiled, sealed,
+//! proven to start), and called once for each request: a [`Call`] runs the guest on a stack of its own and hands its
+//! answer out piece by piece.
 //!
 //! Nothing is granted but what the [`FunctionSpec`] names. All of WASI 0.2 links, and is Wasmtime's own, which waits
 //! without holding a thread.
 
 mod body;
 mod call;
+mod command;
 mod load;
 mod run;
 mod spec;
 mod state;
 mod turn;
+mod world;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
 pub use self::body::{RequestBody, Upload};
 pub use self::call::{Call, Settled, Tail};
+pub use self::command::Caller;
 pub use self::load::FunctionInspection;
 pub(crate) use self::load::{inspect, load};
 use self::run::Warm;
 pub use self::spec::{FunctionLimits, FunctionSpec};
-use self::state::State;
+pub use self::state::PARAMETER_PREFIX;
 use self::turn::Shared;
+use self::world::Pre;
+pub use self::world::World;
 use crate::budget::{Budget, Need, Reservation};
 use crate::error::{CallError, CallErrorKind};
 use crate::filter::Live;
@@ -44,7 +49,7 @@ pub type LogSink = dyn Fn(&CallInfo<'_>, Level, &str) + Send + Sync;
 pub struct Function {
     version: VersionId,
     shared: Arc<Shared>,
-    pre: ProxyPre<State>,
+    pre: Pre,
     isolation: Isolation,
     need: Need,
     budget: Arc<Budget>,
@@ -81,6 +86,11 @@ impl Function {
         &self.version
     }
 
+    /// Returns how it is called.
+    pub fn world(&self) -> World {
+        self.pre.world()
+    }
+
     /// Returns how long its instances live.
     pub fn isolation(&self) -> Isolation {
         self.isolation
@@ -111,7 +121,8 @@ impl Function {
     /// guest runs when the call is asked for its response, not before.
     ///
     /// `track` and `request_id` are what log lines are told with; `tls` says how the client came. The request's target
-    /// is path and query, its authority that of the `host` header.
+    /// is path and query, its authority that of the `host` header. A program is told what [`Caller`] says, where it is
+    /// among the request's extensions.
     ///
     /// # Errors
     ///

@@ -9,7 +9,8 @@
 //! This crate knows Wasmtime and nothing of the proxy around it: requests and responses are `http` types, log lines and
 //! metrics go to a [`Sink`].
 //!
-//! What a filter may import and must export is `filters/wit/filter.wit`; a function is a standard `wasi:http` 0.2 proxy.
+//! What a filter may import and must export is `filters/wit/filter.wit`; a function is a standard `wasi:http` 0.2 proxy, or a
+//! command of `wasi:cli` 0.2.
 
 #![warn(missing_docs)]
 
@@ -49,7 +50,8 @@ pub use error::{CallError, CallErrorKind, HostError, LoadError};
 pub use exchange::{Bag, Exchange};
 pub use filter::{BodyMode, Filter, Lane, Live, Phases};
 pub use function::{
-    Call, Function, FunctionInspection, FunctionLimits, FunctionSpec, LogSink, RequestBody, Settled, Tail, Upload,
+    Call, Caller, Function, FunctionInspection, FunctionLimits, FunctionSpec, LogSink, PARAMETER_PREFIX, RequestBody,
+    Settled, Tail, Upload, World,
 };
 pub use host::{Host, Options};
 pub use inspect::Inspection;

@@ -15,6 +15,7 @@ use crate::control::version::Version;
 use crate::folder::Folder;
 use crate::metrics::Metrics;
 use crate::proxy::counts::Counts;
+use crate::proxy::place::Place;
 use crate::proxy::route::Router;
 use crate::proxy::split::Split;
 use crate::shadow::{self, Shadows};
@@ -139,6 +140,7 @@ fn build_route(config: &Config, chosen: &Chosen, metrics: &Metrics, shadows: &Sh
     };
     Route {
         name: Arc::clone(&route.name),
+        place: Place::new(&route.matcher.path),
         shadowed: chain.iter().any(|link| link.shadow.is_some()),
         chain,
         upgrades: route.upgrades.clone().into(),

@@ -16,6 +16,7 @@ use crate::control::version::Version;
 use crate::folder::Folder;
 use crate::metrics::{FolderSeries, ListenerSeries, Metrics, RouteSeries, TrackSeries};
 use crate::proxy::counts::Counts;
+use crate::proxy::place::Place;
 use crate::proxy::route::Router;
 use crate::proxy::split::Split;
 use crate::shadow::Shadow;
@@ -111,6 +112,8 @@ pub struct Rollout {
 pub struct Route {
     /// As in the configuration.
     pub name: Arc<str>,
+    /// What it makes of paths.
+    pub place: Place,
     /// Filters in the order of the request.
     pub chain: Box<[Link]>,
     /// Protocols that a connection may change to, in lower case.

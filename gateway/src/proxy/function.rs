@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, EXPECT, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, Method, StatusCode, Version};
-use lockgate_host::{Call, CallError, CallErrorKind, RequestBody, Settled, Upload};
+use lockgate_host::{Call, CallError, CallErrorKind, Caller, RequestBody, Settled, Upload, World};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 use pingora::protocols::http::date::get_cached_date;
@@ -50,7 +50,7 @@ pub async fn answer(gateway: &Gateway, session: &mut Session, context: &mut Cont
     }
     let (body, client) = bodies(session, context);
     let tls = context.scheme() == "https";
-    let request = request(session, context, body)?;
+    let request = request(session, context, version.function().world(), body)?;
     let mut call = match version.function().call(track.as_str(), Arc::clone(&context.id), tls, request) {
         Ok(call) => call,
         Err(error) => return Err(failed(gateway, context, &error, Duration::ZERO)),
@@ -87,8 +87,14 @@ fn bodies(session: &mut Session, context: &Context) -> (RequestBody, Client) {
     (body, Client::Sends { upload, expects, last: false })
 }
 
-/// Returns the request as the function sees it: as an upstream would, without what belongs to the connection.
-fn request(session: &Session, context: &Context, body: RequestBody) -> pingora::Result<http::Request<RequestBody>> {
+/// Returns the request as the function sees it: as an upstream would, without what belongs to the connection, and with the
+/// parameters of its path.
+fn request(
+    session: &Session,
+    context: &Context,
+    world: World,
+    body: RequestBody,
+) -> pingora::Result<http::Request<RequestBody>> {
     let mut header = session.req_header().clone();
     forward::to_upstream(&mut header, context)?;
     let mut parts: http::request::Parts = header.into();
@@ -103,6 +109,16 @@ fn request(session: &Session, context: &Context, body: RequestBody) -> pingora::
         parts.headers.remove(name);
     }
     parts.headers.remove(EXPECT);
+    if let Some(route) = context.route() {
+        route.place.tell(parts.uri.path(), &mut parts.headers);
+        if world == World::Command {
+            // Unspecified: on a Unix socket, where nobody has said who it is.
+            let client = Some(context.client).filter(|client| !client.is_unspecified());
+            let script_bytes = route.place.bytes_of(parts.uri.path());
+            // One allocation, which no other function has any use for.
+            parts.extensions.insert(Caller { client, script_bytes });
+        }
+    }
     Ok(http::Request::from_parts(parts, body))
 }
 

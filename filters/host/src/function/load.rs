@@ -8,27 +8,24 @@ use std::time::Instant;
 use serde::Serialize;
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Engine, Result};
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
 use super::spec::FunctionSpec;
-use super::state::State;
 use super::turn::Shared;
+use super::world::{Pre, World};
 use super::{Function, run};
 use crate::artifact::Manifest;
 use crate::budget::Need;
 use crate::cache::Cache;
 use crate::error::LoadError;
 use crate::host::Host;
-use crate::link::{self, is_of_series, is_wasi};
+use crate::link::{self, is_wasi};
 use crate::load::{check_ceilings, compile_error, on_a_runtime};
 use crate::memory::Alive;
 use crate::outbound::Access;
 use crate::shape::Shape;
 use crate::sink::{Progress, Stage};
-use crate::spec::Digest;
+use crate::spec::{Digest, Isolation};
 
-/// What a function exports.
-const HANDLER: &str = "wasi:http/incoming-handler";
 /// What stands for the settings in an artifact's key: functions have none, and an environment is no part of the code.
 const NO_SETTINGS: &[u8] = b"wasi:http/proxy@0.2";
 
@@ -37,32 +34,19 @@ const NO_SETTINGS: &[u8] = b"wasi:http/proxy@0.2";
 /// # Errors
 ///
 /// What no function can be.
-fn examine(component: &[u8]) -> Result<Shape, LoadError> {
+fn examine(component: &[u8]) -> Result<(Shape, World), LoadError> {
     let shape = Shape::of(component)?;
-    let exports = |interface: &str| shape.exports.iter().any(|name| name.split('@').next() == Some(interface));
-    let handler = shape
-        .exports
-        .iter()
-        .any(|name| name.strip_prefix(HANDLER).is_some_and(|_| is_of_series(name, link::WASI_SERIES)));
-    if !handler {
-        let hint = if exports("wasi:http/handler") {
-            "; it is for `wasi:http` 0.3: build it for 0.2"
-        } else if exports("wasi:cli/run") {
-            "; it is a command: build it for the world `wasi:http/proxy`"
-        } else if shape.exports.iter().any(|name| name.starts_with("lockgate:filter/")) {
-            "; it is a filter: name it under `filters`"
-        } else {
-            "; build it for the world `wasi:http/proxy`"
-        };
-        return Err(LoadError::NoHandler { exports: shape.exports, hint });
-    }
+    let world = World::of(&shape)?;
     let unknown: Vec<_> = shape.imports.iter().filter(|name| !is_wasi(name)).cloned().collect();
-    if unknown.is_empty() { Ok(shape) } else { Err(LoadError::UnknownFunctionImports(unknown)) }
+    if unknown.is_empty() { Ok((shape, world)) } else { Err(LoadError::UnknownFunctionImports(unknown)) }
 }
 
 pub(crate) fn load(host: &Host, spec: &FunctionSpec, progress: &dyn Progress) -> Result<Arc<Function>, LoadError> {
     let began = Instant::now();
-    let shape = examine(&spec.component)?;
+    let (shape, world) = examine(&spec.component)?;
+    if let (World::Command, Isolation::Reused { .. }) = (world, spec.isolation) {
+        return Err(LoadError::ReusedCommand);
+    }
     check_ceilings(host, spec.limits.memory_bytes, spec.limits.table_elements)?;
     let version = spec.version();
     let key = Cache::key(&host.engines.serve, &version.component, &Digest::of(NO_SETTINGS));
@@ -82,7 +66,7 @@ pub(crate) fn load(host: &Host, spec: &FunctionSpec, progress: &dyn Progress) ->
         }
     })?;
     let need = crate::load::need(host, spec.limits.memory_bytes, &shape, &component, true)?;
-    let pre = pre(&host.engines.serve, &component).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
+    let pre = pre(&host.engines.serve, &component, world).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
     let access = (!spec.grants.outbound.is_empty())
         .then(|| Access { grants: spec.grants.outbound.clone().into(), connections: host.connections() });
     let function = Arc::new(Function {
@@ -119,14 +103,14 @@ async fn probe(function: &Arc<Function>) -> Result<(), LoadError> {
     started.map_err(LoadError::Start)
 }
 
-fn pre(engine: &Engine, component: &Component) -> Result<ProxyPre<State>> {
+fn pre(engine: &Engine, component: &Component, world: World) -> Result<Pre> {
     let mut linker = Linker::new(engine);
     // What a later 0.2 has and ours does not, traps when it is called.
     link::link_stubs(&mut linker, engine, component)?;
     linker.allow_shadowing(true);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
-    ProxyPre::new(linker.instantiate_pre(component)?)
+    Pre::new(world, linker.instantiate_pre(component)?)
 }
 
 /// What a component that answers requests is, and what it would need. Nothing of it has run.
@@ -155,14 +139,14 @@ pub struct FunctionInspection {
 }
 
 pub(crate) fn inspect(host: &Host, bytes: &[u8]) -> Result<FunctionInspection, LoadError> {
-    let shape = examine(bytes)?;
+    let (shape, world) = examine(bytes)?;
     let engine = &host.engines.prepare;
     let component = host.compiler.install(|| Component::from_binary(engine, bytes));
     let component = component.map_err(|error| compile_error(&error))?;
-    pre(engine, &component).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
+    pre(engine, &component, world).map_err(|error| LoadError::Mismatch(format!("{error:#}")))?;
     let resources = component.resources_required();
     Ok(FunctionInspection {
-        world: "wasi:http/proxy@0.2",
+        world: world.as_str(),
         digest: Digest::of(bytes),
         component_bytes: bytes.len() as u64,
         code_bytes: component.text().len() as u64,

@@ -9,14 +9,16 @@ use http::uri::{Authority, PathAndQuery};
 use tokio::sync::oneshot;
 use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi_http::WasiHttpView as _;
-use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
+use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 
 use super::Function;
 use super::body::RequestBody;
-use super::call::{Answer, Call};
+use super::call::{Answer, Call, Guest};
+use super::command;
 use super::state::{State, remove_forbidden};
 use super::turn::{Tick, Turn, late};
+use super::world::Pre;
 use crate::budget::Reservation;
 use crate::error::{CallError, CallErrorKind};
 
@@ -41,13 +43,13 @@ impl Warm {
 enum Ready {
     Warm(Warm),
     /// Limits are set, nothing is instantiated yet.
-    Fresh(Store<State>),
+    Fresh(Store<State>, ProxyPre<State>),
 }
 
 impl Ready {
     fn turn(&self) -> &Arc<Turn> {
         match self {
-            Self::Warm(Warm { store, .. }) | Self::Fresh(store) => &store.data().turn,
+            Self::Warm(Warm { store, .. }) | Self::Fresh(store, _) => &store.data().turn,
         }
     }
 }
@@ -62,16 +64,26 @@ pub(super) fn begin(
     tls: bool,
     mut request: http::Request<RequestBody>,
 ) -> Call {
-    let ready = warm.map_or_else(|| Ready::Fresh(store(function)), Ready::Warm);
     let held = Held { function: Arc::clone(function), warm: None, reservation: Some(reservation) };
-    let turn = Arc::clone(ready.turn());
-    turn.begin(track, request_id);
     name_authority(&mut request, tls);
     remove_forbidden(request.headers_mut());
     let head = *request.method() == http::Method::HEAD;
     let (sender, answer) = oneshot::channel();
-    let scheme = if tls { Scheme::Https } else { Scheme::Http };
-    Call::new(turn, Box::pin(handle(ready, held, scheme, request, sender)), answer, head)
+    let (turn, guest): (_, Guest) = match &function.pre {
+        Pre::Command(pre) => {
+            let store = store(function);
+            let turn = Arc::clone(&store.data().turn);
+            (turn, Box::pin(command::answer(pre.clone(), store, held, tls, request, sender)))
+        }
+        Pre::Handler(pre) => {
+            let ready = warm.map_or_else(|| Ready::Fresh(store(function), pre.clone()), Ready::Warm);
+            let turn = Arc::clone(ready.turn());
+            let scheme = if tls { Scheme::Https } else { Scheme::Http };
+            (turn, Box::pin(handle(ready, held, scheme, request, sender)))
+        }
+    };
+    turn.begin(track, request_id);
+    Call::new(turn, guest, answer, head)
 }
 
 /// Moves the host from its header to the target, where guests have it from.
@@ -87,7 +99,7 @@ fn name_authority(request: &mut http::Request<RequestBody>, tls: bool) {
 }
 
 /// The room for an instance, and the instance itself once its request has ended well. Goes back when dropped.
-struct Held {
+pub(super) struct Held {
     function: Arc<Function>,
     warm: Option<Warm>,
     reservation: Option<Reservation>,
@@ -111,7 +123,7 @@ async fn handle(
 ) -> Result<(), CallError> {
     let mut warm = match ready {
         Ready::Warm(warm) => warm,
-        Ready::Fresh(store) => start(&held.function, store).await?,
+        Ready::Fresh(store, pre) => start(&pre, store).await?,
     };
     warm.requests += 1;
     let Warm { store, proxy, .. } = &mut warm;
@@ -136,7 +148,7 @@ async fn handle(
 pub(super) async fn probe(function: &Arc<Function>, store: Store<State>) -> Result<(), CallError> {
     let limit = function.shared.limits.deadline;
     let turn = Arc::clone(&store.data().turn);
-    let mut starting = Box::pin(start(function, store));
+    let mut starting = Box::pin(try_start(function, store));
     let metered = poll_fn(|context| {
         let began = turn.poll_begins();
         let polled = starting.as_mut().poll(context);
@@ -144,14 +156,24 @@ pub(super) async fn probe(function: &Arc<Function>, store: Store<State>) -> Resu
         polled
     });
     match tokio::time::timeout(limit, metered).await {
-        Ok(started) => started.map(drop),
+        Ok(started) => started,
         Err(_) => Err(CallError::new(CallErrorKind::Deadline, late(limit))),
     }
 }
 
-/// Starts an instance.
-async fn start(function: &Function, mut store: Store<State>) -> Result<Warm, CallError> {
-    match function.pre.instantiate_async(&mut store).await {
+async fn try_start(function: &Function, mut store: Store<State>) -> Result<(), CallError> {
+    match function.pre.instance_pre().instantiate_async(&mut store).await {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let state = store.data();
+            Err(state.turn.failure(&error, state.memory.refused))
+        }
+    }
+}
+
+/// Starts an instance of a handler.
+async fn start(pre: &ProxyPre<State>, mut store: Store<State>) -> Result<Warm, CallError> {
+    match pre.instantiate_async(&mut store).await {
         Ok(proxy) => Ok(Warm { store, proxy, requests: 0 }),
         Err(error) => {
             let state = store.data();
@@ -162,7 +184,7 @@ async fn start(function: &Function, mut store: Store<State>) -> Result<Warm, Cal
 
 /// Returns a store with the function's limits on it.
 pub(super) fn store(function: &Function) -> Store<State> {
-    let mut store = Store::new(function.pre.engine(), State::new(&function.shared));
+    let mut store = Store::new(function.pre.instance_pre().engine(), State::new(&function.shared));
     store.limiter(|state| state);
     store.set_hostcall_fuel(COPY_BYTES_MAX);
     store.set_epoch_deadline(1);
