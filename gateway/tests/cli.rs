@@ -166,6 +166,7 @@ fn help_teaches() {
         "upgrade",
         "demo",
         "completions",
+        "serve",
         "Examples:",
         "Exit codes:",
         "LOCKGATE_ADMIN_TOKEN",

@@ -42,6 +42,7 @@ impl Run {
                 config: absolute(self.config.path)?,
                 pid_file: self.pid_file.map(absolute).transpose()?,
                 log_format: log_format.as_str().to_owned(),
+                serve: None,
             },
             takeover: self.takeover,
             progress: progress(),
