@@ -151,6 +151,11 @@ soak: setup ## Replace a filter every second under load; SECONDS=60
 	@$(CARGO) build --locked -p lockgate
 	@benches/soak.sh $(or $(SECONDS),60)
 
+.PHONY: toolchains
+toolchains: setup ## Compare one function from three toolchains, with each other and with WASMTIME; fetches from npm and PyPI
+	@$(CARGO) build --locked -p lockgate
+	@filters/toolchains/compare.sh
+
 .PHONY: compare
 compare: setup ## Compare with other gateways under load; ARGS="--help" tells more
 	@$(CARGO) run --release --locked -p lockgate-benches --bin compare -- $(ARGS)

@@ -23,7 +23,8 @@ pub(crate) fn benches(criterion: &mut Criterion) {
         for filters in [0, 1, 5] {
             let facts = facts(1, filters);
             let chosen = chosen(&facts.config, &filter, &metrics);
-            let snapshot = build(1, &facts, &chosen, &metrics, &Shadows::default(), &Policies::default(), &Collectors::default());
+            let snapshot =
+                build(1, &facts, &chosen, &metrics, &Shadows::default(), &Policies::default(), &Collectors::default());
             let links = &snapshot.routes[0].chain;
             group.bench_function(BenchmarkId::new(isolation, filters), |bencher| {
                 bencher.iter(|| {

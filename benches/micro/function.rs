@@ -29,7 +29,8 @@ async fn answer(function: &Arc<Function>) {
         .header("accept", "text/html")
         .body(RequestBody::whole(Bytes::new()))
         .expect("a request");
-    let mut call = function.call("stable", Arc::from("0123456789abcdef"), None, false, request, None).expect("an instance");
+    let mut call =
+        function.call("stable", Arc::from("0123456789abcdef"), None, false, request, None).expect("an instance");
     call.response().await.expect("an answer");
     while let Some(frame) = call.frame().await {
         frame.expect("a piece");

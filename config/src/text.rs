@@ -13,8 +13,8 @@ use std::fmt;
 
 pub(crate) use self::collector::CollectorUrl;
 pub(crate) use self::http::{HeaderName, Method, TOKEN_EXPECTED, is_token, is_value};
-pub(crate) use self::template::{header_template, path_prefix, redirect_template};
 pub(crate) use self::log_format::LogFormat;
+pub(crate) use self::template::{header_template, path_prefix, redirect_template};
 
 /// Why a text is not what was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]

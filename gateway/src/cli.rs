@@ -18,6 +18,7 @@ mod quarantine;
 mod reload;
 mod rollout;
 mod run;
+mod serve;
 mod status;
 mod top;
 mod upgrade;
@@ -58,6 +59,7 @@ Examples:
   lockgate demo                         a gateway, an origin, two filters and a canary, to play with
   lockgate check lockgate.yaml          is this file right, and are the components that it names?
   lockgate run --config lockgate.yaml   serve
+  lockgate serve app                    serve a folder of components and files, without a configuration
   lockgate rollout set auth-1.5 5%      send 5 % of the users to the canary of rollout `auth-1.5`
   lockgate explain auth-1.5 user-42     which version does this user get, and why?
   lockgate rollout promote auth-1.5     the canary is the new stable version
@@ -77,6 +79,7 @@ Exit codes:
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Run),
+    Serve(serve::Serve),
     Check(check::Check),
     Compile(compile::Compile),
     Inspect(inspect::Inspect),
@@ -143,6 +146,7 @@ pub fn main() -> ExitCode {
     log::start(cli.log_format);
     let outcome = match cli.command {
         Command::Run(command) => command.run(cli.log_format),
+        Command::Serve(command) => command.run(cli.log_format),
         Command::Check(command) => command.run(),
         Command::Compile(command) => command.run(),
         Command::Inspect(command) => command.run(),

@@ -735,7 +735,10 @@ impl Metrics {
             _lease: self.leases.take({
                 let requests = Track::ALL.map(|track| remove(&self.rollout_requests, &[name, track.as_str()]));
                 let moves = rollout::ACTIONS.map(|action| remove(&self.rollout_decisions, &[name, action]));
-                lease::Series::new(&["rollout", name], requests.into_iter().chain(moves).chain([remove(&self.rollout_spared, &[name])]).collect())
+                lease::Series::new(
+                    &["rollout", name],
+                    requests.into_iter().chain(moves).chain([remove(&self.rollout_spared, &[name])]).collect(),
+                )
             }),
         })
     }

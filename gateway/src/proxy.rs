@@ -18,6 +18,7 @@ pub mod lend;
 pub mod log;
 pub mod middleware;
 pub mod path;
+pub mod place;
 pub mod policy;
 pub mod reach;
 pub mod respond;

@@ -144,6 +144,11 @@ impl Sockets {
     }
 }
 
+/// Returns the process that serves with a state directory, if one does.
+pub fn incumbent(state_dir: &Path) -> Option<u32> {
+    handover::incumbent(state_dir)
+}
+
 /// Runs a gateway until it is stopped or has handed over, and everything in flight has ended.
 ///
 /// # Errors

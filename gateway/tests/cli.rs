@@ -168,6 +168,7 @@ fn help_teaches() {
         "upgrade",
         "demo",
         "completions",
+        "serve",
         "Examples:",
         "Exit codes:",
         "LOCKGATE_ADMIN_TOKEN",

@@ -11,8 +11,11 @@ use super::grants::RequireApproval;
 use super::written::{FilePath, Timeout, Whole, Written};
 use crate::units::ByteSize;
 
-/// A component that answers requests itself, in its stable version: a standard `wasi:http` 0.2 proxy, or with
-/// `experimental: [wasi-0.3]` a 0.3 service. Or a 0.3 middleware, which stands in the `filters` of routes.
+/// A component that answers requests itself, in its stable version: a standard `wasi:http` 0.2 proxy, with
+/// `experimental: [wasi-0.3]` a 0.3 service, or a program, a standard `wasi:cli` 0.2 command. Or a 0.3 middleware, which
+/// stands in the `filters` of routes. A program gets the request as CGI has it (RFC 3875): the body from standard input, all
+/// else from variables (`REQUEST_METHOD`, `PATH_INFO`, `QUERY_STRING`, `HTTP_…`), and it prints a header with `Status`,
+/// `Content-Type` or `Location` in it, an empty line and the body. What it prints to standard error is logged.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Function {

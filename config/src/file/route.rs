@@ -159,7 +159,7 @@ pub(crate) struct Match {
     #[schemars(extend("x-default" = "any"))]
     pub(crate) host: OneOrMany<Written<HostPattern>>,
     /// `/exact` takes just that. `/below/*` takes `/below` and everything below it. In `/users/{id}`, a parameter
-    /// takes one whole segment.
+    /// takes one whole segment; a function gets it as the header `x-lockgate-param-id`, as it stands in the path.
     #[schemars(extend("x-default" = "any, `/*`"))]
     pub(crate) path: Option<Written<PathPattern>>,
     /// Methods, in capitals.

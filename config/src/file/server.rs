@@ -7,10 +7,10 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::policy::ErrorPage;
+use super::access_log::{AccessLogForm, AccessLogWord};
 use super::grants::RequireApproval;
 use super::key_value::{StoreForm, StoreWord};
-use super::access_log::{AccessLogForm, AccessLogWord};
+use super::policy::ErrorPage;
 use super::written::{FilePath, Timeout, Whole, Written};
 use crate::model::ListenAddress;
 use crate::units::{ByteSize, Secret};

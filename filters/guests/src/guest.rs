@@ -43,6 +43,10 @@ guests! {
     BodyBuffer = "body-buffer",
     /// Streams bodies and puts them into upper case on both sides; logs `request body: N bytes in M chunks`.
     BodyUpper = "body-upper",
+    /// A program without any library, in the manner of CGI, that does what `PATH_INFO` says: `/env`, `/echo`, `/length`,
+    /// `/download?BYTES`, `/events?COUNT`, `/status?STATUS`, `/redirect`, `/exit`, `/no-header` and more. Else it tells
+    /// method, path and the variable `VERSION`.
+    Cgi = "cgi",
     /// `{"put": {"key", "value"}, "show": {"key", "header"}}`, both optional: shows what is under a key of the context
     /// (`absent`) on either side, then puts a value there.
     Context = "context",
@@ -198,6 +202,7 @@ mod tests {
         assert_eq!(exports(Guest::Hello), ["wasi:http/incoming-handler@0.2.12"]);
         assert_eq!(exports(Guest::Service), ["wasi:http/handler@0.3.0"]);
         assert_eq!(exports(Guest::Middleware), ["wasi:http/handler@0.3.0"]);
+        assert!(matches!(&*exports(Guest::Cgi), [run] if run.starts_with("wasi:cli/run@0.2.")));
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub enum LoadError {
         exports: Vec<String>,
     },
     /// Answers no requests.
-    #[error("exports neither `wasi:http/incoming-handler@0.2` nor `wasi:http/handler@0.3`; it exports {}{hint}",
+    #[error("exports none of `wasi:http/incoming-handler@0.2`, `wasi:http/handler@0.3` and `wasi:cli/run@0.2`; it exports {}{hint}",
         if .exports.is_empty() { "nothing".to_owned() } else { list(.exports) })]
     NoHandler {
         /// What it exports.
@@ -72,6 +72,9 @@ pub enum LoadError {
         /// What to do about it.
         hint: &'static str,
     },
+    /// A program whose instances would be used again.
+    #[error("is a command, which ends with its answer and cannot be `reused`: give it `isolation: request`")]
+    ReusedCommand,
     /// Wants what no function can have.
     #[error("imports what a function cannot have: {}; there are {there_is}", list(.imports))]
     UnknownFunctionImports {
@@ -160,6 +163,10 @@ pub enum CallErrorKind {
     NoResponse,
     /// The key-value store was not to be had; or a function failed after it had been.
     Store,
+    /// A program printed a header that is none.
+    CgiHeader,
+    /// A program ended with a status other than 0.
+    Exit,
 }
 
 impl CallErrorKind {
@@ -182,7 +189,7 @@ impl CallErrorKind {
     ];
 
     /// Those of a function.
-    pub const OF_FUNCTIONS: [Self; 15] = [
+    pub const OF_FUNCTIONS: [Self; 17] = [
         Self::Trap,
         Self::Deadline,
         Self::Memory,
@@ -198,6 +205,8 @@ impl CallErrorKind {
         Self::DeniedAddress,
         Self::NoResponse,
         Self::Store,
+        Self::CgiHeader,
+        Self::Exit,
     ];
 
     /// Returns the name for logs and metric labels.
@@ -218,6 +227,8 @@ impl CallErrorKind {
             Self::DeniedAddress => "denied-address",
             Self::NoResponse => "no-response",
             Self::Store => "store",
+            Self::CgiHeader => "cgi-header",
+            Self::Exit => "exit",
         }
     }
 }

@@ -1,5 +1,5 @@
-//! A [`Function`] is one version of a component that answers requests itself: a `wasi:http` proxy of 0.2, or a service or
-//! middleware of 0.3, built by anyone with any toolchain. It is loaded as a filter is (compiled, sealed, proven to start),
+//! A [`Function`] is one version of a component that answers requests itself: a `wasi:http` proxy of 0.2, a service or
+//! middleware of 0.3, or a program of `wasi:cli` 0.2 in the manner of CGI, built by anyone with any toolchain. It is loaded as a filter is (compiled, sealed, proven to start),
 //! and called once for each request: a [`Call`] runs the guest on a stack of its own and hands its answer out piece by piece.
 //!
 //! Nothing is granted but what the [`FunctionSpec`] names. All of WASI 0.2 links, for components of 0.3 all of that as
@@ -8,6 +8,7 @@
 
 mod body;
 mod call;
+mod command;
 mod fate;
 mod folders;
 mod key_value;
@@ -25,17 +26,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 use wasmtime::Engine;
-use wasmtime_wasi_http::handler::ProxyPre;
 
 pub use self::body::{RequestBody, Upload};
 pub use self::call::{Call, Settled, Tail};
+pub use self::command::Caller;
 pub use self::load::FunctionInspection;
 pub(crate) use self::load::{inspect, load};
 pub use self::next::{Handling, Next, NextBody, NextError};
 use self::run::{Asked, Warm};
 pub use self::spec::{FunctionLimits, FunctionSpec};
-use self::state::State;
+pub use self::state::PARAMETER_PREFIX;
 use self::turn::Shared;
+use self::world::Pre;
 pub use self::world::World;
 use crate::budget::{Budget, Need, Reservation};
 use crate::error::{CallError, CallErrorKind};
@@ -57,7 +59,7 @@ pub struct Function {
     world: World,
     shared: Arc<Shared>,
     engine: Engine,
-    pre: ProxyPre<State>,
+    pre: Pre,
     isolation: Isolation,
     need: Need,
     budget: Arc<Budget>,
@@ -131,8 +133,9 @@ impl Function {
     /// guest runs when the call is asked for its response, not before.
     ///
     /// `track` and `request_id` are what log lines are told with; `tls` says how the client came. The request's target
-    /// is path and query, its authority that of the `host` header. `upstreams` is by what it reaches those of the gateway's that it
-    /// is granted. `next` is what is behind a middleware, where there is something.
+    /// is path and query, its authority that of the `host` header. `upstreams` is by what it reaches those of the gateway's
+    /// that it is granted. `next` is what is behind a middleware, where there is something. A program is told what
+    /// [`Caller`] says, where it is among the request's extensions.
     ///
     /// # Errors
     ///

@@ -10,7 +10,7 @@
 //! metrics go to a [`Sink`].
 //!
 //! What a filter may import and must export is `filters/wit/filter.wit`; a function is a standard `wasi:http` proxy of 0.2,
-//! or a service or middleware of 0.3.
+//! a service or middleware of 0.3, or a command of `wasi:cli` 0.2.
 
 #![warn(missing_docs)]
 
@@ -52,8 +52,8 @@ pub use error::{CallError, CallErrorKind, HostError, LoadError};
 pub use exchange::{Bag, Exchange};
 pub use filter::{BodyMode, Filter, Lane, Live, Phases};
 pub use function::{
-    Call, Function, FunctionInspection, FunctionLimits, FunctionSpec, Handling, LogSink, Next, NextBody, NextError,
-    RequestBody, Settled, Tail, Upload, World,
+    Call, Caller, Function, FunctionInspection, FunctionLimits, FunctionSpec, Handling, LogSink, Next, NextBody,
+    NextError, PARAMETER_PREFIX, RequestBody, Settled, Tail, Upload, World,
 };
 pub use grants::{FolderGrant, OutboundGrant, UpstreamGrant};
 pub use host::{Host, Options};

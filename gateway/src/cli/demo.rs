@@ -55,7 +55,7 @@ impl Demo {
         let config = self.write_config(origin)?;
         print(&self.tour(&config))?;
         let options = server::Options {
-            invocation: Invocation { config, pid_file: None, log_format: log_format.as_str().to_owned() },
+            invocation: Invocation { config, pid_file: None, log_format: log_format.as_str().to_owned(), serve: None },
             takeover: None,
             progress: progress(),
         };

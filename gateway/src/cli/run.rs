@@ -45,6 +45,7 @@ impl Run {
                 config: absolute(self.path.unwrap_or(self.config.path))?,
                 pid_file: self.pid_file.map(absolute).transpose()?,
                 log_format: log_format.as_str().to_owned(),
+                serve: None,
             },
             takeover: self.takeover,
             progress: progress(),

@@ -9,16 +9,17 @@ use lockgate_config::units::Weight;
 
 use crate::control::facts::Facts;
 use crate::control::function::FunctionVersion;
-use crate::control::rollout::Versions;
 use crate::control::policies::Policies;
+use crate::control::rollout::Versions;
 use crate::control::snapshot::{Link, Listening, Middleware, Pair, Rollout, Route, Snapshot, Target};
 use crate::control::upstream::Upstream;
 use crate::control::version::Version;
 use crate::folder::Folder;
 use crate::metrics::Metrics;
 use crate::proxy::counts::Counts;
-use crate::proxy::policy::fixed::{Fixed, Redirect};
 use crate::proxy::log::Format;
+use crate::proxy::place::Place;
+use crate::proxy::policy::fixed::{Fixed, Redirect};
 use crate::proxy::route::Router;
 use crate::proxy::split::Split;
 use crate::proxy::trace::Tracing;
@@ -192,6 +193,7 @@ fn build_route(
     Route {
         name: Arc::clone(&route.name),
         reachable,
+        place: Place::new(&route.matcher.path),
         shadowed: chain.iter().any(|link| link.shadow.is_some()),
         chain,
         middleware,

@@ -15,8 +15,8 @@ use lockgate_host::{
 };
 use serde_json::Value;
 
-use crate::control::quarantine::Held;
 use crate::control::policies::Bodies;
+use crate::control::quarantine::Held;
 use crate::control::rollout::Versions;
 use crate::control::time::Timestamp;
 use crate::control::upstream::digest_of;

@@ -38,8 +38,8 @@ use crate::metrics::{Metrics, ReloadOutcome};
 use crate::seeing::spans::Collectors;
 use crate::shadow::Shadows;
 
-mod commit;
 mod approve;
+mod commit;
 mod decide;
 mod job;
 mod judge;

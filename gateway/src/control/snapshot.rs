@@ -16,11 +16,12 @@ use crate::control::version::Version;
 use crate::folder::Folder;
 use crate::metrics::{FolderSeries, ListenerSeries, Metrics, RouteSeries, TrackSeries};
 use crate::proxy::counts::Counts;
+use crate::proxy::log::Format;
+use crate::proxy::place::Place;
 use crate::proxy::policy::Policy;
 use crate::proxy::policy::fixed::{Fixed, Redirect};
 use crate::proxy::policy::pages::Pages;
 use crate::proxy::policy::places::Bound;
-use crate::proxy::log::Format;
 use crate::proxy::route::Router;
 use crate::proxy::split::Split;
 use crate::proxy::trace::Tracing;
@@ -125,6 +126,8 @@ pub struct Rollout {
 pub struct Route {
     /// As in the configuration.
     pub name: Arc<str>,
+    /// What it makes of paths.
+    pub place: Place,
     /// Filters in the order of the request.
     pub chain: Box<[Link]>,
     /// Middleware among them, likewise. They divide the chain into parts.

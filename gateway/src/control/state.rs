@@ -27,8 +27,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::control::audit::AuditEntry;
 use crate::control::approvals::Approvals;
+use crate::control::audit::AuditEntry;
 use crate::control::quarantine::Quarantine;
 use crate::control::rollout;
 use crate::control::time::Timestamp;

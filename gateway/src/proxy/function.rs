@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, EXPECT, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, Method, StatusCode, Version};
 use hyper::body::Frame;
-use lockgate_host::{Call, CallError, CallErrorKind, RequestBody, Settled, Upload};
+use lockgate_host::{Call, CallError, CallErrorKind, Caller, RequestBody, Settled, Upload, World};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::HttpTask;
 use pingora::protocols::http::date::get_cached_date;
@@ -27,8 +27,8 @@ use crate::proxy::Gateway;
 use crate::proxy::context::{Answering, Context};
 use crate::proxy::fault::Fault;
 use crate::proxy::forward;
-use crate::proxy::policy;
 use crate::proxy::inner::Reach;
+use crate::proxy::policy;
 use crate::proxy::rest::Direct;
 use crate::track::Track;
 
@@ -58,7 +58,7 @@ pub async fn answer(gateway: &Gateway, session: &mut Session, context: &mut Cont
     }
     let (body, client) = bodies(session, context);
     let tls = context.scheme() == "https";
-    let request = request(session, context, body, forward::to_upstream)?;
+    let request = request(session, context, version.function().world(), body, forward::to_upstream)?;
     let upstreams = Reach::of(context, &gateway.itself);
     let id = Arc::clone(&context.id);
     let call = match version.function().call(track.as_str(), id, upstreams, tls, request, None) {
@@ -142,10 +142,12 @@ pub(super) fn bodies(session: &mut Session, context: &Context) -> (RequestBody, 
     (body, Client::Sends { upload, expects, last: false })
 }
 
-/// Returns the request as the function sees it: past `edit`, and without what belongs to the connection.
+/// Returns the request as the function sees it: past `edit`, without what belongs to the connection, and with the
+/// parameters of its path.
 pub(super) fn request(
     session: &Session,
     context: &Context,
+    world: World,
     body: RequestBody,
     edit: fn(&mut RequestHeader, &Context) -> pingora::Result<()>,
 ) -> pingora::Result<http::Request<RequestBody>> {
@@ -163,6 +165,16 @@ pub(super) fn request(
         parts.headers.remove(name);
     }
     parts.headers.remove(EXPECT);
+    if let Some(route) = context.route() {
+        route.place.tell(parts.uri.path(), &mut parts.headers);
+        if world == World::Command {
+            // Unspecified: on a Unix socket, where nobody has said who it is.
+            let client = Some(context.client).filter(|client| !client.is_unspecified());
+            let script_bytes = route.place.bytes_of(parts.uri.path());
+            // One allocation, which no other function has any use for.
+            parts.extensions.insert(Caller { client, script_bytes });
+        }
+    }
     Ok(http::Request::from_parts(parts, body))
 }
 

@@ -39,7 +39,7 @@ pub async fn answer(gateway: &Gateway, session: &mut Session, context: &mut Cont
     let started = Instant::now();
     let (rest, mut behind) = Rest::prepare(session, context).ok_or_else(|| context.fail(Fault::Internal))?;
     let (body, client) = function::bodies(session, context);
-    let request = function::request(session, context, body, forward::to_middleware)?;
+    let request = function::request(session, context, version.function().world(), body, forward::to_middleware)?;
     let tls = context.scheme() == "https";
     let upstreams = Reach::of(context, &gateway.itself);
     let id = Arc::clone(&context.id);

@@ -1,6 +1,7 @@
 //! The real binary, in a folder of its own, on ports of its own.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -113,6 +114,7 @@ impl Builder {
         let config = self.dir.path().join("lockgate.yaml");
         write_config(&config, &self.config, self.token.as_deref());
         let mut gateway = Gateway {
+            arguments: vec!["run".into(), "--config".into(), config.clone().into()],
             config,
             token: self.token,
             variables: self.variables,
@@ -138,6 +140,8 @@ fn write_config(path: &Path, config: &str, token: Option<&str>) {
 /// A running gateway; killed when dropped.
 #[derive(Debug)]
 pub struct Gateway {
+    /// What the process is started with.
+    arguments: Vec<OsString>,
     config: PathBuf,
     token: Option<String>,
     variables: HashMap<String, String>,
@@ -167,10 +171,30 @@ impl Gateway {
         builder.start().await
     }
 
+    /// Starts `lockgate serve` on the folder `app`, which is made ready before, with these arguments.
+    pub async fn serve(prepare: impl FnOnce(&Path), arguments: &[&str]) -> Self {
+        let dir = tempfile::Builder::new().prefix("lockgate-test-").tempdir().expect("a temporary folder");
+        let app = dir.path().join("app");
+        std::fs::create_dir(&app).expect("a folder");
+        prepare(&app);
+        let own = ["serve", "app", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+        let mut gateway = Self {
+            arguments: own.iter().chain(arguments).map(OsString::from).collect(),
+            config: app.join(".lockgate/lockgate.yaml"),
+            token: None,
+            variables: HashMap::new(),
+            dir,
+            process: None,
+            client: reqwest::Client::builder().no_proxy().build().expect("a client"),
+        };
+        gateway.launch().await;
+        gateway
+    }
+
     /// Starts the process, in the folder that it had.
     pub async fn launch(&mut self) {
         let mut child = self.command();
-        let mut child = child.args(["run", "--config"]).arg(&self.config).spawn().expect("the gateway starts");
+        let mut child = child.args(&self.arguments).spawn().expect("the gateway starts");
         let access_log = Lines::read(child.stdout.take().expect("piped"));
         let log = Lines::read(child.stderr.take().expect("piped"));
         let http = log.find(0, |line| listening(line, "http")).await;
@@ -280,6 +304,11 @@ impl Gateway {
     /// The access log line of a request, by what it holds; waits for it.
     pub async fn logged(&self, tell: impl Fn(&Value) -> bool) -> Value {
         self.process().access_log.find(0, |line| tell(line).then(|| line.clone())).await
+    }
+
+    /// What it printed to standard output that is no line of the access log.
+    pub fn printed(&self) -> Vec<String> {
+        self.access_log().iter().filter_map(|line| line.as_str().map(str::to_owned)).collect()
     }
 
     /// All access log lines so far.

@@ -22,7 +22,8 @@ use crate::error::{CallError, CallErrorKind};
 /// What a guest answers with: a response, or the name of an error.
 pub(super) type Answer = Result<http::Response<WasiBody>, String>;
 
-type Guest = Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>;
+/// A guest at work.
+pub(super) type Guest = Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>;
 
 /// A request that a function is answering.
 pub struct Call {

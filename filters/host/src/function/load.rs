@@ -8,13 +8,14 @@ use std::time::Instant;
 use serde::Serialize;
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Engine, Result};
+use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi_http::handler::ProxyPre;
 use wasmtime_wasi_http::{p2, p3};
 
 use super::spec::FunctionSpec;
 use super::state::State;
 use super::turn::Shared;
-use super::world::{World, examine};
+use super::world::{Pre, World, examine};
 use super::{Function, folders, key_value, next, run, told};
 use crate::artifact::Manifest;
 use crate::budget::Need;
@@ -27,7 +28,7 @@ use crate::memory::Alive;
 use crate::outbound::Access;
 use crate::shape::Shape;
 use crate::sink::{Progress, Stage};
-use crate::spec::Digest;
+use crate::spec::{Digest, Isolation};
 
 /// What stands for the settings in an artifact's key: functions have none, and an environment is no part of the code.
 const NO_SETTINGS: &[u8] = b"wasi:http/proxy@0.2";
@@ -44,6 +45,9 @@ fn engine(host: &Host, world: World) -> Result<Engine, LoadError> {
 pub(crate) fn load(host: &Host, spec: &FunctionSpec, progress: &dyn Progress) -> Result<Arc<Function>, LoadError> {
     let began = Instant::now();
     let (shape, world) = examine(&spec.component)?;
+    if let (World::Command, Isolation::Reused { .. }) = (world, spec.isolation) {
+        return Err(LoadError::ReusedCommand);
+    }
     check_ceilings(host, spec.limits.memory_bytes, spec.limits.table_elements)?;
     let folders = folders::open(&spec.grants.folders)?;
     let version = spec.version();
@@ -109,7 +113,7 @@ async fn probe(function: &Arc<Function>) -> Result<(), LoadError> {
     started.map_err(LoadError::Start)
 }
 
-fn pre(engine: &Engine, component: &Component, world: World, shape: &Shape) -> Result<ProxyPre<State>> {
+fn pre(engine: &Engine, component: &Component, world: World, shape: &Shape) -> Result<Pre> {
     let mut linker = Linker::new(engine);
     // What a later version has and ours does not, traps when it is called.
     link::link_stubs(&mut linker, engine, component)?;
@@ -118,13 +122,17 @@ fn pre(engine: &Engine, component: &Component, world: World, shape: &Shape) -> R
     p2::add_only_http_to_linker_async(&mut linker)?;
     key_value::link(&mut linker)?;
     told::link(&mut linker, shape)?;
-    if !world.is_03() {
-        return Ok(ProxyPre::P2(p2::bindings::ProxyPre::new(linker.instantiate_pre(component)?)?));
+    if world.is_03() {
+        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+        p3::add_to_linker(&mut linker)?;
+        next::link(&mut linker)?;
     }
-    wasmtime_wasi::p3::add_to_linker(&mut linker)?;
-    p3::add_to_linker(&mut linker)?;
-    next::link(&mut linker)?;
-    Ok(ProxyPre::P3(p3::bindings::ServicePre::new(linker.instantiate_pre(component)?)?))
+    let pre = linker.instantiate_pre(component)?;
+    Ok(match world {
+        World::Proxy => Pre::Handler(Arc::new(ProxyPre::P2(p2::bindings::ProxyPre::new(pre)?))),
+        World::Service | World::Middleware => Pre::Handler(Arc::new(ProxyPre::P3(p3::bindings::ServicePre::new(pre)?))),
+        World::Command => Pre::Command(CommandPre::new(pre)?),
+    })
 }
 
 /// What a component that answers requests is, and what it would need. Nothing of it has run.

@@ -11,16 +11,17 @@ use http::Uri;
 use http::uri::{Authority, PathAndQuery};
 use tokio::sync::oneshot;
 use wasmtime::{Store, UpdateDeadline};
-use wasmtime_wasi_http::handler::Proxy;
+use wasmtime_wasi_http::handler::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::{WasiHttpView as _, p2, p3};
 
 use super::body::RequestBody;
-use super::call::{Answer, Call};
+use super::call::{Answer, Call, Guest};
 use super::fate::Fate;
 use super::state::{State, remove_forbidden};
 use super::turn::{Tick, late};
-use super::{Function, Next};
+use super::world::Pre;
+use super::{Function, Next, command};
 use crate::budget::Reservation;
 use crate::error::{CallError, CallErrorKind};
 use crate::outbound::Upstreams;
@@ -56,13 +57,13 @@ impl Warm {
 enum Ready {
     Warm(Warm),
     /// Limits are set, nothing is instantiated yet.
-    Fresh(Store<State>),
+    Fresh(Store<State>, Arc<ProxyPre<State>>),
 }
 
 impl Ready {
     fn state(&mut self) -> &mut State {
         match self {
-            Self::Warm(Warm { store, .. }) | Self::Fresh(store) => store.data_mut(),
+            Self::Warm(Warm { store, .. }) | Self::Fresh(store, _) => store.data_mut(),
         }
     }
 }
@@ -70,19 +71,28 @@ impl Ready {
 /// Puts a call together. Nothing of the guest runs yet.
 pub(super) fn begin(function: &Arc<Function>, warm: Option<Warm>, reservation: Reservation, asked: Asked) -> Call {
     let Asked { track, request_id, upstreams, tls, mut request, next } = asked;
-    let mut ready = warm.map_or_else(|| Ready::Fresh(store(function)), Ready::Warm);
     let held = Held { function: Arc::clone(function), warm: None, reservation: Some(reservation) };
-    let state = ready.state();
-    state.next = next;
-    let turn = Arc::clone(&state.turn);
-    turn.begin(track, request_id, upstreams);
     name_authority(&mut request, tls);
     remove_forbidden(request.headers_mut());
     let head = *request.method() == http::Method::HEAD;
     let (sender, answer) = oneshot::channel();
-    let scheme = if tls { Scheme::Https } else { Scheme::Http };
-    let outlived = function.world.is_03();
-    Call::new(turn, Box::pin(handle(ready, held, scheme, request, sender)), answer, head, outlived)
+    let (turn, guest): (_, Guest) = match &function.pre {
+        Pre::Command(pre) => {
+            let store = store(function);
+            let turn = Arc::clone(&store.data().turn);
+            (turn, Box::pin(command::answer(pre.clone(), store, held, tls, request, sender)))
+        }
+        Pre::Handler(pre) => {
+            let mut ready = warm.map_or_else(|| Ready::Fresh(store(function), Arc::clone(pre)), Ready::Warm);
+            let state = ready.state();
+            state.next = next;
+            let turn = Arc::clone(&state.turn);
+            let scheme = if tls { Scheme::Https } else { Scheme::Http };
+            (turn, Box::pin(handle(ready, held, scheme, request, sender)))
+        }
+    };
+    turn.begin(track, request_id, upstreams);
+    Call::new(turn, guest, answer, head, function.world.is_03())
 }
 
 /// Moves the host from its header to the target, where guests have it from.
@@ -98,7 +108,7 @@ fn name_authority(request: &mut http::Request<RequestBody>, tls: bool) {
 }
 
 /// The room for an instance, and the instance itself once its request has ended well. Goes back when dropped.
-struct Held {
+pub(super) struct Held {
     function: Arc<Function>,
     warm: Option<Warm>,
     reservation: Option<Reservation>,
@@ -122,7 +132,7 @@ async fn handle(
 ) -> Result<(), CallError> {
     let mut warm = match ready {
         Ready::Warm(warm) => warm,
-        Ready::Fresh(store) => start(&held.function, store).await?,
+        Ready::Fresh(store, pre) => start(&held.function, &pre, store).await?,
     };
     warm.left = warm.left.saturating_sub(1);
     let again = warm.left > 0;
@@ -186,7 +196,7 @@ async fn handle_03(
 pub(super) async fn probe(function: &Arc<Function>, store: Store<State>) -> Result<(), CallError> {
     let limit = function.shared.limits.deadline;
     let turn = Arc::clone(&store.data().turn);
-    let mut starting = Box::pin(start(function, store));
+    let mut starting = Box::pin(try_start(function, store));
     let metered = poll_fn(|context| {
         let began = turn.poll_begins();
         let polled = starting.as_mut().poll(context);
@@ -194,14 +204,24 @@ pub(super) async fn probe(function: &Arc<Function>, store: Store<State>) -> Resu
         polled
     });
     match tokio::time::timeout(limit, metered).await {
-        Ok(started) => started.map(drop),
+        Ok(started) => started,
         Err(_) => Err(CallError::new(CallErrorKind::Deadline, late(limit))),
     }
 }
 
-/// Starts an instance.
-async fn start(function: &Function, mut store: Store<State>) -> Result<Warm, CallError> {
-    match function.pre.instantiate_async(&mut store).await {
+async fn try_start(function: &Function, mut store: Store<State>) -> Result<(), CallError> {
+    match function.pre.instance_pre().instantiate_async(&mut store).await {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let state = store.data();
+            Err(state.turn.failure(&error, state.memory.refused))
+        }
+    }
+}
+
+/// Starts an instance of a handler.
+async fn start(function: &Function, pre: &ProxyPre<State>, mut store: Store<State>) -> Result<Warm, CallError> {
+    match pre.instantiate_async(&mut store).await {
         Ok(proxy) => Ok(Warm { store, proxy, left: function.uses() }),
         Err(error) => {
             let state = store.data();

@@ -5,7 +5,8 @@ use std::sync::{Arc, LazyLock};
 use http::{HeaderMap, HeaderName};
 use wasmtime::component::ResourceTable;
 use wasmtime::{ResourceLimiter, Result};
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi::cli::{StdinStream, StdoutStream};
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{
     DEFAULT_FORBIDDEN_HEADERS, Error, ForbiddenHeaderFilter, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView,
     WasiHttpHooks, WasiHttpView,
@@ -18,6 +19,10 @@ use crate::memory::Memory;
 use crate::outbound::{self, Sending};
 use crate::sink::Level;
 use crate::wasi::Printer;
+
+/// What the names of headers begin with by which a function gets the parameters of its path. The gateway takes those of
+/// clients away, and a guest may pass them on.
+pub const PARAMETER_PREFIX: &str = "x-lockgate-param-";
 
 /// Handles that a guest may hold at a time. Each may stand for up to [`FIELDS_BYTES_MAX`] of the host's memory.
 const HANDLES_MAX: usize = 1_000;
@@ -54,6 +59,18 @@ impl State {
         let hooks = Hooks { turn: Arc::clone(&turn) };
         Self { turn, memory: Memory::default(), table, compared_bytes: 0, wasi: None, http, hooks, next: None }
     }
+
+    /// Gives a program its standard streams and its environment. Before anything of it runs.
+    pub(super) fn be_command(
+        &mut self,
+        input: impl StdinStream + 'static,
+        output: impl StdoutStream + 'static,
+        environment: &[(String, String)],
+    ) {
+        let mut wasi = granted(&self.turn);
+        wasi.stdin(input).stdout(output).envs(environment);
+        self.wasi = Some(Box::new(wasi.build()));
+    }
 }
 
 impl Drop for State {
@@ -79,24 +96,28 @@ impl ResourceLimiter for State {
     }
 }
 
+/// Begins what a guest finds of WASI. Nothing is granted but what is named here: no socket.
+fn granted(turn: &Arc<Turn>) -> WasiCtxBuilder {
+    let mut wasi = WasiCtx::builder();
+    wasi.stderr(Printer::new(Level::Warn, Arc::clone(turn)))
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
+        .max_random_size(RANDOM_BYTES_MAX);
+    for folder in &turn.shared.folders {
+        if let Err(problem) = folder.show(&mut wasi) {
+            turn.log(Level::Warn, &problem);
+        }
+    }
+    wasi
+}
+
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         let turn = &self.turn;
         let wasi = self.wasi.get_or_insert_with(|| {
-            // Nothing is granted but what is named here: no socket.
-            let mut wasi = WasiCtx::builder();
-            wasi.stdout(Printer::new(Level::Info, Arc::clone(turn)))
-                .stderr(Printer::new(Level::Warn, Arc::clone(turn)))
-                .envs(&turn.shared.vars)
-                .allow_tcp(false)
-                .allow_udp(false)
-                .allow_ip_name_lookup(false)
-                .max_random_size(RANDOM_BYTES_MAX);
-            for folder in &turn.shared.folders {
-                if let Err(problem) = folder.show(&mut wasi) {
-                    turn.log(Level::Warn, &problem);
-                }
-            }
+            let mut wasi = granted(turn);
+            wasi.stdout(Printer::new(Level::Info, Arc::clone(turn))).envs(&turn.shared.vars);
             Box::new(wasi.build())
         });
         WasiCtxView { ctx: wasi, table: &mut self.table }
@@ -114,8 +135,9 @@ struct Hooks {
 }
 
 /// Returns whether a header is the gateway's: about the connection, or between the gateway and its operators.
-fn is_forbidden(name: &HeaderName) -> bool {
-    DEFAULT_FORBIDDEN_HEADERS.contains(name) || name.as_str().starts_with("x-lockgate-")
+pub(super) fn is_forbidden(name: &HeaderName) -> bool {
+    let own = |name: &str| name.starts_with("x-lockgate-") && !name.starts_with(PARAMETER_PREFIX);
+    DEFAULT_FORBIDDEN_HEADERS.contains(name) || own(name.as_str())
 }
 
 /// Removes what no guest gets to see. Wasmtime would as well, and ask the hooks, for which it would be the guest's doing.

@@ -212,6 +212,15 @@ impl Turn {
         }
     }
 
+    /// Returns why a program failed that ended with a status.
+    pub(super) fn exited(&self, status: i32) -> CallError {
+        let message = format!("it exited with status {status}");
+        match self.refused.lock().take() {
+            Some(refused) => CallError::new(refused.kind, format!("{}; {message}", refused.message)),
+            None => CallError::new(CallErrorKind::Exit, message),
+        }
+    }
+
     /// Logs a line of the host's own about the guest.
     pub(super) fn log(&self, level: Level, line: &str) {
         self.say(&mut self.saying.lock(), level, line);

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use lockgate_guests::Guest;
 use lockgate_host::{
-    Call, CallError, CallErrorKind, Function, FunctionLimits, FunctionSpec, Grants, Isolation, LoadError,
-    OutboundGrant, RequestBody, Settled, Silent,
+    Call, CallError, CallErrorKind, Caller, Function, FunctionLimits, FunctionSpec, Grants, Isolation, LoadError,
+    OutboundGrant, RequestBody, Settled, Silent, World,
 };
 use parking_lot::Mutex;
 
@@ -252,10 +252,14 @@ fn what_is_no_function_is_refused_with_what_to_build_instead() {
     for (component, expected) in [
         (component(Guest::CoreModule), "is a core module, not a component; build for wasm32-wasip2"),
         (component(Guest::Tag), "it is a filter: name it under `filters`"),
-        (exporting("wasi:cli/run@0.2.3"), "it is a command: build it for the world `wasi:http/proxy`"),
+        (exporting("wasi:cli/run@0.3.0"), "it is a command of WASI 0.3: build it for 0.2"),
+        (exporting("wasi:cli/run@0.2.3"), "does not fit the contract"),
         (exporting("wasi:http/handler@0.3.0-rc-2025-09-16"), "it is for a draft of `wasi:http` 0.3"),
         (exporting("wasi:http/handler@0.3.0"), "does not fit the contract"),
-        (exporting("example:elsewhere/arithmetic@1.0.0"), "build it for the world `wasi:http/proxy`"),
+        (
+            exporting("example:elsewhere/arithmetic@1.0.0"),
+            "build it for the world `wasi:http/proxy` or `wasi:cli/command`",
+        ),
         (wat("(component)"), "it exports nothing; build it"),
         (
             wat(r#"(component (import "example:nowhere/thing@1.0.0" (instance)) (instance $i)
@@ -269,6 +273,50 @@ fn what_is_no_function_is_refused_with_what_to_build_instead() {
         let error = host().load_function(&spec, &Silent).expect_err(expected).to_string();
         assert!(error.contains(expected), "{error}");
     }
+}
+
+/// A program's answer, and what it was told.
+#[tokio::test]
+async fn a_program_reads_prints_and_ends() {
+    let function = load(&spec(Guest::Cgi));
+    assert_eq!(function.world(), World::Command);
+    let request = |target: &str, body| {
+        let caller = Caller { client: None, script_bytes: 0 };
+        http::Request::post(target).header("host", "example.com").extension(caller).body(body).expect("a request")
+    };
+    let (body, upload) = RequestBody::pulled();
+    let mut call = function.call("stable", "request-1".into(), false, request("/echo", body)).expect("an instance");
+    assert_eq!(call.response().await.expect("an answer").status, 200);
+    let echoed = tokio::select! {
+        biased;
+        wanted = upload.wanted() => {
+            assert!(wanted);
+            upload.push(Bytes::from_static(b"line\n"));
+            call.frame().await
+        }
+        early = call.frame() => panic!("a piece before there was one: {early:?}"),
+    };
+    assert_eq!(echoed.expect("a piece").expect("no failure").data_ref().expect("data"), "line\n");
+    upload.end();
+    assert_eq!(rest(&mut call).await.expect("an end"), "");
+    drop(call);
+    let limits = FunctionLimits { memory_bytes: 4 << 20, ..spec(Guest::Cgi).limits };
+    let function = load(&FunctionSpec { limits, ..spec(Guest::Cgi) });
+    // Far more than may be ahead of the reader: the program waits, and its memory does not grow.
+    let body = RequestBody::whole(Bytes::new());
+    let mut call =
+        function.call("stable", "request-2".into(), false, request("/download?50000000", body)).expect("one");
+    call.response().await.expect("an answer");
+    assert_eq!(rest(&mut call).await.expect("a body").len(), 50_000_000);
+    drop(call);
+    assert_eq!(function.live().instances, 0);
+}
+
+#[test]
+fn a_program_is_not_used_again() {
+    let isolation = Isolation::Reused { requests: 2, memory_bytes: 1 << 30 };
+    let refused = host().load_function(&FunctionSpec { isolation, ..spec(Guest::Cgi) }, &Silent);
+    assert_eq!(refused.expect_err("is refused"), LoadError::ReusedCommand);
 }
 
 #[test]

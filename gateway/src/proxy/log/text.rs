@@ -7,8 +7,8 @@ use http::HeaderName;
 use http::header::HOST;
 use lockgate_config::model::{LogField, LogPiece};
 
-use super::{Ended, Passed};
 use super::json::{digits, endpoint, fixed, hexadecimal, ip};
+use super::{Ended, Passed};
 use crate::control::time::Timestamp;
 
 /// A piece of a template.

@@ -1,5 +1,6 @@
 //! The side of the gateway that runs, and may be replaced.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -40,6 +41,8 @@ pub struct Invocation {
     pub pid_file: Option<PathBuf>,
     /// The value of `--log-format`.
     pub log_format: String,
+    /// The arguments of `lockgate serve`, which writes the configuration; none where it was `lockgate run`.
+    pub serve: Option<Vec<OsString>>,
 }
 
 /// How a hand-over ended.
@@ -231,10 +234,15 @@ impl Predecessor {
         if std::process::id() == 1 {
             return Err("the gateway is process 1 of its container, which ends with it: replace the container".into());
         }
-        let Invocation { config: own_config, pid_file, log_format } = &self.0.invocation;
+        let Invocation { config: own_config, pid_file, log_format, serve } = &self.0.invocation;
+        let config = config.as_ref().unwrap_or(own_config);
         let mut command = Command::new(binary);
         command.arg("--log-format").arg(log_format);
-        command.arg("run").arg("--config").arg(config.as_ref().unwrap_or(own_config)).arg("--takeover");
+        match serve.as_ref().filter(|_| config == own_config) {
+            Some(arguments) => command.arg("serve").args(arguments),
+            None => command.arg("run").arg("--config").arg(config),
+        };
+        command.arg("--takeover");
         if let Some(pid_file) = pid_file {
             command.arg("--pid-file").arg(pid_file);
         }
