@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::access_log::{AccessLogForm, AccessLogWord};
 use super::grants::RequireApproval;

@@ -276,8 +276,9 @@ pub fn approve_offline(
         return Err(Refusal::NothingWaits { name: name.to_owned(), known }.to_string());
     }
     let entries: Vec<_> = approved.iter().map(|waiting| waiting.let_in(&mut saved, by, now)).collect();
-    store.save(&saved).map_err(failed)?;
+    store.save(&saved, &entries).map_err(failed)?;
     Audit::new(dir).append(&entries).map_err(|error| format!("cannot write the audit log: {error}"))?;
+    store.confirm(&saved);
     Ok(approved.iter().map(ApprovalView::of).collect())
 }
 

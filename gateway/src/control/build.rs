@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use lockgate_config::model::{self, Config};
+use lockgate_config::model;
 use lockgate_config::units::Weight;
 
 use crate::control::facts::Facts;

@@ -508,7 +508,7 @@ impl Keeper {
         self.generation += 1;
         let chosen = chosen(&self.loaded, &self.saved, &self.tools.counters);
         let facts = &self.loaded.facts;
-        let Tools { shadows, policies, collectors, .. } = &self.tools;
+        let Tools { shadows, policies, collectors, .. } = &*self.tools;
         let next = Arc::new(build(self.generation, facts, &chosen, metrics, shadows, policies, collectors));
         let began = Instant::now();
         let old = self.cell.swap(next);

@@ -11,7 +11,6 @@ use crate::control::choose::{remember, state};
 use crate::control::facts::Facts;
 use crate::control::gains::in_words;
 use crate::control::quarantine::Entry;
-use crate::control::quarantine::Why;
 use crate::control::rollout::{self, Effect, Plan, State, Step, step};
 use crate::control::state::Saved;
 use crate::control::time::Timestamp;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lockgate_config::model::FailureMode;
-use lockgate_host::{CallError, CallErrorKind};
+use lockgate_host::{CallError, CallErrorKind, World};
 use pingora::proxy::Session;
 
 use crate::control::function::FunctionVersion;
@@ -109,7 +109,7 @@ fn account(
 async fn go_on_without(gateway: &Gateway, session: &mut Session, context: &mut Context) -> pingora::Result<()> {
     let (rest, mut behind) = Rest::prepare(session, context).ok_or_else(|| context.fail(Fault::Internal))?;
     let (body, client) = function::bodies(session, context);
-    let request = function::request(session, context, body, forward::to_middleware)?;
+    let request = function::request(session, context, World::Middleware, body, forward::to_middleware)?;
     let mut answerer = Answerer::Rest(Direct::new(rest, request));
     let answered = Run::new(gateway, session, context, client).answer(&mut answerer).await;
     drop(answerer);

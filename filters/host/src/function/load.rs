@@ -13,7 +13,6 @@ use wasmtime_wasi_http::handler::ProxyPre;
 use wasmtime_wasi_http::{p2, p3};
 
 use super::spec::FunctionSpec;
-use super::state::State;
 use super::turn::Shared;
 use super::world::{Pre, World, examine};
 use super::{Function, folders, key_value, next, run, told};
