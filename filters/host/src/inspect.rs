@@ -32,6 +32,8 @@ pub struct Inspection {
     pub configures: bool,
     /// It would send HTTP requests, if it were granted any.
     pub wants_outbound: bool,
+    /// It would keep keys and values: in memory, or in a space that it is granted, for which it waits.
+    pub wants_key_value: bool,
     /// The lane that it runs on without grants.
     pub lane: Lane,
     /// The lane that it runs on with an outbound grant.
@@ -72,6 +74,7 @@ pub(crate) fn inspect(host: &Host, bytes: &[u8]) -> Result<Inspection, LoadError
         phases: exports.phases(),
         configures: exports.configure.is_some(),
         wants_outbound: link::wants_outbound(&shape),
+        wants_key_value: link::wants_key_value(&shape),
         lane: load::lane(&shape, false, false),
         lane_with_outbound,
         core_modules: shape.core_modules,

@@ -176,6 +176,14 @@ impl Store {
         answer
     }
 
+    /// Returns whether there may be something in it. Asking a file that is not there would make it.
+    pub(crate) fn is_there(&self) -> bool {
+        match &self.0.kind {
+            Kind::Embedded(embedded) => embedded.is_there(),
+            Kind::Redis(_) => true,
+        }
+    }
+
     /// Returns what was asked of it so far, by kind and outcome.
     pub(crate) fn counts(&self) -> Vec<OperationCount> {
         self.0.meter.counts()

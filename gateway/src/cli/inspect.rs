@@ -128,6 +128,10 @@ fn render(path: &Path, inspection: &Inspection) -> String {
             format!("asked for; needs a grant, and runs on the {} lane with it", lane(inspection.lane_with_outbound))
         }
     };
+    let key_value = match inspection.wants_key_value {
+        false => "never asked for",
+        true => "asked for; in memory, or with a grant in a space that it waits for",
+    };
     lines([
         ("component", format!("{}, {}", path.display(), size(inspection.component_bytes))),
         ("sha256", format!("{:#}", inspection.digest)),
@@ -136,6 +140,7 @@ fn render(path: &Path, inspection: &Inspection) -> String {
         ("configure", configure),
         ("lane", lane(inspection.lane).to_owned()),
         ("outbound HTTP", outbound),
+        ("key-value", key_value.to_owned()),
         ("machine code", size(inspection.code_bytes)),
         ("initial memory", size(inspection.memory_bytes_initial)),
         ("an instance is", instance(inspection.need)),

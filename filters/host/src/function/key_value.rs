@@ -3,28 +3,22 @@
 //! There are two drafts, and toolchains of both: 0.2.0-draft2, and 0.2.0-draft before it, whose cursors and sums have
 //! other types and which has no handles to compare and swap. One implementation serves both.
 
-use std::sync::Arc;
+mod asked;
 
 use wasmtime::component::{ComponentType, Linker, LinkerInstance, Lower, Resource, ResourceType};
 use wasmtime::{Result, StoreContextMut};
 
+use self::asked::Asked;
 use super::state::State;
-use super::turn::Turn;
 use crate::error::CallErrorKind;
 use crate::shape::Shape;
 use crate::sink::Level;
-use crate::store::{Operation, Quota, Reply, Space, StoreError, unexpected};
+use crate::store::{Space, StoreError};
 
 const PACKAGE: &str = "wasi:keyvalue/";
 const INTERFACES: [&str; 3] = ["store", "atomics", "batch"];
 const DRAFTS: [&str; 2] = ["0.2.0-draft2", "0.2.0-draft"];
 
-/// Bytes of a key.
-const KEY_BYTES_MAX: usize = 4 << 10;
-/// Keys of one call of `batch`.
-const KEYS_MAX: usize = 1_000;
-/// Bytes of values, or of keys, that one call answers with.
-const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// Bytes of values that an instance's handles to compare and swap hold.
 const COMPARED_BYTES_MAX: usize = 4 << 20;
 
@@ -90,148 +84,8 @@ struct Cas {
     found: Option<Vec<u8>>,
 }
 
-/// A space, on behalf of a guest.
-struct Asked {
-    space: Space,
-    turn: Arc<Turn>,
-    quota: Quota,
-}
-
+/// What an operation answers a guest.
 type Answer<T> = std::result::Result<T, Error>;
-
-impl Asked {
-    fn of(state: &State, space: &Space) -> Self {
-        let turn = Arc::clone(&state.turn);
-        Self { space: space.clone(), quota: turn.shared.limits.quota(), turn }
-    }
-
-    fn bucket(store: &StoreContextMut<'_, State>, bucket: &Resource<Bucket>) -> Result<Self> {
-        let state = store.data();
-        Ok(Self::of(state, &state.table.get(bucket)?.0))
-    }
-
-    /// Does an operation. A store that is not to be had is remembered: if the guest fails, that is why.
-    async fn run(&self, operation: Operation) -> Answer<Reply> {
-        let reply = self.space.run(operation).await.inspect_err(|error| self.refuse(&error.to_string()))?;
-        match reply {
-            Reply::Full => {
-                let Quota { bytes, entries } = self.quota;
-                let problem = format!(
-                    "it does not fit: `limits.key_value` is {bytes} bytes, `limits.key_value_entries` {entries}"
-                );
-                self.refuse(&problem);
-                Err(Error::Other(problem))
-            }
-            reply => Ok(reply),
-        }
-    }
-
-    fn refuse(&self, problem: &str) {
-        self.turn.refuse(CallErrorKind::Store, problem);
-    }
-
-    async fn get(&self, key: String) -> Answer<Option<Vec<u8>>> {
-        Ok(self.get_all(vec![checked(key)?]).await?.pop().flatten())
-    }
-
-    async fn get_all(&self, keys: Vec<Box<str>>) -> Answer<Vec<Option<Vec<u8>>>> {
-        match self.run(Operation::Get { keys }).await? {
-            Reply::Values(values) => Ok(values),
-            _ => Err(unexpected().into()),
-        }
-    }
-
-    /// Returns the keys, each with its value.
-    async fn get_many(&self, keys: Vec<String>) -> Answer<Vec<(String, Option<Vec<u8>>)>> {
-        let keys = checked_many(keys)?;
-        // A key that is asked for twice is read once: what is read is then no more than the space holds.
-        let mut asked = keys.clone();
-        asked.sort_unstable();
-        asked.dedup();
-        let found = self.get_all(asked.clone()).await?;
-        let value = |key: &Box<str>| asked.binary_search(key).ok().and_then(|index| found.get(index)?.as_ref());
-        let bytes: usize = keys.iter().filter_map(value).map(Vec::len).sum();
-        if bytes > ANSWER_BYTES_MAX {
-            return Err(Error::Other(format!(
-                "the values are {bytes} bytes together; the limit is {ANSWER_BYTES_MAX}"
-            )));
-        }
-        Ok(keys.iter().map(|key| (key.to_string(), value(key).cloned())).collect())
-    }
-
-    async fn set_many(&self, entries: Vec<(String, Vec<u8>)>) -> Answer<()> {
-        check_count(entries.len())?;
-        let entries = entries.into_iter().map(|(key, value)| Ok((checked(key)?, value))).collect::<Answer<_>>()?;
-        self.run(Operation::Set { entries, ttl: None, quota: self.quota }).await.map(drop)
-    }
-
-    async fn delete_many(&self, keys: Vec<String>) -> Answer<()> {
-        self.run(Operation::Delete { keys: checked_many(keys)? }).await.map(drop)
-    }
-
-    async fn list(&self, cursor: Option<String>) -> Answer<(Vec<String>, Option<String>)> {
-        match self.run(Operation::List { cursor }).await? {
-            Reply::Keys(keys, next) => Ok((keys, next)),
-            _ => Err(unexpected().into()),
-        }
-    }
-
-    /// Returns all keys, for who cannot hold the place where the next ones begin.
-    async fn list_all(&self) -> Answer<Vec<String>> {
-        let (mut all, mut bytes, mut cursor) = (Vec::new(), 0, None);
-        loop {
-            let (keys, next) = self.list(cursor).await?;
-            bytes += keys.iter().map(String::len).sum::<usize>();
-            if bytes > ANSWER_BYTES_MAX {
-                let problem = format!("the keys are more than {ANSWER_BYTES_MAX} bytes together");
-                return Err(Error::Other(
-                    problem + ": build for `wasi:keyvalue@0.2.0-draft2`, which tells some at a time",
-                ));
-            }
-            all.extend(keys);
-            cursor = next;
-            if cursor.is_none() {
-                return Ok(all);
-            }
-        }
-    }
-
-    async fn increment(&self, key: String, by: i64) -> Answer<i64> {
-        match self.run(Operation::Add { key: checked(key)?, by, quota: self.quota }).await? {
-            Reply::Number(sum) => Ok(sum),
-            Reply::Conflict => Err(Error::Other("the value is no number".to_owned())),
-            _ => Err(unexpected().into()),
-        }
-    }
-
-    /// Returns whether the value was what was expected, and is now another.
-    async fn swap(&self, key: &str, expected: Option<Vec<u8>>, value: Vec<u8>) -> Answer<bool> {
-        match self.run(Operation::Swap { key: key.into(), expected, value, quota: self.quota }).await? {
-            Reply::Done => Ok(true),
-            Reply::Conflict => Ok(false),
-            _ => Err(unexpected().into()),
-        }
-    }
-}
-
-fn checked(key: String) -> Answer<Box<str>> {
-    if key.len() > KEY_BYTES_MAX {
-        return Err(Error::Other(format!("a key of {} bytes; the limit is {KEY_BYTES_MAX}", key.len())));
-    }
-    Ok(key.into_boxed_str())
-}
-
-fn check_count(keys: usize) -> Answer<()> {
-    if keys > KEYS_MAX {
-        return Err(Error::Other(format!("{keys} keys in one call; the limit is {KEYS_MAX}")));
-    }
-    Ok(())
-}
-
-fn checked_many(keys: Vec<String>) -> Answer<Vec<Box<str>>> {
-    check_count(keys.len())?;
-    keys.into_iter().map(checked).collect()
-}
 
 /// Links both drafts.
 pub(super) fn link(linker: &mut Linker<State>) -> Result<()> {
@@ -354,8 +208,9 @@ fn link_early_get_many(linker: &mut LinkerInstance<'_, State>) -> Result<()> {
         |store: StoreContextMut<'_, State>, (bucket, keys): (Resource<Bucket>, Vec<String>)| {
             Box::new(async move {
                 let found = Asked::bucket(&store, &bucket)?.get_many(keys).await;
-                let found = found.map(|found| found.into_iter().map(|(key, value)| Some((key, value?))).collect());
-                Ok((found as Answer<Vec<Option<(String, Vec<u8>)>>>,))
+                let found: Answer<Vec<_>> =
+                    found.map(|found| found.into_iter().map(|(key, value)| value.map(|value| (key, value))).collect());
+                Ok((found,))
             })
         },
     )

@@ -69,6 +69,10 @@ impl Embedded {
         Self { file, queue: OnceLock::new() }
     }
 
+    pub(super) fn is_there(&self) -> bool {
+        self.file.exists()
+    }
+
     pub(super) async fn run(&self, space: &Arc<str>, operation: Operation) -> Result<Reply, StoreError> {
         let queue = self.queue.get_or_init(|| start(self.file.clone()));
         let (answer, answered) = oneshot::channel();

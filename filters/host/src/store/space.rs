@@ -78,6 +78,9 @@ impl Spaces {
 
     /// Asks the store for the sizes of its spaces, for at most that long. Those that it does not tell stay as they were.
     pub(crate) async fn measure(&self, patience: Duration) {
+        if !self.store.is_there() {
+            return;
+        }
         let measuring = async {
             for space in self.alive() {
                 let Ok(Reply::Use { bytes, entries }) = space.run(Operation::Measure).await else {

@@ -186,6 +186,14 @@ async fn a_filter_with_a_space_waits_for_it_and_one_without_does_not() {
     assert_eq!(header(&exchange.request.headers, "x-count"), "1", "they are not the same store");
 }
 
+#[test]
+fn inspecting_tells_who_would_keep_something() {
+    let function = |guest| host().inspect_function(&component(guest)).expect("a function").wants_key_value;
+    assert!(function(Guest::Keeper) && !function(Guest::Hello));
+    let filter = |guest| host().inspect(&component(guest)).expect("a filter").wants_key_value;
+    assert!(filter(Guest::Counter) && !filter(Guest::ReadSet));
+}
+
 #[tokio::test]
 async fn a_store_that_is_not_to_be_had_ends_a_filter_by_its_name_and_tells_a_function() {
     let dir = tempfile::tempdir().expect("a folder");
