@@ -102,6 +102,7 @@ examples: setup-test ## Check the example configurations and those in deploy, co
 	@$(CARGO) run --quiet --locked -p lockgate-guests -- target/examples/filters
 	@mkdir -p target/examples/{functions,pages,public,dist/assets,tls}
 	@echo '<h1>{status}</h1>' > target/examples/pages/error.html
+	@echo '<h1>closed</h1>' > target/examples/pages/closed.html
 	@cp target/examples/filters/hello.wasm target/examples/functions/greeter.wasm
 	@cp target/examples/filters/hello.wasm target/examples/functions/greeter-2.wasm
 	@for name in example.com example.org clients; do \
