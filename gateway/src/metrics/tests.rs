@@ -17,7 +17,7 @@ fn series(metrics: &Metrics, name: &str) -> Vec<Vec<String>> {
 #[test]
 fn what_was_counted_of_a_rollout_goes_when_it_is_gone() {
     let metrics = Metrics::new().expect("every family has a name of its own");
-    let (old, other) = (metrics.rollout("auth-2"), metrics.rollout("auth-3"));
+    let (old, other) = (metrics.rollout("auth-2", None), metrics.rollout("auth-3", None));
     old.record(Track::Canary);
     rollout::ACTIONS.into_iter().for_each(|action| metrics.decided("auth-2", action));
     metrics.decided("auth-3", "begin");

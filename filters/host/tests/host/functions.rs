@@ -285,7 +285,8 @@ async fn a_program_reads_prints_and_ends() {
         http::Request::post(target).header("host", "example.com").extension(caller).body(body).expect("a request")
     };
     let (body, upload) = RequestBody::pulled();
-    let mut call = function.call("stable", "request-1".into(), false, request("/echo", body)).expect("an instance");
+    let mut call =
+        function.call("stable", "request-1".into(), None, false, request("/echo", body), None).expect("an instance");
     assert_eq!(call.response().await.expect("an answer").status, 200);
     let echoed = tokio::select! {
         biased;
@@ -304,8 +305,9 @@ async fn a_program_reads_prints_and_ends() {
     let function = load(&FunctionSpec { limits, ..spec(Guest::Cgi) });
     // Far more than may be ahead of the reader: the program waits, and its memory does not grow.
     let body = RequestBody::whole(Bytes::new());
-    let mut call =
-        function.call("stable", "request-2".into(), false, request("/download?50000000", body)).expect("one");
+    let mut call = function
+        .call("stable", "request-2".into(), None, false, request("/download?50000000", body), None)
+        .expect("one");
     call.response().await.expect("an answer");
     assert_eq!(rest(&mut call).await.expect("a body").len(), 50_000_000);
     drop(call);

@@ -31,8 +31,9 @@ fn load(spec: &FunctionSpec) -> Arc<Function> {
 /// Asks a function, and returns what it says; behind `500 ` where that is an error.
 async fn ask(function: &Arc<Function>, target: &str) -> String {
     let request = http::Request::get(target).header("host", "example.com").body(RequestBody::whole(Bytes::new()));
-    let mut call =
-        function.call("stable", "request-1".into(), false, request.expect("a request")).expect("an instance");
+    let mut call = function
+        .call("stable", "request-1".into(), None, false, request.expect("a request"), None)
+        .expect("an instance");
     let status = call.response().await.unwrap_or_else(|error| panic!("{target}: {error}")).status.as_u16();
     let mut text = if status == 200 { Vec::new() } else { format!("{status} ").into_bytes() };
     while let Some(frame) = call.frame().await {
@@ -211,7 +212,7 @@ async fn a_store_that_is_not_to_be_had_ends_a_filter_by_its_name_and_tells_a_fun
     assert!(said.starts_with("500 other: the key-value store failed: `"), "{said}");
     let request = http::Request::get("/insist?a=b").header("host", "example.com");
     let request = request.body(RequestBody::whole(Bytes::new())).expect("a request");
-    let mut call = function.call("stable", "request-1".into(), false, request).expect("an instance");
+    let mut call = function.call("stable", "request-1".into(), None, false, request, None).expect("an instance");
     let error = call.response().await.expect_err("it insists");
     assert_eq!(error.kind, CallErrorKind::Store, "{}", error.message);
 }

@@ -19,6 +19,7 @@ fn spec(guest: Guest) -> FunctionSpec {
         name: guest.name().into(),
         component: component(guest),
         vars: vec![("VERSION".to_owned(), "v1".to_owned())],
+        config: Vec::new(),
         grants: Grants::default(),
         isolation: Isolation::Request,
         limits: FunctionLimits { deadline: PATIENT, cpu: PATIENT, ..FunctionLimits::default() },
@@ -35,7 +36,7 @@ fn post(target: &str) -> http::request::Builder {
 
 fn begin(function: &Arc<Function>, target: &str, body: RequestBody) -> Call {
     let request = post(target).body(body).expect("a request");
-    function.call("stable", "request-1".into(), false, request, None).expect("an instance")
+    function.call("stable", "request-1".into(), None, false, request, None).expect("an instance")
 }
 
 async fn rest(call: &mut Call) -> Result<Bytes, CallError> {
@@ -250,7 +251,7 @@ async fn a_service_sees_its_request_and_nothing_of_the_connection() {
         .header("x-mine", "1")
         .body(RequestBody::whole(Bytes::new()))
         .expect("a request");
-    let mut call = service.call("stable", "request-1".into(), true, request, None).expect("an instance");
+    let mut call = service.call("stable", "request-1".into(), None, true, request, None).expect("an instance");
     call.response().await.expect("an answer");
     let seen = rest(&mut call).await.expect("a body");
     assert_eq!(seen, "PUT Some(Scheme::Https) example.com:8080 /request?q\nx-mine: 1\n");
@@ -280,7 +281,7 @@ async fn through(
     let body = RequestBody::whole(Bytes::from_static(b"sent"));
     let request = post("/a?b").header("x-middleware-does", does).body(body).expect("a request");
     let next = Box::new(Behind(Arc::clone(&asked)));
-    let call = middleware.call("canary", "request-1".into(), false, request, Some(next)).expect("an instance");
+    let call = middleware.call("canary", "request-1".into(), None, false, request, Some(next)).expect("an instance");
     let answer = finish(call).await;
     assert_eq!(middleware.live().instances, 0);
     let asked = asked.lock().take();
@@ -337,7 +338,7 @@ async fn the_time_that_is_taken_behind_a_middleware_is_not_its_own() {
     let middleware = load(&FunctionSpec { limits, ..spec(Guest::Middleware) });
     let request = post("/").body(RequestBody::whole(Bytes::new())).expect("a request");
     let next = Box::new(Slow(Duration::from_millis(800)));
-    let call = middleware.call("stable", "request-1".into(), false, request, Some(next)).expect("an instance");
+    let call = middleware.call("stable", "request-1".into(), None, false, request, Some(next)).expect("an instance");
     assert_eq!(finish(call).await.expect("an answer").1, "late");
 }
 
