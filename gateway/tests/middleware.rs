@@ -3,7 +3,9 @@
 mod harness;
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
 use harness::{Gateway, Upstream};
 use reqwest::{Client, Method, StatusCode};
 use serde_json::Value;
@@ -100,6 +102,46 @@ async fn bodies_pass_a_middleware_both_ways() {
         let head = gateway.send(client.request(Method::HEAD, gateway.url("/"))).await;
         assert_eq!((head.status, head.body.len(), head.header("x-middleware")), (StatusCode::OK, 0, "m1"));
     }
+}
+
+const IN_FRONT_OF_A_FUNCTION: &str = r#"
+experimental: [wasi-0.3]
+functions:
+  mid: { component: filters/middleware.wasm, vars: { VERSION: m1 }, limits: { cpu: 60s, deadline: 60s } }
+  fn: { component: filters/function.wasm, limits: { cpu: 60s, deadline: 60s } }
+routes: [{ filters: [{ function: mid }], function: fn }]
+"#;
+
+#[tokio::test]
+async fn what_streams_behind_a_middleware_streams_through_it() {
+    const BYTES: usize = 256 << 20;
+    let gateway = Gateway::start(IN_FRONT_OF_A_FUNCTION, &Upstream::start().await).await;
+    for (does, bytes) in [("", BYTES), ("upper", BYTES / 8)] {
+        let began = Instant::now();
+        let request = gateway.client().get(gateway.url("/events?8")).header("x-middleware-does", does);
+        let mut events = request.send().await.expect("an answer").bytes_stream();
+        let mut arrived = Vec::new();
+        while let Some(piece) = events.next().await {
+            piece.expect("a piece");
+            arrived.push(began.elapsed());
+        }
+        // 50 ms lie between two events: they were not saved up.
+        let (first, last) = (arrived.first().expect("a piece"), arrived.last().expect("a piece"));
+        assert!(arrived.len() >= 4 && *last - *first >= Duration::from_millis(200), "{does}: {arrived:?}");
+
+        let request = gateway.client().get(gateway.url(&format!("/download?{bytes}")));
+        let response = request.header("x-middleware-does", does).send().await.expect("an answer");
+        let mut pieces = response.bytes_stream();
+        let mut received = 0;
+        while let Some(piece) = pieces.next().await {
+            received += piece.expect("a piece").len();
+        }
+        assert_eq!(received, bytes, "{does}");
+    }
+    let peak = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).expect("it runs");
+    let peak = peak.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    let kib: usize = peak.trim().trim_end_matches(" kB").parse().expect("a number");
+    assert!(kib << 10 < BYTES, "the gateway had {kib} KiB in memory");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use harness::tls::{Authority, Connected, handshake};
 use harness::{Builder, Gateway, Upstream};
+use lockgate_guests::Guest;
 use rcgen::{DnType, SanType, date_time_ymd};
 use reqwest::StatusCode;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -334,6 +335,21 @@ async fn trailers_of_grpc_come_through_from_end_to_end() {
     let config = CONFIG.replace("app: [\"${UPSTREAM}\"]", "app: { endpoints: [\"${UPSTREAM}\"], protocol: h2c }");
     let (_gateway, address) = start(&config, &authority, &up).await;
     let mut client = authority.client().connect(address, "example.com").await;
+    assert_eq!(client.trailers("/trailers").await["grpc-status"], "7");
+}
+
+#[tokio::test]
+async fn trailers_come_through_a_middleware_as_well() {
+    let (up, authority) = (Upstream::start().await, Authority::new());
+    let config = CONFIG
+        .replace("app: [\"${UPSTREAM}\"]", "app: { endpoints: [\"${UPSTREAM}\"], protocol: h2c }")
+        .replace("upstream: app", "filters: [{ function: mid }], upstream: app")
+        .replace("routes:", "experimental: [wasi-0.3]\nfunctions: { mid: { component: \"${MIDDLEWARE}\" } }\nroutes:");
+    let component = Guest::Middleware.path();
+    let builder = Builder::new(&config).upstream(&up).variable("MIDDLEWARE", &component.display().to_string());
+    authority.issue(&["example.com"]).write(builder.path(), "default");
+    let gateway = builder.start().await;
+    let mut client = authority.client().connect(gateway.listener(LISTENER).await, "example.com").await;
     assert_eq!(client.trailers("/trailers").await["grpc-status"], "7");
 }
 

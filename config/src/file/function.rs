@@ -50,7 +50,8 @@ pub(crate) struct Function {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct FunctionLimits {
-    /// Time to the header of the response. The body may take its time: an event stream has no end.
+    /// Time to the header of the response. The body may take its time: an event stream has no end. What is behind a
+    /// middleware takes its own time.
     pub(crate) deadline: Written<Timeout>,
     /// Time for which one request may keep a thread busy, all in all.
     pub(crate) cpu: Written<Timeout>,

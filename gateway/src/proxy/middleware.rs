@@ -74,6 +74,11 @@ pub async fn answer(gateway: &Gateway, session: &mut Session, context: &mut Cont
     };
     // The guest goes, and with it what it has begun.
     drop(call);
+    if failed.kind == CallErrorKind::NoResponse && behind.broke_off() {
+        account(context, place, &version, track, started, busy, OUTCOMES[0]);
+        behind.report(context).await;
+        return Err(context.fail(Fault::UpstreamClosed));
+    }
     account(context, place, &version, track, started, busy, OUTCOMES[2]);
     version.failed(track, &context.id, &failed);
     if on_failure == FailureMode::Open && untouched {

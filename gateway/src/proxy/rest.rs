@@ -67,6 +67,7 @@ impl std::fmt::Debug for Behind {
 #[derive(Default)]
 struct Shared {
     asked: AtomicBool,
+    broke_off: AtomicBool,
     /// Put in before the subrequest runs and taken out when it begins: nobody ever waits for the lock.
     given: Mutex<Option<Given>>,
 }
@@ -196,7 +197,10 @@ impl Rest {
             let header = match rx.recv().await {
                 Some(HttpTask::Header(header, _)) if header.status.is_informational() => continue,
                 Some(HttpTask::Header(header, _)) => header,
-                _ => return Err(NextError("there was no answer".to_owned())),
+                _ => {
+                    shared.broke_off.store(true, Ordering::Relaxed);
+                    return Err(NextError("there was no answer".to_owned()));
+                }
             };
             let mut parts: http::response::Parts = (*header).into();
             for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE] {
@@ -212,7 +216,7 @@ impl Rest {
                 Empty::new().map_err(|never| match never {}).boxed_unsync()
             } else {
                 let left = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-                Incoming { rx, left, ended: false, _sending: sending }.boxed_unsync()
+                Incoming { rx, left, ended: false, shared, _sending: sending }.boxed_unsync()
             };
             return Ok(http::Response::from_parts(parts, body));
         }
@@ -302,6 +306,7 @@ struct Incoming {
     /// What is still to come, where that is known.
     left: Option<u64>,
     ended: bool,
+    shared: Arc<Shared>,
     _sending: Sending,
 }
 
@@ -331,6 +336,7 @@ impl Body for Incoming {
                 None if self.left == Some(0) => self.ended = true,
                 None | Some(HttpTask::Failed(_) | HttpTask::UpgradedBody(..)) => {
                     self.ended = true;
+                    self.shared.broke_off.store(true, Ordering::Relaxed);
                     return Poll::Ready(Some(Err(NextError("the response broke off".to_owned()))));
                 }
             }
@@ -391,6 +397,11 @@ impl Behind {
     /// Returns whether the request has been passed on.
     pub fn asked(&self) -> bool {
         self.shared.asked.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether the response behind broke off: then a middleware that hands it on does so as well.
+    pub fn broke_off(&self) -> bool {
+        self.shared.broke_off.load(Ordering::Relaxed)
     }
 
     /// Takes over what became of the request behind, once that is over.
