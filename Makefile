@@ -61,12 +61,14 @@ fmt: ## Format everything
 	@$(CARGO) fmt --all
 	@$(CARGO) fmt --manifest-path filters/Cargo.toml --all
 	@$(CARGO) fmt --manifest-path benches/proxy-wasm-filter/Cargo.toml
+	@$(CARGO) fmt --manifest-path filters/toolchains/rust/Cargo.toml
 
 .PHONY: fmt-check
 fmt-check: ## Check the format
 	@$(CARGO) fmt --all --check
 	@$(CARGO) fmt --manifest-path filters/Cargo.toml --all --check
 	@$(CARGO) fmt --manifest-path benches/proxy-wasm-filter/Cargo.toml --check
+	@$(CARGO) fmt --manifest-path filters/toolchains/rust/Cargo.toml --check
 
 .PHONY: clippy
 clippy: setup ## Run clippy; a warning is an error

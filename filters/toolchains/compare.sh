@@ -26,7 +26,7 @@ cp -r "$(dirname "$crate")/wit/deps" "$out/wit/deps"
 chmod -R u+w "$out/wit"
 
 echo "toolchains: Rust"
-cargo build --quiet --release --target wasm32-wasip2 --manifest-path "$here/rust/Cargo.toml" --target-dir "$out/rust"
+cargo build --quiet --locked --release --target wasm32-wasip2 --manifest-path "$here/rust/Cargo.toml" --target-dir "$out/rust"
 cp "$out/rust/wasm32-wasip2/release/handler.wasm" "$out/rust.wasm"
 
 echo "toolchains: JavaScript"
@@ -56,7 +56,7 @@ $(for guest in "${guests[@]}"; do echo "  - { match: { host: $guest.test }, func
 YAML
 echo "toolchains: loading (a component with a JavaScript engine or a Python inside takes a while the first time)"
 "$lockgate" run --config "$out/lockgate.yaml" >"$out/access.log" 2>"$out/lockgate.log" &
-for _ in $(seq 1200); do grep -q '"serving"\|serving' "$out/lockgate.log" && break || sleep 0.5; done
+for _ in $(seq 1200); do grep -q '"message":"serving"' "$out/lockgate.log" && break || sleep 0.5; done
 
 head -c 100000 /dev/urandom > "$out/body"
 
@@ -65,7 +65,8 @@ ask() {
     local url=$1 host=$2
     shift 2
     curl -s --max-time 60 -H "host: $host" -D "$out/header" -o "$out/answer" "$@" "$url"
-    tr -d '\r' < "$out/header" | sed -n -e '1s/^HTTP[^ ]* \([0-9]*\).*/\1/p' -e '/^content-type:/Ip' -e '/^x-guest:/Ip'
+    # Names of headers are the same in any case, and each server has its own.
+    tr -d '\r' < "$out/header" | tr 'A-Z' 'a-z' | sed -n -e '1s/^http[^ ]* \([0-9]*\).*/\1/p' -e '/^content-type:/p' -e '/^x-guest:/p'
     sha256sum < "$out/answer"
 }
 answers() {
@@ -90,7 +91,7 @@ compare() {
 }
 for guest in "${guests[@]}"; do
     answers http://127.0.0.1:18080 "$guest.test" > "$out/$guest.gateway"
-    compare "$out/rust.gateway" "$out/$guest.gateway" "$guest and rust, behind the gateway"
+    [ "$guest" = rust ] || compare "$out/rust.gateway" "$out/$guest.gateway" "$guest and rust, behind the gateway"
 done
 if [ -z "${WASMTIME:-}" ]; then
     echo "toolchains: WASMTIME is not set: the components are NOT compared with \`wasmtime serve\`"

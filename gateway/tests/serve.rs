@@ -66,7 +66,7 @@ async fn a_files_path_is_its_route() {
     assert_eq!(gateway.get("/nothing/here").await.status, StatusCode::NOT_FOUND);
     assert_eq!(gateway.get("/.lockgate/lockgate.yaml").await.status, StatusCode::NOT_FOUND);
     let printed = gateway.printed().join("\n");
-    for line in ["/users/{id}    users/[id].wasm", "/*             public/"] {
+    for line in ["/users/{id}  users/[id].wasm", "/*           public/"] {
         assert!(printed.contains(line), "{line}: {printed}");
     }
     let (status, said) = gateway.cli(&["status"]).await;
