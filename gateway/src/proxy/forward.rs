@@ -102,7 +102,7 @@ pub fn to_upstream(request: &mut RequestHeader, context: &Context) -> pingora::R
     }
     request.insert_header(X_REQUEST_ID, HeaderValue::from_str(&context.id).or_err(InternalError, "a request id")?)?;
     if let Some(trace) = &context.trace {
-        trace.tell_upstream(request);
+        trace.tell_target(request);
     }
     if let Some(whole) = &context.body.whole {
         request.remove_header(&TRANSFER_ENCODING);
