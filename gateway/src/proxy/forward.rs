@@ -122,7 +122,7 @@ fn remove_own(request: &mut RequestHeader) {
 fn name(request: &mut RequestHeader, context: &Context) -> pingora::Result<()> {
     request.insert_header(X_REQUEST_ID, HeaderValue::from_str(&context.id).or_err(InternalError, "a request id")?)?;
     if let Some(trace) = &context.trace {
-        trace.tell_upstream(request);
+        trace.tell_target(request);
     }
     Ok(())
 }

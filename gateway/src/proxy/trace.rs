@@ -70,8 +70,8 @@ pub struct Record {
     pub span: u64,
     /// Attempts at the upstream that are over, in their order.
     pub attempts: Vec<Tried>,
-    /// The span of the attempt that is under way.
-    attempt_span: u64,
+    /// The span of the target's call that is under way, or will be: the function's, or an attempt at the upstream.
+    pub target_span: u64,
     spans: Arc<Spans>,
 }
 
@@ -209,7 +209,7 @@ pub fn begin(session: &mut Session, context: &mut Context) {
     let record = tracing.spans.as_ref().filter(|_| position.sampled).map(|spans| Record {
         span: new_span(),
         attempts: Vec::new(),
-        attempt_span: 0,
+        target_span: new_span(),
         spans: Arc::clone(spans),
     });
     if !continued {
@@ -308,7 +308,7 @@ impl Trace {
         let record = self.record.as_ref().map(|record| Record {
             span: record.span,
             attempts: Vec::new(),
-            attempt_span: record.attempt_span,
+            target_span: record.target_span,
             spans: Arc::clone(&record.spans),
         });
         Self { position: self.position, continued: self.continued, record }
@@ -318,14 +318,14 @@ impl Trace {
     pub fn take_back(&mut self, behind: Self) {
         if let (Some(record), Some(behind)) = (&mut self.record, behind.record) {
             record.attempts.extend(behind.attempts);
-            record.attempt_span = behind.attempt_span;
+            record.target_span = behind.target_span;
         }
     }
 
-    /// Tells an upstream which attempt asks it.
-    pub fn tell_upstream(&self, request: &mut RequestHeader) {
+    /// Tells the target which call of it this is.
+    pub fn tell_target(&self, request: &mut RequestHeader) {
         if let Some(record) = &self.record {
-            say(request, &self.position, record.attempt_span);
+            say(request, &self.position, record.target_span);
         }
     }
 }
@@ -367,13 +367,13 @@ impl Record {
     /// Notes that an attempt at the upstream begins, and how the last one ended.
     pub fn attempt(&mut self, last: Option<&Attempt>) {
         self.attempt_over(last);
-        self.attempt_span = u64::from_be_bytes(RandomIdGenerator::default().new_span_id().to_bytes());
+        self.target_span = u64::from_be_bytes(RandomIdGenerator::default().new_span_id().to_bytes());
     }
 
     fn attempt_over(&mut self, attempt: Option<&Attempt>) {
         let Some(attempt) = attempt else { return };
         self.attempts.push(Tried {
-            span: self.attempt_span,
+            span: self.target_span,
             upstream: Arc::clone(attempt.upstream.name()),
             track: attempt.track,
             address: attempt.address,

@@ -321,7 +321,8 @@ fn call_span(finished: &Finished, call: &Call, clock: Clock) -> SpanData {
 fn function_span(finished: &Finished, function: &Answered, clock: Clock) -> SpanData {
     let name = format!("function {}", function.function);
     let from = clock.at(function.started);
-    let mut span = span(finished, inner_id(), Some(finished.record.span), name, from, finished.ended_at);
+    let mut span =
+        span(finished, finished.record.target_span, Some(finished.record.span), name, from, finished.ended_at);
     span.attributes = vec![
         KeyValue::new("lockgate.function", function.function.to_string()),
         KeyValue::new("lockgate.version", function.version.to_string()),
