@@ -200,7 +200,7 @@ async fn a_stable_version_that_may_do_more_keeps_its_file_waiting() {
     gateway.reload().await;
     assert!(gateway.cli(&["approve", "fn"]).await.0.success());
     // The file is read again by itself.
-    gateway.says("\"generation\":2").await;
+    gateway.says("\"reloaded\"").await;
     assert_eq!(version(&gateway).await, "v2");
 }
 
