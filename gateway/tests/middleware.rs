@@ -145,6 +145,25 @@ async fn what_streams_behind_a_middleware_streams_through_it() {
 }
 
 #[tokio::test]
+async fn a_response_that_breaks_off_behind_a_middleware_breaks_off() {
+    let gateway = Gateway::start(IN_FRONT_OF_A_FUNCTION, &Upstream::start().await).await;
+    for client in [gateway.client(), &http2()] {
+        for does in ["", "upper"] {
+            let request = client.get(gateway.url("/trap-later")).header("x-middleware-does", does);
+            let response = request.send().await.expect("a header");
+            assert_eq!(response.status(), StatusCode::OK, "{does}");
+            assert!(response.bytes().await.is_err(), "{does} looks whole");
+        }
+    }
+    // Whose fault it was is known, and it is not the middleware's.
+    let line = gateway.logged(|line| line["path"] == "/trap-later").await;
+    assert_eq!(line["error"]["kind"], "function_failed");
+    assert_eq!(chain(&line), ["mid continue"]);
+    assert_eq!(gateway.metric("lockgate_function_failures_total", &["function=\"mid\""]).await, 0.0);
+    assert_eq!(gateway.metric("lockgate_function_failures_total", &["function=\"fn\""]).await, 4.0);
+}
+
+#[tokio::test]
 async fn an_early_answer_of_a_middleware_passes_the_filters_in_front_of_it_and_no_others() {
     let up = Upstream::start().await;
     let gateway = Gateway::start(CHAIN, &up).await;

@@ -229,7 +229,9 @@ fn read(response: &IncomingResponse) -> Result<Vec<u8>, String> {
 fn describe(error: ErrorCode) -> String {
     match error {
         ErrorCode::HttpRequestDenied => "the gateway does not grant it: see `grants.outbound`".to_owned(),
-        ErrorCode::HttpRequestMethodInvalid => "the gateway does not grant its method: see `grants.outbound`".to_owned(),
+        ErrorCode::HttpRequestMethodInvalid => {
+            "the gateway does not grant its method: see `grants.outbound`".to_owned()
+        }
         ErrorCode::DestinationIpProhibited => {
             "the gateway does not grant the address that it leads to: see `addresses` in `grants.outbound`".to_owned()
         }

@@ -1,6 +1,6 @@
-//! What becomes of a response's body after its guest's last task, as the instance wants to know that may serve again. A
-//! guest may leave a stream open behind it, on which nothing will ever be written: the body has an end only when the
-//! instance goes.
+//! What becomes of a response's body after its guest's last task. What one part of the host hands to another through the
+//! instance (trailers that a guest passes on, say) is no task of the guest's: while the body goes on, some of it may be on
+//! its way. A stream that a guest has left open goes on until its instance goes.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,39 +17,29 @@ pub(super) struct Fate(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// The guest has no task left.
-    idle: bool,
-    /// Whether the body came to its end; none while it may.
-    over: Option<bool>,
+    over: bool,
     waker: Option<Waker>,
 }
 
 impl Fate {
-    /// Returns a body that tells how it ends.
+    /// Returns a body that tells when it is over.
     pub(super) fn watch(fate: &Arc<Self>, body: WasiBody) -> WasiBody {
         Watched { body, fate: Arc::clone(fate) }.boxed_unsync()
     }
 
-    /// Returns whether the body came to its end, as soon as that is known: when it did, or when whoever reads it waits for
-    /// what the guest would have to write. Called when the guest has no task left.
-    pub(super) fn poll_over(&self, context: &Context<'_>) -> Poll<bool> {
+    /// Returns when the body has come to an end, or nobody wants it any more.
+    pub(super) fn poll_over(&self, context: &Context<'_>) -> Poll<()> {
         let mut state = self.0.lock();
-        state.idle = true;
-        match state.over {
-            Some(over) => Poll::Ready(over),
-            None => {
-                state.waker = Some(context.waker().clone());
-                Poll::Pending
-            }
+        if state.over {
+            return Poll::Ready(());
         }
+        state.waker = Some(context.waker().clone());
+        Poll::Pending
     }
 
-    fn tell(&self, over: bool) {
+    fn tell(&self) {
         let mut state = self.0.lock();
-        if !over && !state.idle {
-            return;
-        }
-        state.over.get_or_insert(over);
+        state.over = true;
         if let Some(waker) = state.waker.take() {
             waker.wake();
         }
@@ -67,10 +57,8 @@ impl Body for Watched {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(context);
-        match &polled {
-            Poll::Ready(None | Some(Err(_))) => self.fate.tell(true),
-            Poll::Ready(Some(Ok(_))) => {}
-            Poll::Pending => self.fate.tell(false),
+        if let Poll::Ready(None | Some(Err(_))) = &polled {
+            self.fate.tell();
         }
         polled
     }
@@ -86,50 +74,31 @@ impl Body for Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        self.fate.tell(true);
+        self.fate.tell();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::Empty;
+    use http_body_util::Full;
 
     use super::*;
 
-    /// A body of which nothing ever comes.
-    struct Silent;
-
-    impl Body for Silent {
-        type Data = Bytes;
-        type Error = Error;
-
-        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-            Poll::Pending
-        }
-    }
-
-    fn over(fate: &Fate) -> Poll<bool> {
-        fate.poll_over(&Context::from_waker(Waker::noop()))
-    }
-
-    fn frame(body: &mut WasiBody) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        Pin::new(body).poll_frame(&mut Context::from_waker(Waker::noop()))
-    }
-
     #[test]
-    fn a_body_that_ends_is_over_and_one_that_nobody_writes_any_more_never_is() {
-        let fate = Arc::new(Fate::default());
-        let mut body = Fate::watch(&fate, Empty::new().map_err(|never| match never {}).boxed_unsync());
-        assert!(over(&fate).is_pending());
-        assert!(matches!(frame(&mut body), Poll::Ready(None)));
-        assert_eq!(over(&fate), Poll::Ready(true));
-
-        let fate = Arc::new(Fate::default());
-        let mut body = Fate::watch(&fate, Silent.boxed_unsync());
-        // While there are tasks, to wait is nothing bad.
-        assert!(frame(&mut body).is_pending());
-        assert!(over(&fate).is_pending());
-        assert!(frame(&mut body).is_pending());
-        assert_eq!(over(&fate), Poll::Ready(false));
+    fn a_body_is_over_at_its_end_or_when_it_is_dropped() {
+        let mut context = Context::from_waker(Waker::noop());
+        for read in [true, false] {
+            let fate = Arc::new(Fate::default());
+            let full = Full::new(Bytes::from_static(b"one")).map_err(|never| match never {}).boxed_unsync();
+            let mut body = Fate::watch(&fate, full);
+            assert!(matches!(Pin::new(&mut body).poll_frame(&mut context), Poll::Ready(Some(Ok(_)))));
+            assert!(fate.poll_over(&context).is_pending());
+            if read {
+                assert!(matches!(Pin::new(&mut body).poll_frame(&mut context), Poll::Ready(None)));
+            } else {
+                drop(body);
+            }
+            assert!(fate.poll_over(&context).is_ready());
+        }
     }
 }

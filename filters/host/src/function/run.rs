@@ -5,6 +5,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Uri;
@@ -28,6 +29,10 @@ use crate::outbound::Upstreams;
 
 /// Bytes that one call of the guest's may copy to the host: more than any write or set of headers may have.
 const COPY_BYTES_MAX: usize = 1 << 20;
+
+/// How long an instance without a task stays for what is on its way through it to the response. That is there at the next
+/// turn; a body that goes on after this either comes from elsewhere, or will never end.
+const TRANSIT: Duration = Duration::from_secs(1);
 
 /// A started instance.
 pub(super) struct Warm {
@@ -139,7 +144,7 @@ async fn handle(
     let Warm { store, proxy, .. } = &mut warm;
     let ended = match proxy {
         Proxy::P2(proxy) => handle_02(store, proxy, scheme, request, answer).await.map(|()| true),
-        Proxy::P3(service) => handle_03(store, service, request, answer, again).await,
+        Proxy::P3(service) => handle_03(store, service, request, answer).await,
     };
     let state = store.data_mut();
     state.next = None;
@@ -168,13 +173,12 @@ async fn handle_02(
     proxy.wasi_http_incoming_handler().call_handle(&mut *store, request, answer).await
 }
 
-/// Returns whether the instance has nothing left of this request. Told only where it is to serve `again`.
+/// Returns whether the instance has nothing left of this request.
 async fn handle_03(
     store: &mut Store<State>,
     service: &p3::bindings::Service,
     request: http::Request<RequestBody>,
     answer: oneshot::Sender<Answer>,
-    again: bool,
 ) -> wasmtime::Result<bool> {
     let running = store.run_concurrent(async |accessor| {
         // The other half would tell how the request's body was taken.
@@ -187,7 +191,8 @@ async fn handle_03(
         // Whoever wanted it may be gone.
         let _ = answer.send(answered.map(|response| response.map(|body| Fate::watch(&fate, body))));
         poll_fn(|context| accessor.poll_no_interesting_tasks(context)).await;
-        Ok(again && poll_fn(|context| fate.poll_over(context)).await)
+        let over = poll_fn(|context| fate.poll_over(context));
+        Ok(tokio::time::timeout(TRANSIT, over).await.is_ok())
     });
     running.await?
 }

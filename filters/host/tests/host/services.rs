@@ -319,6 +319,45 @@ async fn a_middleware_may_answer_by_itself_or_fail_before_or_after_what_is_behin
     assert!(asked.is_some());
 }
 
+/// Answers with trailers, or with a body that breaks off.
+struct Ends(Result<(), NextError>);
+
+impl Next for Ends {
+    fn handle(self: Box<Self>, _: http::Request<NextBody>) -> Handling {
+        let trailers = http::HeaderMap::from_iter([(
+            http::HeaderName::from_static("x-last"),
+            http::HeaderValue::from_static("word"),
+        )]);
+        let body = Full::new(Bytes::from_static(b"body")).map_err(|never| match never {});
+        let body = body.with_trailers(async move { Some(self.0.map(|()| trailers)) }).boxed_unsync();
+        Box::pin(async move { Ok(http::Response::new(body)) })
+    }
+}
+
+#[tokio::test]
+async fn how_a_body_ends_is_told_whether_it_is_copied_or_handed_on() {
+    let middleware = load(&spec(Guest::Middleware));
+    for does in ["", "upper"] {
+        for ends in [Ok(()), Err(NextError("it broke off".to_owned()))] {
+            let body = RequestBody::whole(Bytes::new());
+            let request = post("/").header("x-middleware-does", does).body(body).expect("a request");
+            let next = Box::new(Ends(ends.clone()));
+            let call = middleware.call("stable", "request-1".into(), false, request, Some(next));
+            let mut call = call.expect("an instance");
+            call.response().await.expect("an answer");
+            let mut last = None;
+            while let Some(frame) = call.frame().await {
+                last = Some(frame.map(|frame| frame.into_trailers().ok()));
+            }
+            match (ends, last.expect("a frame")) {
+                (Ok(()), Ok(Some(trailers))) => assert_eq!(trailers["x-last"], "word", "{does}"),
+                (Err(_), Err(error)) => assert_eq!(error.kind, CallErrorKind::NoResponse, "{does}"),
+                (_, last) => panic!("{does}: {last:?}"),
+            }
+        }
+    }
+}
+
 /// Answers after a while.
 struct Slow(Duration);
 
