@@ -28,14 +28,14 @@ pub mod shadow;
 pub mod sink;
 pub mod split;
 pub mod trace;
+pub mod whole;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderMap, Method};
 use lockgate_config::model::RequestLimits;
 use lockgate_host::{BodyMode, Response};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -49,14 +49,13 @@ use pingora::{Error, ErrorSource, ErrorType};
 use crate::control::snapshot::SnapshotCell;
 use crate::metrics::Metrics;
 use arrival::Arrival;
-use body::{Bounds, Pace};
+use body::Pace;
 use chain::Verdict;
 use compress::Compression;
 use context::{Context, Ids};
 use fault::Fault;
 use inner::Reach;
 use log::AccessLog;
-use policy::decompress;
 
 /// Requests of an HTTP/2 connection that were taken back, and of which something is left to do.
 const H2_RESETS_MAX: usize = 20;
@@ -153,7 +152,7 @@ impl ProxyHttp for Gateway {
                 respond::answer(session, context, response).await?;
                 return Ok(true);
             }
-            if self.filter_whole_body(session, context).await? {
+            if whole::filter(self, session, context).await? {
                 return Ok(true);
             }
         }
@@ -534,71 +533,6 @@ impl Gateway {
                 context.answer = Some(response);
                 Error::e_explain(ErrorType::HTTPStatus(status), "a filter answered")
             }
-        }
-    }
-
-    /// Reads the whole body where a filter wants it before the target is asked. Returns whether the request has been
-    /// answered.
-    async fn filter_whole_body(&self, session: &mut Session, context: &mut Context) -> pingora::Result<bool> {
-        let limits = context.snapshot.limits;
-        let Some((chain, links, _)) = context.filters() else { return Ok(false) };
-        let mode = chain.request_body(links);
-        let max = chain.request_body_max(links);
-        let max = context.route().and_then(|route| route.policy.body_max).unwrap_or(u64::MAX).min(max);
-        context.body.mode = mode;
-        let decompressed = context.route().and_then(|route| route.policy.decompress).filter(|_| mode != BodyMode::None);
-        let coded = match decompressed.map(|_| decompress::coding(&session.req_header().headers)).transpose() {
-            Ok(coded) => coded.flatten(),
-            Err(fault) => {
-                let codings = HeaderValue::from_static(decompress::CODINGS);
-                let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, codings)]);
-                respond::refuse_with(session, context, fault, headers).await?;
-                return Ok(true);
-            }
-        };
-        if mode != BodyMode::Buffer && coded.is_none() {
-            return Ok(false);
-        }
-        // What is longer before it is decompressed will not be shorter after.
-        let max = max.min(decompressed.filter(|_| coded.is_some()).unwrap_or(u64::MAX));
-        let pace = Pace::new(context.started, &limits);
-        let bounds = Bounds { max, timeout: limits.read_timeout, pace };
-        // Behind a middleware it has been read.
-        let read = match context.body.whole.take() {
-            Some(whole) => Ok(whole),
-            None => tokio::select! {
-                biased;
-                read = body::read_whole(session.as_downstream_mut(), &bounds) => read,
-                () = policy::until_over(context, false) => Err(Fault::RequestTimeout),
-            },
-        };
-        let mut whole = match read {
-            Ok(whole) => whole,
-            Err(fault) => {
-                respond::refuse(session, context, fault).await?;
-                return Ok(true);
-            }
-        };
-        context.body.received = whole.len() as u64;
-        // There is none of a request that has no body.
-        if let Some(coded) = coded.filter(|_| !whole.is_empty()) {
-            whole = match decompress::decompress(coded, &whole, max).await {
-                Ok(whole) => whole,
-                Err(fault) => {
-                    respond::refuse(session, context, fault).await?;
-                    return Ok(true);
-                }
-            };
-            session.req_header_mut().remove_header(&CONTENT_ENCODING);
-        }
-        let Some((chain, links, exchange)) = context.filters() else { return Ok(false) };
-        lend::request(session, exchange);
-        let verdict = chain.on_request_body(links, exchange, &mut whole, true).await;
-        lend::take_back(session, exchange);
-        context.body.whole = Some(whole);
-        match self.settle(session, context, verdict) {
-            Some(response) => respond::answer(session, context, response).await.map(|()| true),
-            None => Ok(false),
         }
     }
 

@@ -416,8 +416,10 @@ async fn a_share_of_the_requests_goes_to_a_mirror_that_nobody_waits_for() {
   - { name: none, match: { path: /none }, mirror: { upstream: next, share: 0% }, upstream: app }
   - { name: small, match: { path: /small }, mirror: { upstream: next, body: 4 }, upstream: app }
   - { name: one, match: { path: /hold }, mirror: { upstream: next, requests: 1 }, upstream: app }
+  - { name: h2, match: { path: /h2/* }, mirror: next-h2, upstream: app }
 "#;
-    let config = config("", routes).replace("upstreams: { ", "upstreams: { next: [\"${NEXT}\"], ");
+    let mirrors = "upstreams: { next: [\"${NEXT}\"], next-h2: { endpoints: [\"${NEXT}\"], protocol: h2c }, ";
+    let config = config("", routes).replace("upstreams: { ", mirrors);
     let builder = Builder::new(&config).upstream(&up).variable("NEXT", &mirror.address.to_string());
     let gateway = builder.start().await;
     let count = async |route: &str, outcome: &str| {
@@ -430,6 +432,13 @@ async fn a_share_of_the_requests_goes_to_a_mirror_that_nobody_waits_for() {
     assert_eq!((sent.status, sent.header("x-upstream")), (StatusCode::OK, "upstream"));
     while count("all", "answered").await != 1.0 {}
     assert_eq!(mirror.requests(), 1);
+    // By HTTP/2 just as well, over one connection.
+    for path in ["/h2/a", "/h2/b"] {
+        let answered = count("h2", "answered").await;
+        assert_eq!(gateway.send(gateway.client().post(gateway.url(path)).body("some")).await.status, StatusCode::OK);
+        while count("h2", "answered").await != answered + 1.0 {}
+    }
+    assert_eq!((mirror.requests(), mirror.connections()), (3, 2));
     // With its body, or not at all.
     assert_eq!(gateway.send(gateway.client().post(gateway.url("/small")).body("12345")).await.status, StatusCode::OK);
     while count("small", "too_long").await != 1.0 {}
@@ -445,8 +454,35 @@ async fn a_share_of_the_requests_goes_to_a_mirror_that_nobody_waits_for() {
     while count("one", "busy").await != 1.0 {}
     mirror.release(1);
     while count("one", "answered").await != 1.0 {}
-    assert_eq!(mirror.requests(), 2);
+    assert_eq!(mirror.requests(), 4);
     drop(mirror);
     assert_eq!(gateway.get("/all/text/b").await.status, StatusCode::OK);
     while count("all", "failed").await != 1.0 {}
+}
+
+#[tokio::test]
+async fn policies_hold_for_http_2_as_well() {
+    let routes = r#"
+  - { match: { path: /old/* }, redirect: "https://{host}/new/{rest}" }
+  - name: api
+    rate_limits: [{ requests: 1, per: 1h }]
+    headers: { request: { set: { x-from: "{host}" } }, response: { set: { x-edge: "{method}" } } }
+    cors: { origins: "*" }
+    rewrite: { regex: '^/(.*)$', to: '/v2/$1', host: internal.example }
+    upstream: app
+"#;
+    let (gateway, _up) = start(routes).await;
+    let builder = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
+    let client = builder.http2_prior_knowledge().build().unwrap();
+    let get = async |path: &str| gateway.send(client.get(gateway.url(path))).await;
+    let moved = get("/old/a?b=c").await;
+    assert_eq!(moved.header("location"), format!("https://{}/new/a?b=c", gateway.http()));
+    let reply = get("/users").await;
+    let seen = reply.seen();
+    assert_eq!((seen.target.as_str(), seen.header("host")), ("/v2/users", "internal.example"));
+    assert_eq!((seen.header("x-from"), reply.header("x-edge")), (gateway.http().to_string().as_str(), "GET"));
+    assert_eq!(reply.header("access-control-allow-origin"), "*");
+    let refused = get("/users").await;
+    assert_eq!((refused.status, refused.header("x-edge")), (StatusCode::TOO_MANY_REQUESTS, "GET"));
+    assert!(!refused.header("retry-after").is_empty());
 }
