@@ -342,7 +342,7 @@ async fn how_a_body_ends_is_told_whether_it_is_copied_or_handed_on() {
             let body = RequestBody::whole(Bytes::new());
             let request = post("/").header("x-middleware-does", does).body(body).expect("a request");
             let next = Box::new(Ends(ends.clone()));
-            let call = middleware.call("stable", "request-1".into(), false, request, Some(next));
+            let call = middleware.call("stable", "request-1".into(), None, false, request, Some(next));
             let mut call = call.expect("an instance");
             call.response().await.expect("an answer");
             let mut last = None;
