@@ -140,20 +140,30 @@ pub fn normalise(session: &mut Session) -> Result<(), Fault> {
         None => {}
     }
     let raw = request.raw_path();
-    let target = if raw.first() == Some(&b'/') {
-        raw
+    // HTTP/2 names the host beside the target, the absolute form within it; a `host` may say so a second time.
+    let named = request.uri.authority().map(|authority| authority.as_str().as_bytes());
+    let (named, target) = if raw.first() == Some(&b'/') {
+        (named, raw)
     } else {
-        // The absolute form names the host a second time.
         let (authority, target) = split_absolute(raw).ok_or(Fault::BadTarget)?;
-        if host.is_some_and(|host| !host.as_bytes().eq_ignore_ascii_case(authority)) {
-            return Err(Fault::BadHost);
+        (Some(authority), target)
+    };
+    let unsaid = match (host, named) {
+        (Some(host), Some(named)) if !host.as_bytes().eq_ignore_ascii_case(named) => return Err(Fault::BadHost),
+        (None, Some(named)) => {
+            let named = std::str::from_utf8(named).ok().filter(|named| is_authority(named)).ok_or(Fault::BadHost)?;
+            Some(HeaderValue::from_str(named).map_err(|_| Fault::BadHost)?)
         }
-        target
+        _ => None,
     };
     let normal = path::normalise(target).map_err(|_| Fault::BadTarget)?;
-    if request.raw_path() != normal.as_bytes() {
+    if request.raw_path() != normal.as_bytes() || request.uri.authority().is_some() {
         let target = PathAndQuery::try_from(normal.into_owned()).map_err(|_| Fault::BadTarget)?;
         request.set_uri(Uri::from(target));
+    }
+    // From here on the host is in one place, whatever the client speaks (RFC 9113, section 8.3.1).
+    if let Some(host) = unsaid {
+        request.insert_header(HOST, host).map_err(|_| Fault::BadHost)?;
     }
     lend::forget_capitals(request);
     Ok(())
@@ -286,10 +296,7 @@ pub fn enter_chain(context: &mut Context) {
 
 /// Returns the request's host without a port.
 fn host_of(request: &RequestHeader) -> &str {
-    let authority = match request.headers.get(HOST) {
-        Some(host) => host.to_str().unwrap_or_default(),
-        None => request.uri.authority().map_or("", http::uri::Authority::as_str),
-    };
+    let authority = request.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     match authority.rfind(':') {
         // The last colon of a bracketed IPv6 address may be its own.
         Some(colon) if !authority[colon..].contains(']') => &authority[..colon],

@@ -3,7 +3,7 @@
 //! response is sent when the guest has written it, and nothing piles up in between. One task does all of it, so a client
 //! that goes away takes the guest with it.
 //!
-//! A middleware is run by the same [`Run`].
+//! A middleware is run by the same `Run`.
 
 use std::future::poll_fn;
 use std::sync::Arc;
