@@ -239,6 +239,8 @@ pub(super) struct Run<'a> {
     status: u16,
     /// A piece of the request's body has been read for it.
     fed: bool,
+    /// Bytes that the client still waits for, where it was told how many there are.
+    left: Option<u64>,
 }
 
 impl<'a> Run<'a> {
@@ -249,7 +251,17 @@ impl<'a> Run<'a> {
         context: &'a mut Context,
         client: Client,
     ) -> Self {
-        Self { gateway, session, context, client, started: Instant::now(), header_after: None, status: 0, fed: false }
+        Self {
+            gateway,
+            session,
+            context,
+            client,
+            started: Instant::now(),
+            header_after: None,
+            status: 0,
+            fed: false,
+            left: None,
+        }
     }
 
     /// Returns whether anything has been read of the request's body, or sent of the response.
@@ -296,6 +308,7 @@ impl<'a> Run<'a> {
             match frame.into_data() {
                 Ok(bytes) => {
                     let bytes = self.filter(bytes, false)?;
+                    self.promise(bytes.len());
                     self.session.write_response_body(Some(bytes), false).await?;
                 }
                 Err(frame) => {
@@ -342,9 +355,12 @@ impl<'a> Run<'a> {
         self.gateway.response_filter(self.session, &mut header, self.context).await?;
         let ends =
             bodiless || (early.ended && early.bytes == 0 && early.trailers.is_none() && !self.context.response_body);
+        let length = header.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        self.left = length.filter(|_| !bodiless);
         let mut tasks = vec![HttpTask::Header(Box::new(header), ends)];
         for bytes in std::mem::take(&mut early.pieces) {
             let bytes = self.filter(bytes, false)?;
+            self.promise(bytes.len());
             tasks.push(HttpTask::Body(Some(bytes), false));
         }
         if early.ended && !ends {
@@ -352,6 +368,21 @@ impl<'a> Run<'a> {
         }
         self.session.write_response_tasks(tasks).await?;
         Ok(())
+    }
+
+    /// Takes note of what is about to be sent. A client that has all that it waits for may speak again, before the guest is
+    /// at its end: from then on it is not listened to.
+    fn promise(&mut self, bytes: usize) {
+        let Some(left) = &mut self.left else { return };
+        *left = left.saturating_sub(bytes as u64);
+        if *left == 0 && matches!(self.client, Client::Watched) {
+            self.client = Client::Unwatched;
+        }
+    }
+
+    /// Listens to a client that has sent all, unless it has all as well.
+    fn watch(&mut self) {
+        self.client = if self.left == Some(0) { Client::Unwatched } else { Client::Watched };
     }
 
     async fn send_end(&mut self, trailers: Option<HeaderMap>) -> Result<(), Ended> {
@@ -388,7 +419,7 @@ impl<'a> Run<'a> {
         match event {
             Event::Wanted => self.pass_piece().await,
             Event::Unwanted => {
-                self.client = Client::Watched;
+                self.watch();
                 if !self.session.as_downstream_mut().is_body_done() {
                     // Nobody reads the rest, and to read it would be the only way to hear that the client is gone.
                     self.client = Client::Unwatched;
@@ -410,7 +441,7 @@ impl<'a> Run<'a> {
         let Client::Sends { upload, expects, last } = &mut self.client else { return Ok(()) };
         if *last {
             upload.end();
-            self.client = Client::Watched;
+            self.watch();
             return Ok(());
         }
         let session = &mut *self.session;
@@ -432,7 +463,7 @@ impl<'a> Run<'a> {
             // Held back by a filter, or there is none: the guest goes on waiting, or is at the end.
             None if *last => {
                 upload.end();
-                self.client = Client::Watched;
+                self.watch();
             }
             None => {}
         }
