@@ -92,12 +92,12 @@ pub(super) async fn follow(
         let Some(upstream) = upstream.upgrade() else { return };
         let (look, changed) = upstream.look_at_file(seen).await;
         seen = look;
-        if changed {
-            tracing::info!(upstream = %upstream.name(), endpoints = upstream.endpoints.lock().len(), "endpoints changed");
-        }
         if changed || next.is_some_and(|after| resolved.elapsed() >= after) {
             next = upstream.resolve(&resolver).await;
             resolved = Instant::now();
+        }
+        if changed {
+            tracing::info!(upstream = %upstream.name(), endpoints = upstream.endpoints.lock().len(), "endpoints changed");
         }
     }
 }
