@@ -18,10 +18,10 @@ use crate::tools::Tools;
 pub(crate) enum Contender {
     /// With the guest `read-set`, as often as there are filters.
     Lockgate { filters: usize, isolation: Isolation },
-    /// With the guest `hello` in the origin's place.
-    Function { isolation: Isolation },
+    /// With a guest in the origin's place.
+    Function { wasi: Wasi, isolation: Isolation },
     /// `wasmtime serve` with the same guest. Its instances serve one request each, or many.
-    Wasmtime { isolation: Isolation },
+    Wasmtime { wasi: Wasi, isolation: Isolation },
     /// Nothing but Pingora.
     Pingora { mimalloc: bool },
     /// As Debian builds it.
@@ -46,6 +46,34 @@ impl Isolation {
     }
 }
 
+/// What a function is built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wasi {
+    /// A `proxy` of 0.2: the guest `hello`.
+    Two,
+    /// A `service` of 0.3: the guest `service`.
+    Three,
+}
+
+impl Wasi {
+    const ALL: [Self; 2] = [Self::Two, Self::Three];
+
+    const fn guest(self) -> Guest {
+        match self {
+            Self::Two => Guest::Hello,
+            Self::Three => Guest::Service,
+        }
+    }
+
+    /// What stands in the name of a contender.
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::Two => "",
+            Self::Three => "-0.3",
+        }
+    }
+}
+
 impl fmt::Display for Contender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -53,8 +81,10 @@ impl fmt::Display for Contender {
             Self::Lockgate { filters, isolation } => {
                 write!(f, "lockgate-{filters}-{}", isolation.as_str())
             }
-            Self::Function { isolation } => write!(f, "lockgate-function-{}", isolation.as_str()),
-            Self::Wasmtime { isolation } => write!(f, "wasmtime-serve-{}", isolation.as_str()),
+            Self::Function { wasi, isolation } => {
+                write!(f, "lockgate-function{}-{}", wasi.suffix(), isolation.as_str())
+            }
+            Self::Wasmtime { wasi, isolation } => write!(f, "wasmtime-serve{}-{}", wasi.suffix(), isolation.as_str()),
             Self::Pingora { mimalloc: false } => f.write_str("pingora"),
             Self::Pingora { mimalloc: true } => f.write_str("pingora-mimalloc"),
             Self::Nginx => f.write_str("nginx"),
@@ -75,8 +105,10 @@ impl Contender {
                 .map(lockgate),
         );
         all.extend([0, 1, 3].map(|filters| Self::Envoy { filters }));
-        all.extend([Request, Reused].map(|isolation| Self::Function { isolation }));
-        all.extend([Request, Reused].map(|isolation| Self::Wasmtime { isolation }));
+        for wasi in Wasi::ALL {
+            all.extend([Request, Reused].map(|isolation| Self::Function { wasi, isolation }));
+            all.extend([Request, Reused].map(|isolation| Self::Wasmtime { wasi, isolation }));
+        }
         all
     }
 
@@ -95,17 +127,22 @@ impl Contender {
                 let config = write(dir, "lockgate.yaml", &lockgate_yaml(dir, listen, origin, filters, isolation))?;
                 Ok(command(&tools.lockgate, [OsStr::new("run"), OsStr::new("--config"), config.as_os_str()]))
             }
-            Self::Function { isolation } => {
-                let config = write(dir, "lockgate.yaml", &function_yaml(dir, listen, isolation))?;
+            Self::Function { wasi, isolation } => {
+                let config = write(dir, "lockgate.yaml", &function_yaml(dir, listen, wasi, isolation))?;
                 Ok(command(&tools.lockgate, [OsStr::new("run"), OsStr::new("--config"), config.as_os_str()]))
             }
-            Self::Wasmtime { isolation } => {
+            Self::Wasmtime { wasi, isolation } => {
                 let program = tools.wasmtime.as_deref().ok_or("wasmtime has gone")?;
                 let requests = if isolation == Isolation::Reused { "10000" } else { "1" };
                 let address = listen.to_string();
                 let mut command =
                     command(program, ["serve", "--addr", &*address, "--max-instance-reuse-count", requests]);
-                command.arg(Guest::Hello.path()).env("TOKIO_WORKER_THREADS", "1");
+                // What Rust's standard library imports is not there by default.
+                command.arg("-Scli=y");
+                if wasi == Wasi::Three {
+                    command.args(["-Wcomponent-model-async=y", "-Sp3=y"]);
+                }
+                command.arg(wasi.guest().path()).env("TOKIO_WORKER_THREADS", "1");
                 Ok(command)
             }
             Self::Pingora { mimalloc } => {
@@ -195,16 +232,17 @@ upstreams: {{ origin: [ \"{origin}\" ] }}
     yaml
 }
 
-fn function_yaml(dir: &Path, listen: SocketAddr, isolation: Isolation) -> String {
+fn function_yaml(dir: &Path, listen: SocketAddr, wasi: Wasi, isolation: Isolation) -> String {
+    let experimental = if wasi == Wasi::Three { "experimental: [wasi-0.3]\n" } else { "" };
     format!(
         "listeners: [ \"{listen}\" ]
 admin: {{ address: \"unix:{}\" }}
 server: {{ threads: 1, watch: false, access_log: stdout }}
-functions: {{ hello: {{ component: \"{}\", isolation: {} }} }}
+{experimental}functions: {{ hello: {{ component: \"{}\", isolation: {} }} }}
 routes: [ {{ name: all, function: hello }} ]
 ",
         dir.join("admin.sock").display(),
-        Guest::Hello.path().display(),
+        wasi.guest().path().display(),
         isolation.as_str()
     )
 }

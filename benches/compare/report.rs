@@ -57,6 +57,8 @@ const BUDGETS: &[Budget] = &[
     Budget::Rate { of: "lockgate-function-request", base: "wasmtime-serve-request", ratio_min: 2.0 },
     Budget::Cpu { of: "lockgate-function-reused", us_max: 20.0 },
     Budget::Rate { of: "lockgate-function-reused", base: "wasmtime-serve-reused", ratio_min: 0.9 },
+    Budget::Rate { of: "lockgate-function-0.3-request", base: "wasmtime-serve-0.3-request", ratio_min: 2.0 },
+    Budget::Rate { of: "lockgate-function-0.3-reused", base: "wasmtime-serve-0.3-reused", ratio_min: 0.9 },
 ];
 
 /// All measurements.

@@ -1,6 +1,7 @@
 //! Micro-benchmarks: what each step of a request costs by itself, and what a change of the configuration costs. Under load
 //! everything is dearer, through caches and wake-ups: that is what the comparison measures.
 
+mod access;
 mod call;
 mod chain;
 mod function;
@@ -22,6 +23,7 @@ criterion_group!(
     split::benches,
     route::benches,
     call::benches,
+    access::benches,
     chain::benches,
     function::benches,
     snapshot::benches

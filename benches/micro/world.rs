@@ -48,10 +48,21 @@ impl World {
     }
 
     pub(crate) fn load(&self, name: &str, component: Vec<u8>, isolation: Isolation) -> Arc<Filter> {
+        self.load_with(name, component, "null".to_owned(), isolation)
+    }
+
+    /// Loads a filter with settings, in JSON.
+    pub(crate) fn load_with(
+        &self,
+        name: &str,
+        component: Vec<u8>,
+        settings: String,
+        isolation: Isolation,
+    ) -> Arc<Filter> {
         let spec = FilterSpec {
             name: name.into(),
             component: component.into(),
-            settings: "null".to_owned(),
+            settings,
             grants: Grants::default(),
             isolation,
             limits: Limits::default(),
