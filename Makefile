@@ -157,6 +157,12 @@ soak: setup ## Replace a filter every second under load; SECONDS=60
 	@$(CARGO) build --locked -p lockgate
 	@benches/soak.sh $(or $(SECONDS),60)
 
+.PHONY: limits
+limits: setup ## Measure restarts with a warm cache, an idle gateway's memory, and 2,000 swaps under load
+	@$(CARGO) run --quiet --locked -p lockgate-guests -- --library target/library
+	@$(CARGO) build --release --locked -p lockgate
+	@benches/limits.py
+
 .PHONY: toolchains
 toolchains: setup ## Compare one function from three toolchains, with each other and with WASMTIME; fetches from npm and PyPI
 	@$(CARGO) build --locked -p lockgate
