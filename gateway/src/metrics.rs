@@ -93,6 +93,7 @@ pub struct Metrics {
     filter_refused: IntCounterVec,
     filter_instances: IntGaugeVec,
     filter_memory: IntGaugeVec,
+    filter_snapshotted: IntGaugeVec,
     functions: Mutex<Vec<LoadedFunction>>,
     function_calls: IntCounterVec,
     function_duration: HistogramVec,
@@ -242,7 +243,7 @@ impl Metrics {
             request_duration: r.histograms(
                 "lockgate_request_duration_seconds",
                 "Time from the request's header to the end of its response.",
-                &["route"],
+                &["route", "class"],
                 REQUEST_BUCKETS,
             )?,
             static_answers: r.counters(
@@ -301,6 +302,11 @@ impl Metrics {
             filter_memory: r.gauges(
                 "lockgate_filter_memory_bytes",
                 "Linear memory of the instances alive.",
+                &["filter", "version"],
+            )?,
+            filter_snapshotted: r.gauges(
+                "lockgate_filter_snapshotted",
+                "Whether `configure` ran once, at load: 1; 0 if each instance runs it. The status says why.",
                 &["filter", "version"],
             )?,
             functions: Mutex::default(),
@@ -548,10 +554,10 @@ impl Metrics {
     pub fn route(&self, name: &str) -> Arc<RouteSeries> {
         Arc::new(RouteSeries {
             requests: STATUS_CLASSES.map(|class| self.requests.with_label_values(&[name, class])),
-            duration: self.request_duration.with_label_values(&[name]),
+            durations: STATUS_CLASSES.map(|class| self.request_duration.with_label_values(&[name, class])),
             _lease: self.leases.take({
                 let mut series: Vec<_> = STATUS_CLASSES.map(|class| remove(&self.requests, &[name, class])).into();
-                series.push(remove(&self.request_duration, &[name]));
+                series.extend(STATUS_CLASSES.map(|class| remove(&self.request_duration, &[name, class])));
                 lease::Series::new(&["route", name], series)
             }),
         })
@@ -640,6 +646,7 @@ impl Metrics {
     pub fn watch(&self, filter: &Arc<Filter>, label: &str) -> Arc<CustomSeries> {
         let name: &str = filter.name();
         let labels = [name, label];
+        self.filter_snapshotted.with_label_values(&labels).set(filter.snapshotted().is_ok().into());
         self.filters.lock().push(LoadedFilter {
             filter: Arc::downgrade(filter),
             instances: self.filter_instances.with_label_values(&labels),
@@ -650,6 +657,7 @@ impl Metrics {
                 let mut series = vec![
                     remove(&self.filter_instances, &labels),
                     remove(&self.filter_memory, &labels),
+                    remove(&self.filter_snapshotted, &labels),
                     remove(&self.filter_events, &labels),
                     remove(&self.filter_lines_dropped, &labels),
                 ];

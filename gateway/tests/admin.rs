@@ -212,3 +212,25 @@ async fn a_unix_socket_is_for_its_owner_and_needs_no_token() {
     let (_, said) = own.cli(&["status"], None).await;
     assert!(said.contains(&format!("by cli by uid {}", rustix::process::geteuid().as_raw())), "{said}");
 }
+
+#[tokio::test]
+async fn a_filter_that_cannot_be_snapshotted_is_told_with_its_reason() {
+    const CONFIG: &str = r#"
+upstreams: { app: ["${UPSTREAM}"] }
+filters:
+  tag: { component: filters/tag.wasm, settings: { value: v1 } }
+  prints: { component: filters/println-configure.wasm }
+routes: [{ name: all, filters: [tag, prints], upstream: app }]
+"#;
+    let up = Upstream::start().await;
+    let gateway = Gateway::start(CONFIG, &up).await;
+    for (filter, snapshotted) in [("tag", 1.0), ("prints", 0.0)] {
+        let series = gateway.metrics().await;
+        let line = format!("lockgate_filter_snapshotted{{filter=\"{filter}\",version=");
+        let value = series.lines().find(|series| series.starts_with(&line)).and_then(|line| line.rsplit(' ').next());
+        assert_eq!(value.and_then(|value| value.parse().ok()), Some(snapshotted), "{filter}");
+    }
+    let (_, status) = json(&gateway, Method::GET, "/api/v1/status", None).await;
+    let text = status.to_string();
+    assert!(text.contains("it printed or opened something in `configure` and holds on to it"), "{text}");
+}

@@ -19,11 +19,11 @@ use crate::control::audit::{Audit, AuditEntry};
 use crate::control::build::build;
 use crate::control::choose::{self, Loaded, chosen, components, fallbacks};
 use crate::control::drain::{self, Drains};
-use crate::control::events::{self, Events};
+use crate::control::events::Events;
 use crate::control::facts::Facts;
 use crate::control::judging::{Cases, Counters, Looked};
 use crate::control::policies::Policies;
-use crate::control::reconcile::{entry, reconcile, undone_promotions};
+use crate::control::reconcile::{entry, reconcile};
 use crate::control::reload::{Draft, host};
 use crate::control::rollout::State;
 use crate::control::snapshot::SnapshotCell;
@@ -43,10 +43,12 @@ mod commit;
 mod decide;
 mod job;
 mod judge;
+mod reload;
 mod succession;
 
 use commit::{blocking, commit, complete, moves_of};
-use job::{Prepared, Ready, Tools};
+use job::{Prepared, Tools};
+use reload::{Asked, answer, generation, last_reload};
 
 /// How often upstreams' names are resolved again, and metrics that nothing uses are dropped.
 const TICK: Duration = Duration::from_secs(30);
@@ -91,14 +93,6 @@ pub(super) enum Decision {
     Abandon(Option<String>),
     Pause(Option<String>),
     Resume,
-}
-
-/// A reload that was asked for.
-#[derive(Debug)]
-struct Asked {
-    cause: Cause,
-    by: Actor,
-    reply: Option<oneshot::Sender<Result<Reloaded, Refusal>>>,
 }
 
 /// Owns everything that changes.
@@ -358,114 +352,6 @@ impl Keeper {
         }
     }
 
-    fn reload(&mut self, asked: Asked) {
-        if !self.deciding {
-            answer(vec![asked], &Err(Refusal::HandedOver));
-        } else if self.answering.is_empty() {
-            self.begin_reload(vec![asked]);
-        } else {
-            self.waiting.push(asked);
-        }
-    }
-
-    fn begin_reload(&mut self, asked: Vec<Asked>) {
-        self.answering = asked;
-        let (tools, current) = (Arc::clone(&self.tools), Arc::clone(&self.loaded));
-        let events = self.events.clone();
-        let job = tokio::spawn(job::prepare(current, self.saved.clone(), tools));
-        tokio::spawn(async move {
-            // Whatever becomes of the job, the loop hears of its end: it begins no other before.
-            let failed = |error| (None, Err(Refusal::Stopped(format!("the reload failed: {error}"))));
-            let (seen, outcome) = job.await.unwrap_or_else(failed);
-            if let Some(events) = events.upgrade() {
-                // An error means that the loop has ended.
-                drop(events.send(Event::Prepared { seen, outcome }).await);
-            }
-        });
-    }
-
-    async fn prepared(&mut self, seen: Option<Fingerprint>, outcome: Result<Prepared, Refusal>) {
-        let asked = std::mem::take(&mut self.answering);
-        let (cause, by) =
-            asked.first().map_or_else(|| (Cause::FileChanged, Actor::file()), |asked| (asked.cause, asked.by.clone()));
-        let outcome = match outcome {
-            _ if !self.deciding => Err(Refusal::HandedOver),
-            Err(refusal) => Err(refusal),
-            Ok(Prepared::Unchanged(facts)) => {
-                // Places may have moved, and later problems are shown at them.
-                Arc::make_mut(&mut self.loaded).facts = facts;
-                Ok(Reloaded::Unchanged)
-            }
-            Ok(Prepared::New(ready)) => self.apply(*ready, &by).await,
-        };
-        let metric = match &outcome {
-            Ok(Reloaded::Swapped { generation, loaded, reused, warnings }) => {
-                for warning in warnings {
-                    tracing::warn!(generation, "{warning}");
-                }
-                tracing::info!(generation, loaded, reused, cause = cause.as_str(), %by, "reloaded");
-                ReloadOutcome::Swapped
-            }
-            Ok(Reloaded::Unchanged) => {
-                tracing::info!(cause = cause.as_str(), %by, "reloaded, nothing is new");
-                ReloadOutcome::Unchanged
-            }
-            Err(refusal) => {
-                tracing::error!(kind = refusal.kind(), cause = cause.as_str(), %by, "reload refused, everything stays as it is\n{refusal}");
-                // What was bound for it is not needed.
-                self.listeners.send_replace(self.loaded.facts.config.listeners.as_slice().into());
-                ReloadOutcome::Refused
-            }
-        };
-        self.unapproved = match &outcome {
-            Err(Refusal::Unapproved { waiting, .. }) => waiting.clone(),
-            Ok(_) | Err(_) => Vec::new(),
-        };
-        self.show_waiting();
-        if self.deciding {
-            self.tools.metrics.reloaded(metric);
-            let problems = outcome.as_ref().err().map(ToString::to_string);
-            if metric != ReloadOutcome::Swapped {
-                self.notices.note_other(not_swapped(metric, &by, problems.as_deref()));
-            }
-            self.last_reload = last_reload(cause, &by, metric, problems);
-            if let Some(seen) = seen {
-                self.watch_files(seen);
-            }
-        }
-        self.publish();
-        answer(asked, &outcome);
-        if !self.waiting.is_empty() {
-            let waiting = std::mem::take(&mut self.waiting);
-            self.begin_reload(waiting);
-        }
-    }
-
-    /// Makes what a job has prepared serve.
-    async fn apply(&mut self, ready: Ready, by: &Actor) -> Result<Reloaded, Refusal> {
-        let Ready { mut loaded, fresh } = ready;
-        let (next, mut entries) = reconcile(&loaded.facts, &self.saved, by, Timestamp::now());
-        let (before, after) = (generation(self.generation), generation(self.generation + 1));
-        entries.insert(0, entry(by, "reload", "configuration", &before, &after));
-        let mut warnings = undone_promotions(&self.loaded.facts, &self.saved, &loaded.facts);
-        warnings.extend(Warnings::of(&loaded.facts.config, &loaded.facts.source).lines());
-        let moves = moves_of(&entries);
-        self.commit(&next, entries).await?;
-        // Those that were loaded meanwhile.
-        loaded.spares.extend(self.loaded.spares_for(&loaded.facts));
-        let before = std::mem::replace(&mut self.saved, next);
-        let old = std::mem::replace(&mut self.loaded, Arc::new(loaded));
-        self.prune_components().await;
-        self.unusable.clear();
-        self.swap();
-        self.show_metrics(&old.facts, &before);
-        self.count(&moves);
-        self.listeners.send_replace(self.loaded.facts.config.listeners.as_slice().into());
-        self.recover();
-        let reused = (self.loaded.stable.len() + self.loaded.canaries.iter().flatten().count()).saturating_sub(fresh);
-        Ok(Reloaded::Swapped { generation: self.generation, loaded: fresh, reused, warnings })
-    }
-
     /// Drops copies of components that nothing needs any more. Called when no reload's job runs, which may just have
     /// made one.
     async fn prune_components(&self) {
@@ -565,37 +451,6 @@ impl Keeper {
             draining: self.drains.shown(),
         });
         self.notices.flush();
-    }
-}
-
-fn answer(asked: Vec<Asked>, outcome: &Result<Reloaded, Refusal>) {
-    for reply in asked.into_iter().filter_map(|asked| asked.reply) {
-        // Whoever asked may have gone away.
-        drop(reply.send(outcome.clone()));
-    }
-}
-
-fn generation(number: u64) -> String {
-    format!("generation {number}")
-}
-
-/// Returns what is told of a reload after which serves what served before.
-fn not_swapped(outcome: ReloadOutcome, by: &Actor, problems: Option<&str>) -> events::Draft {
-    let subject = "configuration".to_owned();
-    let (action, text) = match problems {
-        Some(problems) => ("refused", format!("configuration: reload refused ({by}); {problems}")),
-        None => (outcome.as_str(), format!("configuration: reloaded, nothing is new ({by})")),
-    };
-    events::Draft { kind: events::Kind::Reload, action, subject, text }
-}
-
-fn last_reload(cause: Cause, by: &Actor, outcome: ReloadOutcome, problems: Option<String>) -> LastReload {
-    LastReload {
-        time: Timestamp::now(),
-        cause: cause.as_str(),
-        actor: by.to_string(),
-        outcome: outcome.as_str(),
-        problems,
     }
 }
 

@@ -46,15 +46,17 @@ pub const FAILED_BY_ITSELF: &str = "outcome";
 pub struct RouteSeries {
     /// In the order of [`STATUS_CLASSES`].
     pub(super) requests: [IntCounter; 6],
-    pub(super) duration: Histogram,
+    /// In the same order.
+    pub(super) durations: [Histogram; 6],
     pub(super) _lease: Lease,
 }
 
 impl RouteSeries {
     /// Counts a finished request. A status of 0 means that none was sent.
     pub fn record(&self, status: u16, duration: Duration) {
-        self.requests[usize::from(status / 100).min(5)].inc();
-        self.duration.observe(duration.as_secs_f64());
+        let class = usize::from(status / 100).min(5);
+        self.requests[class].inc();
+        self.durations[class].observe(duration.as_secs_f64());
     }
 }
 
