@@ -157,6 +157,11 @@ soak: setup ## Replace a filter every second under load; SECONDS=60
 	@$(CARGO) build --locked -p lockgate
 	@benches/soak.sh $(or $(SECONDS),60)
 
+.PHONY: idle
+idle: setup ## Hold 10,000 idle connections, and see what they cost; CONNECTIONS=10000
+	@$(CARGO) build --locked -p lockgate
+	@benches/idle.sh $(or $(CONNECTIONS),10000)
+
 .PHONY: toolchains
 toolchains: setup ## Compare one function from three toolchains, with each other and with WASMTIME; fetches from npm and PyPI
 	@$(CARGO) build --locked -p lockgate
