@@ -163,6 +163,11 @@ limits: setup ## Measure restarts with a warm cache, an idle gateway's memory, a
 	@$(CARGO) build --release --locked -p lockgate
 	@benches/limits.py
 
+.PHONY: idle
+idle: setup ## Hold 10,000 idle connections, and see what they cost; CONNECTIONS=10000
+	@$(CARGO) build --locked -p lockgate
+	@benches/idle.sh $(or $(CONNECTIONS),10000)
+
 .PHONY: toolchains
 toolchains: setup ## Compare one function from three toolchains, with each other and with WASMTIME; fetches from npm and PyPI
 	@$(CARGO) build --locked -p lockgate

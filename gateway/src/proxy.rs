@@ -212,15 +212,20 @@ impl ProxyHttp for Gateway {
             error.set_retry(true);
             return error;
         }
-        if *error.esource() == ErrorSource::Upstream && !client_reused {
+        error.retry.decide_reuse(client_reused);
+        let by_upstream = *error.esource() == ErrorSource::Upstream;
+        // A connection from the pool that the upstream had closed meanwhile says nothing about the endpoint. One on which
+        // no answer comes does, however often it was used before.
+        let closed = error.retry() || (*error.etype() == ErrorType::WriteError && !reach::has_answered(context));
+        let stale = by_upstream && client_reused && closed;
+        if by_upstream && !stale {
             reach::failed(context);
         }
-        // A connection from the pool that the upstream had closed meanwhile.
-        if session.req_header().method.is_idempotent() && reach::is_repeatable(session, context) {
-            error.retry.decide_reuse(client_reused);
-        } else {
-            error.set_retry(false);
-        }
+        let free = (stale || error.retry())
+            && session.req_header().method.is_idempotent()
+            && reach::is_repeatable(session, context);
+        let status = fault_of(&error).code();
+        error.set_retry(free || (by_upstream && reach::unanswered(session, status, context)));
         error
     }
 
@@ -394,7 +399,7 @@ impl ProxyHttp for Gateway {
         let nobody = fault == Some(Fault::ClientGone);
         // What is cut off must look so. Once a target was asked Pingora closes the connection, and the client has to be told.
         let cut_off = sent.is_some() || nobody;
-        let can_reuse_downstream = context.attempt.is_none() && !cut_off;
+        let can_reuse_downstream = context.attempts.began.is_none() && !cut_off;
         if !can_reuse_downstream {
             session.as_downstream_mut().set_keepalive(None);
         }

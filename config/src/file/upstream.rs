@@ -210,14 +210,16 @@ impl Default for Timeouts {
 pub(crate) struct Retries {
     /// Further attempts, at most.
     pub(crate) attempts: Written<Whole<0, 16>>,
-    /// Statuses that are worth another attempt, such as `[502, 503, 504]`. A request that cannot be connected, or whose
-    /// pooled connection was just closed, is sent again anyway.
+    /// Statuses that are worth another attempt, such as `[502, 503, 504]`. An endpoint that breaks off before it has
+    /// answered, or answers with something else than HTTP, counts as `502`, and one that does not answer within
+    /// `timeouts.read` as `504`. A request that cannot be connected, or whose pooled connection was just closed, is sent
+    /// again anyway.
     pub(crate) on: OneOrMany<Written<Status>>,
     /// Further attempts as a share of the requests, so that an upstream that is down is not buried in them.
     pub(crate) budget: Written<Share>,
     /// The pause before the first further attempt, at most; it doubles with each, and a random part of it is waited.
     pub(crate) backoff: Written<Timeout>,
-    /// Whether requests whose method is not idempotent (POST, PATCH) are sent again because of a status.
+    /// Whether requests whose method is not idempotent (POST, PATCH) are sent again because of a status, or of no answer.
     pub(crate) non_idempotent: Written<bool>,
 }
 

@@ -330,7 +330,7 @@ impl ShadowSeries {
 pub struct UpstreamSeries {
     pub(super) requests: [IntCounter; 6],
     pub(super) duration: Histogram,
-    pub(super) retries: [IntCounter; 2],
+    pub(super) retries: [IntCounter; 3],
     /// Endpoints taken out for their failures.
     pub ejections: IntCounter,
     /// Requests refused since as many as may be were under way.
@@ -347,17 +347,19 @@ pub struct UpstreamSeries {
 }
 
 /// Why a request is sent again.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
     /// It could not be connected.
     Connect,
     /// The endpoint answered with a status that is worth it.
     Status,
+    /// The endpoint took it, and gave no answer that could be used.
+    NoAnswer,
 }
 
 impl Retry {
     /// The label's values, in the order of the discriminants.
-    pub(super) const LABELS: [&str; 2] = ["connect", "status"];
+    pub(super) const LABELS: [&str; 3] = ["connect", "status", "no_answer"];
 }
 
 impl UpstreamSeries {

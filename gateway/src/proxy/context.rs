@@ -147,10 +147,12 @@ pub struct Answering {
 /// All attempts at the target.
 #[derive(Debug, Default)]
 pub struct Attempts {
-    /// When the first began.
+    /// When the first began; none as long as no upstream was asked for.
     pub began: Option<Instant>,
     /// Counts the request at its upstream.
     pub admitted: Option<Admitted>,
+    /// Attempts after the first that were taken out of the budget. One that only replaces a stale connection is none.
+    pub further: u32,
     /// Addresses that failed.
     pub tried: Vec<SocketAddr>,
     /// A status was answered that is worth another attempt.

@@ -29,6 +29,8 @@ pub async fn next(session: &Session, context: &mut Context) -> Result<Box<HttpPe
     }
     // The last attempt's place is free again.
     context.attempt = None;
+    let mut started = Instant::now();
+    let began = *context.attempts.began.get_or_insert(started);
     if context.attempts.admitted.is_none() {
         upstream.budget.request();
         let admitted = upstream.admit().ok_or_else(|| {
@@ -39,10 +41,9 @@ pub async fn next(session: &Session, context: &mut Context) -> Result<Box<HttpPe
     }
     let retries = &upstream.config().retries;
     if std::mem::take(&mut context.attempts.pause) {
-        tokio::time::sleep(pause(retries.backoff, number, &context.id)).await;
+        tokio::time::sleep(pause(retries.backoff, context.attempts.further, &context.id)).await;
+        started = Instant::now();
     }
-    let started = Instant::now();
-    let began = *context.attempts.began.get_or_insert(started);
     let left = match upstream.config().timeouts.total {
         Some(total) => {
             Some(total.checked_sub(started - began).filter(|left| !left.is_zero()).ok_or(Fault::UpstreamTimeout)?)
@@ -90,16 +91,7 @@ pub async fn next(session: &Session, context: &mut Context) -> Result<Box<HttpPe
 /// Notes that connecting failed; returns whether another endpoint is tried.
 pub fn not_connected(context: &mut Context) -> bool {
     failed(context);
-    let Some(attempt) = &context.attempt else { return false };
-    let retries = &attempt.upstream.config().retries;
-    let again = attempt.number <= retries.attempts && attempt.upstream.budget.take();
-    if again {
-        attempt.upstream.series.retry(Retry::Connect);
-        context.attempts.tried.extend(attempt.address);
-        // Another endpoint is not in trouble; only where there is none other, it is the same one again.
-        context.attempts.pause = attempt.upstream.pool().members().len() <= context.attempts.tried.len();
-    }
-    again
+    again(context, Retry::Connect)
 }
 
 /// Notes that the endpoint gave no answer.
@@ -107,24 +99,49 @@ pub fn failed(context: &Context) {
     judge(context, false);
 }
 
+/// Returns whether the attempt has brought the header of an answer.
+pub fn has_answered(context: &Context) -> bool {
+    context.attempt.as_ref().is_some_and(|attempt| attempt.header_after.is_some())
+}
+
+/// Returns whether another endpoint is tried, since this one gave no answer. `status` is what the client would be told.
+pub fn unanswered(session: &Session, status: u16, context: &mut Context) -> bool {
+    !has_answered(context) && is_worth_another(session, status, context) && again(context, Retry::NoAnswer)
+}
+
 /// Notes an answer; returns whether another attempt is worth more.
 pub fn answered(session: &Session, status: StatusCode, context: &mut Context) -> bool {
     let bad = matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT);
     judge(context, !bad);
+    let again = is_worth_another(session, status.as_u16(), context) && again(context, Retry::Status);
+    context.attempts.again = again;
+    again
+}
+
+/// Returns whether a status is one that the upstream wants other attempts for, and the request one that can be sent twice.
+fn is_worth_another(session: &Session, status: u16, context: &Context) -> bool {
     let Some(attempt) = &context.attempt else { return false };
     let retries = &attempt.upstream.config().retries;
-    let again = retries.statuses.contains(&status.as_u16())
-        && attempt.number <= retries.attempts
+    retries.statuses.contains(&status)
         && (retries.non_idempotent || session.req_header().method.is_idempotent())
         && is_repeatable(session, context)
-        && attempt.upstream.budget.take();
-    if again {
-        attempt.upstream.series.retry(Retry::Status);
-        context.attempts.tried.extend(attempt.address);
-        context.attempts.pause = true;
-        context.attempts.again = true;
+}
+
+/// Returns whether there is another attempt, and takes it out of the budget.
+fn again(context: &mut Context, why: Retry) -> bool {
+    let Some(attempt) = &context.attempt else { return false };
+    let upstream = &attempt.upstream;
+    if context.attempts.further >= upstream.config().retries.attempts || !upstream.budget.take() {
+        return false;
     }
-    again
+    upstream.series.retry(why);
+    context.attempts.further += 1;
+    context.attempts.tried.extend(attempt.address);
+    // Another endpoint is not in trouble; only where there is none other, it is the same one again. A status may be about
+    // what is behind all of them.
+    let others = upstream.pool().members().len() > context.attempts.tried.len();
+    context.attempts.pause = why == Retry::Status || !others;
+    true
 }
 
 /// Returns whether the request can be sent again whole. What a filter has seen of a body, it must not see again; a body that
@@ -144,10 +161,10 @@ fn judge(context: &Context, succeeded: bool) {
 
 /// Returns how long to wait before an attempt: a random part of a time that doubles, so that clients whose requests failed
 /// together do not come back together ("full jitter"; Brooker, "Exponential backoff and jitter", 2015). What is random is
-/// the request's id.
-fn pause(first: Duration, number: u32, id: &str) -> Duration {
-    let longest = first.saturating_mul(1 << number.saturating_sub(2).min(DOUBLINGS_MAX));
-    let drawn = xxhash_rust::xxh3::xxh3_64_with_seed(id.as_bytes(), u64::from(number));
+/// the request's id. `further` counts the attempts after the first, this one included.
+fn pause(first: Duration, further: u32, id: &str) -> Duration {
+    let longest = first.saturating_mul(1 << further.saturating_sub(1).min(DOUBLINGS_MAX));
+    let drawn = xxhash_rust::xxh3::xxh3_64_with_seed(id.as_bytes(), u64::from(further));
     longest.mul_f64(drawn as f64 / u64::MAX as f64)
 }
 
@@ -158,9 +175,9 @@ mod tests {
     #[test]
     fn pauses_double_and_are_spread_out() {
         let first = Duration::from_millis(25);
-        for number in 2..20 {
-            let longest = first * (1 << (number - 2).min(6));
-            let pauses: Vec<_> = (0..100).map(|id| pause(first, number, &format!("request-{id}"))).collect();
+        for further in 1..20 {
+            let longest = first * (1 << (further - 1).min(6));
+            let pauses: Vec<_> = (0..100).map(|id| pause(first, further, &format!("request-{id}"))).collect();
             assert!(pauses.iter().all(|pause| *pause <= longest));
             assert!(pauses.iter().any(|pause| *pause > longest / 2) && pauses.iter().any(|pause| *pause < longest / 2));
         }

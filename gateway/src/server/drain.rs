@@ -210,28 +210,30 @@ pub(super) async fn drain(
         Ending::HandedOver => LINGER_ON_HAND_OVER,
     };
     let (end, tunnels_end) = (began + deadlines.requests, began + deadlines.tunnels);
-    let lingered = tokio::time::timeout_at(end.min(began + linger), connections.none()).await;
-    if lingered.is_err() {
-        // Closes the connections that wait for a request; those with one under way go on.
-        shutdown.closing.send_replace(true);
-        app.http_cleanup().await;
+    let requests = async {
         // A timeout shows in what is left.
-        let _ = tokio::time::timeout_at(end.min(tunnels_end), connections.none()).await;
-        if tunnels_end > end {
-            // Requests have had their time. Tunnels may go on, and nothing else is waited for.
-            tokio::select! {
-                () = connections.none() => {}
-                () = tunnels.none() => {}
-                () = tokio::time::sleep_until(tunnels_end) => {}
-            }
+        let lingered = tokio::time::timeout_at(end.min(began + linger), connections.none()).await;
+        if lingered.is_err() {
+            // Closes the connections that wait for a request; those with one under way go on.
+            shutdown.closing.send_replace(true);
+            app.http_cleanup().await;
+            let _ = tokio::time::timeout_at(end, connections.none()).await;
         }
+        // Requests have had their time. Tunnels may go on, and nothing else is waited for.
+        let _ = tokio::time::timeout_at(tunnels_end + CUT_MAX, tunnels.none()).await;
+    };
+    let cut_tunnels = async {
+        tokio::time::sleep_until(tunnels_end).await;
         let cut = tunnels.end();
         if cut > 0 {
             warn!(tunnels = cut, "the drain's deadline for tunnels passed, ending them");
-            let grace = Instant::now() + CUT_MAX;
-            let _ = tokio::time::timeout_at(grace, tunnels.none()).await;
         }
-        let _ = tokio::time::timeout_at(end, connections.none()).await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = connections.none() => {}
+        () = requests => {}
+        () = cut_tunnels => {}
     }
     let left = connections.open();
     let took_ms = millis(began.elapsed());

@@ -9,10 +9,12 @@
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test file is a crate, and uses a part of it")]
 
 mod gateway;
+mod load;
 mod reply;
 pub mod tls;
 mod upstream;
 
 pub use gateway::{Builder, Gateway, Successor};
+pub use load::{Load, Tally};
 pub use reply::Reply;
 pub use upstream::{Identity, Upstream};
