@@ -28,7 +28,7 @@ pub(crate) use self::filter::{
     FailureForm, FailureWord, FallBack, Filter, FilterLimits, Grants, IsolationForm, IsolationWord, Reused,
 };
 pub(crate) use self::folder::Static;
-use self::forms::Named;
+use self::forms::{Named, OneOrMany};
 pub(crate) use self::function::{Function, FunctionLimits};
 pub(crate) use self::grants::{Folder, OutboundForm, OutboundTo, RequireApproval};
 pub(crate) use self::key_value::{StoreForm, StoreWord};
@@ -48,7 +48,7 @@ pub(crate) use self::written::{FilePath, Status};
 pub(crate) struct File {
     /// What may change or go with any version, and is there for those who say so. `wasi-0.3`: functions of WASI 0.3, whose
     /// support Wasmtime calls unfinished.
-    pub(crate) experimental: Vec<Experiment>,
+    pub(crate) experimental: OneOrMany<Experiment>,
     /// What holds for the process.
     pub(crate) server: Server,
     /// Where requests come in; at least one. An address alone is short for a map with that `address`. A reload adds

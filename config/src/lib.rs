@@ -132,20 +132,30 @@ impl Source {
     /// the model keeps no place of.
     #[must_use]
     pub fn place_of(&self, path: &str) -> Place {
-        fn find(node: &tree::Node, path: &str) -> Option<Place> {
+        self.find(path, |entry| &entry.key_place)
+    }
+
+    /// As [`Self::place_of`], of what stands behind a key rather than of the key.
+    #[must_use]
+    pub fn value_place_of(&self, path: &str) -> Place {
+        self.find(path, |entry| &entry.value.place)
+    }
+
+    fn find(&self, path: &str, of: fn(&tree::Entry) -> &Place) -> Place {
+        fn find(node: &tree::Node, path: &str, of: fn(&tree::Entry) -> &Place) -> Option<Place> {
             if *node.place.path == *path {
                 return Some(node.place.clone());
             }
-            node.items().iter().find_map(|item| find(item, path)).or_else(|| {
+            node.items().iter().find_map(|item| find(item, path, of)).or_else(|| {
                 node.entries().iter().find_map(|entry| match *entry.key_place.path == *path {
-                    true => Some(entry.key_place.clone()),
-                    false => find(&entry.value, path),
+                    true => Some(of(entry).clone()),
+                    false => find(&entry.value, path, of),
                 })
             })
         }
         // What the variables expand to makes no difference to places.
         tree::read(&self.text, &|_| Some(String::new()), &mut Vec::new())
-            .and_then(|root| find(&root, path))
+            .and_then(|root| find(&root, path, of))
             .unwrap_or_else(|| Place { path: path.into(), ..Place::none() })
     }
 }

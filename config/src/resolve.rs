@@ -51,7 +51,7 @@ struct Resolver<'a> {
 
 impl Resolver<'_> {
     fn config(&mut self, file: File, tree: &Node) -> Config {
-        let experimental = Experimental { wasi_03: file.experimental.contains(&Experiment::Wasi03) };
+        let experimental = Experimental { wasi_03: file.experimental.0.contains(&Experiment::Wasi03) };
         let server = self.server(file.server, tree.at("server"));
         let listeners = self.listeners(file.listeners, &server, tree);
         let admin = self.admin(file.admin, tree, &listeners);

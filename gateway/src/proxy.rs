@@ -6,6 +6,7 @@ pub mod admit;
 pub mod arrival;
 pub mod body;
 pub mod chain;
+pub mod client;
 pub mod compress;
 pub mod context;
 pub mod counts;

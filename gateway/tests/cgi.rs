@@ -9,8 +9,6 @@ use futures_util::StreamExt as _;
 use harness::{Builder, Gateway, Upstream};
 use lockgate_guests::Guest;
 use reqwest::{Client, Method, StatusCode};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use xxhash_rust::xxh3::xxh3_64;
 
 const PROGRAM: &str = r#"
@@ -180,22 +178,23 @@ async fn complaints_of_a_program_are_lines_of_the_log() {
     let gateway = start(PROGRAM).await;
     assert_eq!(gateway.get("/app/complain?loudly").await.text(), "complained\n");
     let line = gateway.says("a complaint: loudly").await.to_string();
-    for part in ["\"function\":\"program\"", "\"track\":\"stable\"", "\"request_id\":", "\"WARN\""] {
+    for part in ["\"function\":\"program\"", "\"track\":\"stable\"", "\"request_id\":", "\"version\":", "\"WARN\""] {
         assert!(line.contains(part), "{part}: {line}");
     }
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_takes_the_program_with_it() {
-    let gateway = start(PROGRAM).await;
-    let mut stream = TcpStream::connect(gateway.http()).await.expect("a connection");
-    stream.write_all(b"GET /app/events?100000 HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("it is sent");
-    let mut first = [0; 12];
-    stream.read_exact(&mut first).await.expect("an answer");
-    assert_eq!(gateway.metric("lockgate_function_instances", &["function=\"program\""]).await, 1.0);
-    drop(stream);
-    gateway.logged(|line| line["path"] == "/app/events").await;
-    assert_eq!(gateway.metric("lockgate_function_instances", &["function=\"program\""]).await, 0.0);
+async fn a_program_gets_no_socket_and_nothing_of_the_gateways_environment() {
+    let config = PROGRAM.replace("VERSION: v1", "GIVEN: \"${HOST_SECRET}\"");
+    let gateway = Builder::new(&config).variable("HOST_SECRET", "hunter2").guest(Guest::Cgi).start().await;
+    let port = gateway.http().port();
+    let touched = gateway.get(&format!("/app/touch?{port}")).await.text();
+    assert_eq!(touched, "tcp=denied,listen=denied,udp=denied,lookup=denied\n");
+    let told = environment(&gateway, gateway.client().get(gateway.url("/app/env"))).await;
+    assert_eq!(told["GIVEN"], "hunter2");
+    for own in ["HOST_SECRET", "PATH", "HOME", "LOCKGATE_LOG_FORMAT"] {
+        assert!(!told.contains_key(own), "{own}: {told:#?}");
+    }
 }
 
 #[tokio::test]

@@ -5,12 +5,10 @@ mod harness;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::StreamExt as _;
 use harness::{Builder, Gateway, Upstream};
-use http_body_util::StreamBody;
 use lockgate_guests::Guest;
-use reqwest::{Body, Client, Method, StatusCode};
+use reqwest::{Client, Method, StatusCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use xxhash_rust::xxh3::xxh3_64;
@@ -99,30 +97,6 @@ async fn events_arrive_as_they_are_written() {
 }
 
 #[tokio::test]
-async fn bodies_stream_both_ways_whole_and_without_being_held() {
-    const BYTES: usize = 1 << 30;
-    /// Far more than anything is held, far less than a body.
-    const RESIDENT_BYTES_MAX: usize = 128 << 20;
-    let gateway = start(&FUNCTION.replace("cpu: 400ms", "cpu: 60s").replace("deadline: 2s", "deadline: 60s")).await;
-    let piece = Bytes::from((0..64 << 10).map(|index| (index * 7 % 251) as u8).collect::<Vec<_>>());
-    let pieces = (0..BYTES / piece.len()).map(|_| Ok::<_, std::io::Error>(hyper::body::Frame::data(piece.clone())));
-    let sent = Body::wrap(StreamBody::new(futures_util::stream::iter(pieces.collect::<Vec<_>>())));
-    let reply = gateway.send(gateway.client().post(gateway.url("/length")).body(sent)).await;
-    assert_eq!(reply.text(), format!("{BYTES}\n"));
-    let response = gateway.client().get(gateway.url(&format!("/download?{BYTES}"))).send().await.expect("an answer");
-    let mut stream = response.bytes_stream();
-    let mut received = 0;
-    while let Some(piece) = stream.next().await {
-        received += piece.expect("a piece").len();
-    }
-    assert_eq!(received, BYTES);
-    let peak = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).expect("it runs");
-    let peak = peak.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
-    let kib: usize = peak.trim().trim_end_matches(" kB").parse().expect("a number");
-    assert!(kib << 10 < RESIDENT_BYTES_MAX, "the gateway had {kib} KiB in memory");
-}
-
-#[tokio::test]
 async fn an_echo_is_what_was_sent() {
     let gateway = start(&FUNCTION.replace("cpu: 400ms", "cpu: 20s")).await;
     let bytes: Vec<u8> = (0..300_000_usize).map(|index| (index * 13 % 241) as u8).collect();
@@ -156,6 +130,7 @@ async fn what_goes_wrong_is_answered_counted_and_named() {
         ("/spin", "cpu"),
         ("/sleep?60000", "deadline"),
         ("/memory", "memory"),
+        ("/handles", "handles"),
         ("/insist-on-header", "forbidden-header"),
         ("/too-short", "content-length"),
         ("/too-long", "content-length"),
@@ -179,6 +154,13 @@ async fn what_goes_wrong_is_answered_counted_and_named() {
 }
 
 #[tokio::test]
+async fn a_function_sees_the_variables_that_it_is_given_and_nothing_of_the_gateways() {
+    let config = FUNCTION.replace("VERSION: v1", "GIVEN: \"${HOST_SECRET}\"");
+    let builder = Builder::new(&config).variable("HOST_SECRET", "hunter2").guest(Guest::Function);
+    assert_eq!(builder.start().await.get("/vars").await.text(), "GIVEN=hunter2\n");
+}
+
+#[tokio::test]
 async fn a_response_that_has_begun_is_cut_off_and_never_looks_whole() {
     let gateway = start(FUNCTION).await;
     for path in ["/trap-later", "/short-stream", "/spin-after-header"] {
@@ -188,54 +170,6 @@ async fn a_response_that_has_begun_is_cut_off_and_never_looks_whole() {
             assert!(response.bytes().await.is_err(), "{path} looks whole");
         }
     }
-}
-
-#[tokio::test]
-async fn neighbours_of_a_busy_loop_are_served_meanwhile() {
-    let gateway = start(&format!("server: {{ threads: 1 }}\n{FUNCTION}")).await;
-    gateway.get("/").await;
-    let spinning = tokio::spawn(gateway.client().get(gateway.url("/spin")).send());
-    let mut slowest = Duration::ZERO;
-    let mut served = 0;
-    while !spinning.is_finished() {
-        let began = Instant::now();
-        assert_eq!(gateway.get("/").await.status, StatusCode::OK);
-        slowest = slowest.max(began.elapsed());
-        served += 1;
-    }
-    assert_eq!(spinning.await.expect("no panic").expect("an answer").status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert!(served > 3 && slowest < Duration::from_millis(250), "{served} were served, the slowest in {slowest:?}");
-}
-
-#[tokio::test]
-async fn a_client_that_goes_away_takes_its_guest_with_it() {
-    let gateway = start(FUNCTION).await;
-    let mut stream = TcpStream::connect(gateway.http()).await.expect("a connection");
-    stream.write_all(b"GET /events?100000 HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("it is sent");
-    let mut first = [0; 12];
-    stream.read_exact(&mut first).await.expect("an answer");
-    assert_eq!(gateway.metric("lockgate_function_instances", &["function=\"fn\""]).await, 1.0);
-    drop(stream);
-    let line = gateway.logged(|line| line["path"] == "/events").await;
-    assert_eq!(line["error"]["kind"], "client_gone");
-    assert_eq!(gateway.metric("lockgate_function_instances", &["function=\"fn\""]).await, 0.0);
-}
-
-#[tokio::test]
-async fn a_thousand_slow_streams_are_served_at_the_same_time() {
-    let config = FUNCTION.replace("memory: 16MiB", "memory: 16MiB, instances: 1000").replace("cpu: 400ms", "cpu: 10s");
-    let gateway = start(&format!("server: {{ instances: 1000, instance_memory: 16MiB }}\n{config}")).await;
-    let client = http2();
-    let streams = (0..1000).map(|_| {
-        let request = client.get(gateway.url("/events?20"));
-        tokio::spawn(async move { request.send().await?.bytes().await })
-    });
-    let streams: Vec<_> = streams.collect();
-    for stream in streams {
-        let bytes = stream.await.expect("no panic").expect("a whole stream");
-        assert!(bytes.ends_with(b"data: 19\n\n"), "{}", String::from_utf8_lossy(&bytes));
-    }
-    assert_eq!(gateway.metric("lockgate_function_instances", &["function=\"fn\""]).await, 0.0);
 }
 
 #[tokio::test]

@@ -236,6 +236,27 @@ async fn without_the_setting_nobody_is_asked_and_the_gain_is_told_all_the_same()
     );
 }
 
+#[tokio::test]
+async fn what_versions_may_touch_can_be_asked_for_by_name() {
+    let gateway = start(APPROVED).await;
+    gateway.write_config(&with_canary());
+    let (asked, said) = offline(&gateway, &["inspect", "fn"]).await;
+    assert!(asked, "{said}");
+    let lines: Vec<&str> = said.lines().collect();
+    let a = "may send requests of any method to http://a.example:80";
+    let b = "may send requests of any method to http://b.example:80";
+    assert!(lines[0].starts_with("function fn, stable: ") && lines[0].ends_with(", filters/function.wasm"), "{said}");
+    assert_eq!(lines[1..3], [format!("  {a}"), "  may see the variable VERSION".to_owned()]);
+    assert!(lines[3].starts_with("function fn, canary of rollout fn-2: "), "{said}");
+    let only = format!("  may, and stable may not, {}", b.strip_prefix("may ").unwrap_or(b));
+    assert_eq!(lines[4..], [format!("  {a}"), format!("  {b}"), "  may see the variable VERSION".to_owned(), only]);
+    let (_, said) = offline(&gateway, &["inspect", "fn", "--json"]).await;
+    let told: Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(told[0]["versions"][1]["gains"], json!(["send requests of any method to http://b.example:80"]));
+    let (asked, said) = offline(&gateway, &["inspect", "nobody"]).await;
+    assert!(!asked && said.contains("it has `fn`"), "{said}");
+}
+
 const ASKING: &str = r#"
 upstreams:
   users: ["${UPSTREAM}"]
@@ -283,6 +304,51 @@ async fn guests_reach_an_upstream_by_its_name_on_the_track_of_their_request() {
     assert_eq!(gateway.metric("lockgate_upstream_requests_total", &of).await, 2.0);
     assert_eq!(gateway.metric("lockgate_requests_total", &[]).await, 3.0);
     assert_eq!(gateway.access_log().len(), 3);
+}
+
+/// Two endpoints, of which one may be unwell, asked by a guest.
+const BALANCED: &str = r#"
+experimental: [wasi-0.3]
+upstreams:
+  users:
+    endpoints: ["${ONE}", "${TWO}"]
+    retries: { attempts: 2 }
+    health: { path: /healthz, interval: 50ms, unhealthy: 1, healthy: 1 }
+functions:
+  fn: { component: filters/GUEST.wasm, grants: { outbound: ["upstream:users"] } }
+routes: [{ function: fn }]
+"#;
+
+#[tokio::test]
+async fn what_guests_ask_of_an_upstream_is_balanced_checked_and_retried() {
+    for guest in [Guest::Function, Guest::Service] {
+        let (one, two) = (Upstream::start().await, Upstream::start().await);
+        let config = BALANCED.replace("GUEST", guest.name());
+        let builder = Builder::new(&config).guest(guest);
+        let builder = builder.variable("ONE", &one.address.to_string()).variable("TWO", &two.address.to_string());
+        let gateway = builder.start().await;
+        let ask = async |times: usize| {
+            for _ in 0..times {
+                let reply = gateway.get("/fetch?users.upstream").await;
+                assert_eq!((reply.status, &*reply.text()), (StatusCode::OK, "200\n"), "{}", guest.name());
+            }
+        };
+        let unhealthy = async |count: f64| {
+            while gateway.metric("lockgate_upstream_endpoints", &["state=\"unhealthy\""]).await != count {}
+        };
+        ask(20).await;
+        assert!(one.asked() >= 4 && two.asked() >= 4, "{}: {} and {}", guest.name(), one.asked(), two.asked());
+        one.set_health(503);
+        unhealthy(1.0).await;
+        let before = one.asked();
+        ask(20).await;
+        assert_eq!(one.asked(), before, "{}: who is unwell is not asked", guest.name());
+        one.set_health(200);
+        unhealthy(0.0).await;
+        // Gone, before any check has said so: another one is asked in its place.
+        drop(one);
+        ask(10).await;
+    }
 }
 
 #[tokio::test]

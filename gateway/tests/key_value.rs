@@ -2,6 +2,7 @@
 
 mod harness;
 
+use std::path::Path;
 use std::time::Duration;
 
 use harness::{Builder, Gateway, Successor, Upstream};
@@ -192,7 +193,8 @@ async fn a_function_reads_its_configuration_and_speaks_in_the_log() {
 struct Redis {
     process: Child,
     url: String,
-    _dir: TempDir,
+    port: u16,
+    dir: TempDir,
 }
 
 impl Redis {
@@ -201,10 +203,21 @@ impl Redis {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
         drop(socket);
+        let process = Self::launch(port, dir.path()).await;
+        Self { process, url: format!("redis://127.0.0.1:{port}/1"), port, dir }
+    }
+
+    /// Ends as in a power failure, and comes back with what it had written.
+    async fn restart(&mut self) {
+        self.process.kill().await.unwrap();
+        self.process = Self::launch(self.port, self.dir.path()).await;
+    }
+
+    async fn launch(port: u16, dir: &Path) -> Child {
         let process = Command::new("redis-server")
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"])
             .args(["--appendfsync", "no", "--dir"])
-            .arg(dir.path())
+            .arg(dir)
             .stdout(std::process::Stdio::null())
             .kill_on_drop(true)
             .spawn()
@@ -214,7 +227,20 @@ impl Redis {
             assert!(began.elapsed() < Duration::from_secs(30), "redis-server does not listen");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Self { process, url: format!("redis://127.0.0.1:{port}/1"), _dir: dir }
+        process
+    }
+}
+
+/// Counts one more, as soon as the store can be had again. What failed was not counted.
+async fn counted_again(gateway: &Gateway) -> String {
+    let began = std::time::Instant::now();
+    loop {
+        let reply = gateway.get("/count?hits").await;
+        if reply.status == StatusCode::OK {
+            return reply.text();
+        }
+        assert!(began.elapsed() < Duration::from_secs(30), "{}", reply.text());
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -237,6 +263,9 @@ async fn gateways_count_together_where_the_store_is_a_server() {
     one.kill().await;
     one.launch().await;
     assert_eq!(one.get("/count?hits").await.text(), "1001", "a kill loses nothing");
+    redis.restart().await;
+    let after = counted_again(&two).await;
+    assert_eq!(after, "1002", "nor does one of the store, and nobody has to be started anew");
     assert_eq!(one.metric("lockgate_key_value_entries", &["space=\"function/keeper\""]).await, 1.0);
     assert!(!one.path().join("state/key-value.db").exists());
 

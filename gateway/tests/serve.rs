@@ -152,6 +152,48 @@ async fn what_is_broken_is_told_and_its_last_good_version_stays() {
 }
 
 #[tokio::test]
+async fn what_stands_beside_a_component_grants_it_folders_and_spaces_and_may_change() {
+    let prepare = |app: &Path| {
+        // The fixtures do what their path says.
+        put(app, "read.wasm", Guest::Files);
+        put(app, "count.wasm", Guest::Keeper);
+        put(app, "in/visits/count.wasm", Guest::Keeper);
+        write(app, "data/a.txt", "beside it");
+        write(app, "other/a.txt", "elsewhere");
+        write(app, "read.yaml", "grants:\n  folders: [{ path: ./data, as: /data }]\n");
+        write(app, "count.yaml", "grants: { key_value: default }\n");
+        write(app, "in/visits/count.yaml", "grants: { key_value: visits }\n");
+    };
+    let gateway = Gateway::serve(prepare, &[]).await;
+    let folder = gateway.path().join("app");
+    assert_eq!(gateway.get("/read?/data/a.txt").await.text(), "beside it");
+    write(&folder, "read.yaml", "grants:\n  folders: [{ path: other, as: /data }]\n");
+    until(&gateway, "/read?/data/a.txt", |_, text| text == "elsewhere").await;
+    write(&folder, "read.yaml", "");
+    until(&gateway, "/read?/data/a.txt", |status, _| status == StatusCode::FORBIDDEN).await;
+
+    assert_eq!(gateway.get("/count?hits").await.text(), "1");
+    assert_eq!(gateway.get("/in/visits/count?hits").await.text(), "1", "a space of its own name");
+    write(&folder, "count.yaml", "grants: { key_value: default }\nvars: { NEW: version }\n");
+    gateway.says("\"reloaded\"").await;
+    assert_eq!(gateway.get("/count?hits").await.text(), "2", "its space outlives its versions");
+}
+
+#[tokio::test]
+async fn services_are_served_to_those_who_ask_for_them() {
+    let service = |app: &Path| put(app, "index.wasm", Guest::Service);
+    let gateway = Gateway::serve(service, &[]).await;
+    gateway.says("serve with `--experimental wasi-0.3`").await;
+    assert_eq!(gateway.get("/").await.status, StatusCode::NOT_FOUND);
+    let mut gateway = Gateway::serve(service, &["--experimental", "wasi-0.3"]).await;
+    assert_eq!(gateway.get("/").await.text(), "GET / \n");
+    // Whoever goes on has been told.
+    let _successor: Successor = gateway.upgrade().await;
+    assert!(gateway.ended().await.success());
+    assert_eq!(gateway.get("/").await.text(), "GET / \n");
+}
+
+#[tokio::test]
 async fn an_empty_folder_fills() {
     let gateway = Gateway::serve(|_| {}, &[]).await;
     assert_eq!(gateway.get("/").await.status, StatusCode::NOT_FOUND);

@@ -8,8 +8,6 @@ use futures_util::StreamExt as _;
 use harness::{Builder, Gateway, Upstream};
 use lockgate_guests::Guest;
 use reqwest::{Client, StatusCode};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use xxhash_rust::xxh3::xxh3_64;
 
 const SERVICE: &str = r#"
@@ -103,6 +101,7 @@ async fn what_goes_wrong_is_answered_counted_and_named() {
         ("/spin", "cpu"),
         ("/sleep?60000", "deadline"),
         ("/memory", "memory"),
+        ("/handles", "handles"),
         ("/insist-on-header", "forbidden-header"),
         ("/too-short", "content-length"),
         ("/too-long", "content-length"),
@@ -133,17 +132,10 @@ async fn a_response_that_has_begun_is_cut_off_and_never_looks_whole() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_takes_its_guest_with_it() {
-    let gateway = start(SERVICE).await;
-    let mut stream = TcpStream::connect(gateway.http()).await.expect("a connection");
-    stream.write_all(b"GET /events?100000 HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("it is sent");
-    let mut first = [0; 12];
-    stream.read_exact(&mut first).await.expect("an answer");
-    assert_eq!(gateway.metric("lockgate_function_instances", &["function=\"fn\""]).await, 1.0);
-    drop(stream);
-    let line = gateway.logged(|line| line["path"] == "/events").await;
-    assert_eq!(line["error"]["kind"], "client_gone");
-    while gateway.metric("lockgate_function_instances", &["function=\"fn\""]).await != 0.0 {}
+async fn a_service_sees_the_variables_that_it_is_given_and_nothing_of_the_gateways() {
+    let config = SERVICE.replace("VERSION: v1", "GIVEN: \"${HOST_SECRET}\"");
+    let builder = Builder::new(&config).variable("HOST_SECRET", "hunter2").guest(Guest::Service);
+    assert_eq!(builder.start().await.get("/vars").await.text(), "GIVEN=hunter2\n");
 }
 
 #[tokio::test]
@@ -154,6 +146,33 @@ async fn outbound_requests_go_where_a_grant_says_and_nowhere_else() {
     assert_eq!(gateway.get(&format!("/fetch?{}", up.address)).await.text(), "200\n");
     assert_eq!(gateway.get("/fetch?127.0.0.1:1").await.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(up.requests(), 1);
+}
+
+#[tokio::test]
+async fn an_address_that_the_grant_does_not_list_is_refused_by_name() {
+    let up = Upstream::start().await;
+    let port = up.address.port().to_string();
+    let config = SERVICE.replace(
+        "vars:",
+        "grants: { outbound: [{ to: \"http://localhost:${PORT}\", addresses: [10.0.0.0/8] }] }\n    vars:",
+    );
+    let gateway = Builder::new(&config).variable("PORT", &port).guest(Guest::Service).start().await;
+    assert_eq!(gateway.get(&format!("/fetch?localhost:{port}")).await.status, StatusCode::SERVICE_UNAVAILABLE);
+    gateway.says("a loopback address, which the grant does not list").await;
+    assert_eq!(gateway.metric("lockgate_function_failures_total", &["kind=\"denied-address\""]).await, 1.0);
+    assert_eq!(up.requests(), 0);
+}
+
+#[tokio::test]
+async fn what_a_service_prints_is_logged_with_version_and_track() {
+    let gateway = start(SERVICE).await;
+    gateway.get("/print?hello").await;
+    for said in ["to standard output: hello", "to standard error: hello"] {
+        let line = gateway.says(said).await.to_string();
+        for part in ["\"function\":\"fn\"", "\"track\":\"stable\"", "\"request_id\":", "\"version\":"] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+    }
 }
 
 #[tokio::test]

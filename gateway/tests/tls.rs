@@ -314,6 +314,27 @@ async fn trailers_come_through_a_middleware_as_well() {
 }
 
 #[tokio::test]
+async fn trailers_of_a_function_and_of_a_service_reach_the_client() {
+    for (guest, filters) in
+        [(Guest::Function, ""), (Guest::Service, ""), (Guest::Function, "filters: [{ function: mid }], ")]
+    {
+        let (up, authority) = (Upstream::start().await, Authority::new());
+        let config = CONFIG.replace("upstream: app", &format!("{filters}function: fn")).replace(
+            "routes:",
+            "experimental: [wasi-0.3]\nfunctions:\n  fn: { component: \"${FUNCTION}\" }\n  \
+             mid: { component: \"${MIDDLEWARE}\" }\nroutes:",
+        );
+        let path = |guest: Guest| guest.path().display().to_string();
+        let builder = Builder::new(&config).upstream(&up).variable("FUNCTION", &path(guest));
+        let builder = builder.variable("MIDDLEWARE", &path(Guest::Middleware));
+        authority.issue(&["example.com"]).write(builder.path(), "default");
+        let gateway = builder.start().await;
+        let mut client = authority.client().connect(gateway.listener(LISTENER).await, "example.com").await;
+        assert_eq!(client.trailers("/trailers").await["x-last"], "word", "{} {filters}", guest.name());
+    }
+}
+
+#[tokio::test]
 async fn an_upgrade_under_load_fails_no_request_over_tls() {
     let (up, authority) = (Upstream::start().await, Arc::new(Authority::new()));
     let (mut gateway, address) = start(CONFIG, &authority, &up).await;

@@ -44,7 +44,7 @@ guests! {
     /// Streams bodies and puts them into upper case on both sides; logs `request body: N bytes in M chunks`.
     BodyUpper = "body-upper",
     /// A program without any library, in the manner of CGI, that does what `PATH_INFO` says: `/env`, `/echo`, `/length`,
-    /// `/download?BYTES`, `/events?COUNT`, `/status?STATUS`, `/redirect`, `/exit`, `/no-header` and more. Else it tells
+    /// `/sip?MS`, `/sleep?MS`, `/touch?PORT`, `/read?PATH`, `/download?BYTES`, `/events?COUNT`, `/status?STATUS`, `/redirect`, `/exit`, `/no-header` and more. Else it tells
     /// method, path and the variable `VERSION`.
     Cgi = "cgi",
     /// `{"put": {"key", "value"}, "show": {"key", "header"}}`, both optional: shows what is under a key of the context
@@ -64,8 +64,9 @@ guests! {
     /// A `wasi:http` function that does with files what its target says: `/read?PATH`, `/write?PATH`, `/remove?PATH`,
     /// `/make?PATH`, `/list?PATH`, `/link?NAME` (to the folder above), `/preopens`; 403 and the error where it cannot.
     Files = "files",
-    /// A `wasi:http` function that does what the path says: `/echo`, `/length`, `/events?COUNT`, `/download?BYTES`,
-    /// `/spin`, `/sleep?MS`, `/memory`, `/trap`, `/fetch?AUTHORITY` and more. Else it tells method, target and the
+    /// A `wasi:http` function that does what the path says: `/echo`, `/length`, `/sip?MS`, `/events?COUNT,MS`,
+    /// `/download?BYTES`, `/trailers`, `/spin`, `/sleep?MS`, `/memory`, `/handles`, `/trap`, `/vars`, `/touch?PORT`,
+    /// `/fetch?AUTHORITY` and more. Else it tells method, target and the
     /// variable `VERSION`.
     Function = "function",
     /// Writes headers that the gateway owns, on either side: `x-refused` is `NAME=Forbidden` or `NAME=Accepted`.
@@ -98,8 +99,8 @@ guests! {
     /// `{"status"?: 200, "headers"?: {}, "body"?: "", "when"?, "on_body"?: false}`: answers in `on-request`, or in
     /// `on-request-body`; sets `x-respond: passed` on responses that are not its own.
     Respond = "respond",
-    /// A service of WASI 0.3 that does what the path says: as [`Self::Function`], with `/pass`, `/trailers`, `/leave-open`
-    /// and `/error`.
+    /// A service of WASI 0.3 that does what the path says: as [`Self::Function`], with `/pass`, `/read?PATH`,
+    /// `/leave-open` and `/error`.
     Service = "service",
     /// `{"duration_ms"?: 2000}`: is busy in `configure` for that long, or for ever; sets `x-slow-configure` on the
     /// response.

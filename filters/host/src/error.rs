@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use wasmtime::component::ResourceTableError;
 use wasmtime::{PoolConcurrencyLimitError, Trap, WasmBacktrace};
 
 use crate::store::StoreError;
@@ -137,8 +138,12 @@ pub enum CallErrorKind {
     Trap,
     /// The call took longer than its deadline.
     Deadline,
-    /// The guest wanted more memory or larger tables than its limits.
+    /// The guest wanted more memory than its limit.
     Memory,
+    /// The guest wanted a table of more elements than its limit.
+    Table,
+    /// The guest held as many handles to what the host has for it as it may.
+    Handles,
     /// The guest's stack is full: it recursed too deeply.
     Stack,
     /// One call wanted to copy more than the copy budget.
@@ -174,10 +179,12 @@ impl CallErrorKind {
     pub const OF_OUTBOUND: [Self; 3] = [Self::Denied, Self::DeniedMethod, Self::DeniedAddress];
 
     /// Those of a filter.
-    pub const OF_FILTERS: [Self; 11] = [
+    pub const OF_FILTERS: [Self; 13] = [
         Self::Trap,
         Self::Deadline,
         Self::Memory,
+        Self::Table,
+        Self::Handles,
         Self::Stack,
         Self::Copy,
         Self::Exhausted,
@@ -189,10 +196,12 @@ impl CallErrorKind {
     ];
 
     /// Those of a function.
-    pub const OF_FUNCTIONS: [Self; 17] = [
+    pub const OF_FUNCTIONS: [Self; 19] = [
         Self::Trap,
         Self::Deadline,
         Self::Memory,
+        Self::Table,
+        Self::Handles,
         Self::Stack,
         Self::Copy,
         Self::Exhausted,
@@ -215,6 +224,8 @@ impl CallErrorKind {
             Self::Trap => "trap",
             Self::Deadline => "deadline",
             Self::Memory => "memory",
+            Self::Table => "table",
+            Self::Handles => "handles",
             Self::Stack => "stack",
             Self::Copy => "copy",
             Self::Exhausted => "exhausted",
@@ -254,16 +265,19 @@ impl CallError {
         Self { kind, message: message.into() }
     }
 
-    /// Sorts an error of Wasmtime's. `memory_refused` tells that the limiter said no before: what follows a refused
-    /// growth is usually the guest's own abort, which says nothing.
-    pub(crate) fn from_wasmtime(error: &wasmtime::Error, memory_refused: bool) -> Self {
+    /// Sorts an error of Wasmtime's. `refused` tells what the limiter said no to before: what follows a refused growth is
+    /// usually the guest's own abort, which says nothing.
+    pub(crate) fn from_wasmtime(error: &wasmtime::Error, refused: Option<CallErrorKind>) -> Self {
         let trap = error.downcast_ref::<Trap>();
-        let kind = match trap {
+        let kind = match (trap, refused) {
             _ if error.is::<PoolConcurrencyLimitError>() => CallErrorKind::Exhausted,
             _ if error.is::<StoreError>() => CallErrorKind::Store,
-            Some(Trap::Interrupt) => CallErrorKind::Deadline,
-            Some(Trap::StackOverflow) => CallErrorKind::Stack,
-            _ if memory_refused => CallErrorKind::Memory,
+            (Some(Trap::Interrupt), _) => CallErrorKind::Deadline,
+            (Some(Trap::StackOverflow), _) => CallErrorKind::Stack,
+            (_, Some(refused)) => refused,
+            _ if matches!(error.downcast_ref::<ResourceTableError>(), Some(ResourceTableError::Full)) => {
+                CallErrorKind::Handles
+            }
             // Wasmtime keeps this error's type to itself; a test holds the sentence.
             _ if error.root_cause().to_string().contains("fuel allocated for hostcalls") => CallErrorKind::Copy,
             _ => CallErrorKind::Trap,
@@ -272,10 +286,16 @@ impl CallError {
             CallErrorKind::Deadline => "the deadline passed while it was running".to_owned(),
             CallErrorKind::Stack => "the stack is full: it recursed too deeply".to_owned(),
             CallErrorKind::Copy => "more than `copy_bytes` was copied in one call".to_owned(),
+            CallErrorKind::Handles => "it holds as many handles as it may".to_owned(),
             _ => error.root_cause().to_string(),
         };
-        if kind == CallErrorKind::Memory && !message.contains("limit") {
-            message = format!("more memory than the limit was wanted: {message}");
+        let wanted = match kind {
+            CallErrorKind::Memory => "more memory",
+            CallErrorKind::Table => "a larger table",
+            _ => "",
+        };
+        if !wanted.is_empty() && !message.contains("limit") {
+            message = format!("{wanted} than the limit was wanted: {message}");
         }
         message.push_str(&backtrace(error));
         Self { kind, message }

@@ -50,8 +50,8 @@ impl Alive {
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     pub(crate) bytes: u64,
-    /// The limiter has said no: an abort that follows is about memory.
-    pub(crate) refused: bool,
+    /// What the limiter has said no to: an abort that follows is about that.
+    pub(crate) refused: Option<CallErrorKind>,
     growing_bytes: u64,
 }
 
@@ -61,7 +61,7 @@ impl Memory {
         let grows = desired.saturating_sub(current) as u64;
         let wanted = self.bytes.saturating_add(grows);
         if wanted > limit {
-            self.refused = true;
+            self.refused = Some(CallErrorKind::Memory);
             // An error rather than a refusal, which most guests turn into an abort that does not say why.
             bail!("{wanted} bytes of memory were wanted; the limit is {limit}");
         }
@@ -76,14 +76,14 @@ impl Memory {
         self.bytes -= self.growing_bytes;
         alive.memory_bytes.fetch_sub(self.growing_bytes, Ordering::Relaxed);
         self.growing_bytes = 0;
-        self.refused = true;
+        self.refused = Some(CallErrorKind::Memory);
         tracing::debug!(error = format!("{error:#}"), "a memory could not grow");
     }
 
     /// Checks the size that a table wants.
     pub(crate) fn check_table(&mut self, limit: u32, desired: usize) -> Result<bool> {
         if desired > limit as usize {
-            self.refused = true;
+            self.refused = Some(CallErrorKind::Table);
             bail!("a table of {desired} elements was wanted; the limit is {limit}");
         }
         Ok(true)

@@ -1,5 +1,7 @@
 //! `lockgate inspect`
 
+mod powers;
+
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -7,19 +9,25 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use lockgate_host::{FunctionInspection, Host, Inspection, Lane, LoadError, Need, Options, StoreOptions};
 
-use super::Failure;
 use super::output::{print, print_json, size};
+use super::{ConfigFile, Failure};
 
-/// Say what a component is, and what it would need, without running it.
+/// Say what a component is and what it would need, or what the versions of a filter or function may touch. Runs nothing.
+///
+/// Of a file, that is what the component imports, exports and takes. Of a name, what the configuration grants stable and
+/// canary, and what the canary may do that stable may not.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   lockgate inspect filters/auth.wasm
-  lockgate inspect filters/auth.wasm --json")]
+  lockgate inspect filters/auth.wasm --json
+  lockgate inspect auth --config lockgate.yaml      what its versions may touch")]
 pub(super) struct Inspect {
-    /// The component.
-    #[arg(value_name = "FILE")]
+    /// The component's file; or the name of a filter or function of the configuration, where there is no such file.
+    #[arg(value_name = "FILE|NAME")]
     path: PathBuf,
+    #[command(flatten)]
+    config: ConfigFile,
     /// Print the answer as JSON.
     #[arg(long)]
     json: bool,
@@ -27,6 +35,10 @@ pub(super) struct Inspect {
 
 impl Inspect {
     pub(super) fn run(self) -> Result<(), Failure> {
+        if let Some(name) = self.name() {
+            let subjects = powers::read(&self.config.path, name)?;
+            return if self.json { print_json(&subjects) } else { print(&powers::render(&subjects)) };
+        }
         let name = self.path.display();
         let bytes =
             std::fs::read(&self.path).map_err(|error| Failure::input(format_args!("cannot read `{name}`: {error}")))?;
@@ -43,6 +55,12 @@ impl Inspect {
                 Err(error) => Err(Failure::input(format_args!("`{name}` {error}"))),
             },
         }
+    }
+
+    /// Returns what is a name, and no file's.
+    fn name(&self) -> Option<&str> {
+        let name = self.path.to_str().filter(|_| !self.path.exists())?;
+        (!name.contains('/') && self.path.extension().is_none_or(|extension| extension != "wasm")).then_some(name)
     }
 }
 

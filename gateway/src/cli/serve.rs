@@ -2,13 +2,14 @@
 
 mod app;
 mod listing;
+mod settings;
 mod tree;
 mod watch;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use lockgate_config::model::{ListenAddress, PathPattern};
 
 use self::app::{App, Setup};
@@ -26,7 +27,7 @@ use crate::server::{self, Invocation, When};
 /// `users/[id].wasm` answers `/users/42` and finds `42` in the header `x-lockgate-param-id`, `files/[...path].wasm` answers
 /// everything below `/files`. More literal paths go before less literal ones, and longer before shorter. The files of the
 /// folder `public` are sent as they are. `NAME.yaml` beside `NAME.wasm` has what a function of a configuration may have,
-/// but for `component`: `vars`, `grants`, `limits`, `isolation`. Relative paths in it start at the folder of the state.
+/// but for `component`: `vars`, `config`, `grants`, `limits`, `isolation`. Relative folders in it start beside it.
 ///
 /// Files may come, change and go meanwhile. What cannot be loaded is told, and its last good version stays.
 #[derive(Debug, Args)]
@@ -52,9 +53,20 @@ pub(super) struct Serve {
     /// Where the state is put, and the configuration that is written. Default: `.lockgate` in the folder.
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+    /// What is experimental and to be served as well.
+    #[arg(long, value_name = "NAME", value_enum)]
+    experimental: Vec<Experiment>,
     /// As for `run`: how a successor is started.
     #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "now", hide = true)]
     takeover: Option<When>,
+}
+
+/// What may change or go with any version.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Experiment {
+    /// Functions of WASI 0.3, whose support Wasmtime calls unfinished.
+    #[value(name = "wasi-0.3")]
+    Wasi03,
 }
 
 impl Serve {
@@ -125,13 +137,21 @@ impl Serve {
             let hint = error.hint.unwrap_or_else(|| "it begins with `/`: `--prefix /api`".to_owned());
             return Err(Failure::input(format_args!("`{}` is no prefix of paths\nhint: {hint}", self.prefix)));
         }
-        Ok(Setup { admin: address(&admin)?, listen: address(&self.listen)?, prefix: prefix.to_owned(), root, state })
+        let names = self.experimental.iter().filter_map(ValueEnum::to_possible_value);
+        Ok(Setup {
+            admin: address(&admin)?,
+            listen: address(&self.listen)?,
+            prefix: prefix.to_owned(),
+            experimental: names.map(|name| name.get_name().to_owned()).collect(),
+            root,
+            state,
+        })
     }
 }
 
 /// Returns the arguments by which the same folder is served in the same way.
 fn arguments(setup: &Setup) -> Vec<OsString> {
-    let Setup { root, state, prefix, listen, admin } = setup;
+    let Setup { root, state, prefix, listen, admin, experimental } = setup;
     let mut arguments: Vec<OsString> = vec![root.into()];
     let options: [(&str, OsString); 4] = [
         ("--state", state.into()),
@@ -141,6 +161,9 @@ fn arguments(setup: &Setup) -> Vec<OsString> {
     ];
     for (name, value) in options {
         arguments.extend([name.into(), value]);
+    }
+    for name in experimental {
+        arguments.extend(["--experimental".into(), name.into()]);
     }
     arguments
 }

@@ -1,6 +1,6 @@
 //! The target is a function: it answers here, before Pingora would look for an upstream. Its response passes the chain as
-//! an upstream's does, and both bodies stream: a piece of the request is read when the guest waits for it, a piece of the
-//! response is sent when the guest has written it, and nothing piles up in between. One task does all of it, so a client
+//! an upstream's does, and both bodies stream: a piece of the request is handed over when the guest waits for it, a piece of
+//! the response is sent when the guest has written it, and nothing piles up in between. One task does all of it, so a client
 //! that goes away takes the guest with it.
 //!
 //! A middleware is run by the same `Run`.
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, EXPECT, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, Method, StatusCode, Version};
 use hyper::body::Frame;
-use lockgate_host::{Call, CallError, CallErrorKind, Caller, RequestBody, Settled, Upload, World};
+use lockgate_host::{Call, CallError, CallErrorKind, Caller, RequestBody, Settled, World};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::HttpTask;
 use pingora::protocols::http::date::get_cached_date;
@@ -24,6 +24,7 @@ use pingora::{Error, ErrorType};
 use crate::control::function::FunctionVersion;
 use crate::metrics::FUNCTION_OUTCOMES;
 use crate::proxy::Gateway;
+use crate::proxy::client::{self, Ahead, Client, Event};
 use crate::proxy::context::{Answering, Context};
 use crate::proxy::fault::Fault;
 use crate::proxy::forward;
@@ -56,7 +57,7 @@ pub async fn answer(gateway: &Gateway, session: &mut Session, context: &mut Cont
     if let Some((chain, links, _)) = context.filters() {
         context.response_body = chain.acts_on_response_body(links);
     }
-    let (body, client) = bodies(session, context);
+    let (body, client) = bodies(session, context, None);
     let tls = context.scheme() == "https";
     let request = request(session, context, version.function().world(), body, forward::to_upstream)?;
     let upstreams = Reach::of(context, &gateway.itself);
@@ -128,18 +129,25 @@ impl Answerer {
     }
 }
 
-/// Returns what the function is given of the request's body, and what is to be done for it.
-pub(super) fn bodies(session: &mut Session, context: &Context) -> (RequestBody, Client) {
+/// Returns what the function is given of the request's body, and what is to be done for it. `ahead` is what was read of it
+/// for somebody who wanted none of it.
+pub(super) fn bodies(session: &mut Session, context: &Context, ahead: Option<Ahead>) -> (RequestBody, Client) {
     if let Some(whole) = &context.body.whole {
         return (RequestBody::whole(whole.clone()), Client::Watched);
     }
-    if session.as_downstream_mut().is_body_done() {
-        return (RequestBody::whole(Bytes::new()), Client::Watched);
-    }
+    let ahead = match ahead {
+        Some(ahead) => ahead,
+        None if session.as_downstream_mut().is_body_done() => {
+            return (RequestBody::whole(Bytes::new()), Client::Watched);
+        }
+        None => {
+            let expects = session.req_header().headers.get(EXPECT);
+            let expects = expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+            Ahead::of(session.as_downstream_mut(), expects)
+        }
+    };
     let (body, upload) = RequestBody::pulled();
-    let expects = session.req_header().headers.get(EXPECT);
-    let expects = expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    (body, Client::Sends { upload, expects, last: false })
+    (body, Client::Sends { upload: Some(upload), ahead })
 }
 
 /// Returns the request as the function sees it: past `edit`, without what belongs to the connection, and with the
@@ -198,34 +206,6 @@ impl From<CallError> for Ended {
     }
 }
 
-/// What the client is doing.
-pub(super) enum Client {
-    /// It sends a body.
-    Sends {
-        upload: Upload,
-        /// It waits to be told to.
-        expects: bool,
-        /// The last piece has been read.
-        last: bool,
-    },
-    /// It has sent everything, or nobody wants the rest: it may go away.
-    Watched,
-    /// It has said something that is no request's body. What it is will be seen when the response is done.
-    Unwatched,
-}
-
-/// What happened at the client's side.
-enum Event {
-    /// The guest waits for a piece.
-    Wanted,
-    /// It will not want any more.
-    Unwanted,
-    /// The client is gone.
-    Gone,
-    /// The client spoke out of turn.
-    Spoke,
-}
-
 /// A request, its function, and its client.
 pub(super) struct Run<'a> {
     gateway: &'a Gateway,
@@ -237,7 +217,7 @@ pub(super) struct Run<'a> {
     header_after: Option<Duration>,
     /// Of the response, once it is known; 0 before.
     status: u16,
-    /// A piece of the request's body has been read for it.
+    /// A piece of the request's body has been handed over.
     fed: bool,
     /// Bytes that the client still waits for, where it was told how many there are.
     left: Option<u64>,
@@ -264,9 +244,17 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Returns whether anything has been read of the request's body, or sent of the response.
+    /// Returns whether anything has been handed over of the request's body, or sent of the response.
     pub(super) fn has_begun(&self) -> bool {
         self.fed || self.header_after.is_some()
+    }
+
+    /// Returns what was read of the request's body and not handed over; none if the client sends none.
+    pub(super) fn into_ahead(self) -> Option<Ahead> {
+        match self.client {
+            Client::Sends { ahead, .. } => Some(ahead),
+            Client::Watched | Client::Unwatched => None,
+        }
     }
 
     /// Answers, to the end of the response.
@@ -275,7 +263,7 @@ impl<'a> Run<'a> {
             tokio::select! {
                 biased;
                 parts = call.response() => break parts?,
-                event = next(&mut self.client, self.session) => self.attend(event).await?,
+                event = client::next(&self.client, self.session) => self.attend(event).await?,
                 () = policy::until_over(self.context, false) => return Err(self.over()),
             }
         };
@@ -295,7 +283,7 @@ impl<'a> Run<'a> {
             let frame = tokio::select! {
                 biased;
                 frame = call.frame() => frame.transpose()?,
-                event = next(&mut self.client, self.session) => {
+                event = client::next(&self.client, self.session) => {
                     self.attend(event).await?;
                     continue;
                 }
@@ -375,8 +363,11 @@ impl<'a> Run<'a> {
     fn promise(&mut self, bytes: usize) {
         let Some(left) = &mut self.left else { return };
         *left = left.saturating_sub(bytes as u64);
-        if *left == 0 && matches!(self.client, Client::Watched) {
-            self.client = Client::Unwatched;
+        if *left == 0 {
+            match &mut self.client {
+                Client::Sends { ahead, .. } => ahead.satisfy(),
+                client => *client = Client::Unwatched,
+            }
         }
     }
 
@@ -417,18 +408,20 @@ impl<'a> Run<'a> {
     /// Does what an event at the client's side asks for.
     async fn attend(&mut self, event: Event) -> Result<(), Ended> {
         match event {
-            Event::Wanted => self.pass_piece().await,
+            Event::Wanted => self.hand_over().await,
             Event::Unwanted => {
-                self.watch();
-                if !self.session.as_downstream_mut().is_body_done() {
-                    // Nobody reads the rest, and to read it would be the only way to hear that the client is gone.
-                    self.client = Client::Unwatched;
+                if let Client::Sends { upload, .. } = &mut self.client {
+                    *upload = None;
                 }
                 Ok(())
             }
+            Event::Came(piece) => self.take(piece).await,
             Event::Gone => Err(self.gateway.fault(self.context, Fault::ClientGone).into()),
             Event::Spoke => {
-                self.client = Client::Unwatched;
+                match &mut self.client {
+                    Client::Sends { ahead, .. } => ahead.close_ears(),
+                    client => *client = Client::Unwatched,
+                }
                 // A byte of it has been read: the connection is of no use after this.
                 self.session.as_downstream_mut().set_keepalive(None);
                 Ok(())
@@ -436,57 +429,51 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Reads a piece of the request's body, and hands it over.
-    async fn pass_piece(&mut self) -> Result<(), Ended> {
-        let Client::Sends { upload, expects, last } = &mut self.client else { return Ok(()) };
-        if *last {
-            upload.end();
-            self.watch();
-            return Ok(());
-        }
-        let session = &mut *self.session;
-        self.fed = true;
-        if std::mem::take(expects) {
-            session.as_downstream_mut().write_continue_response().await?;
-        }
-        let mut piece = match session.as_downstream_mut().read_request_body().await {
-            Ok(piece) => piece,
-            Err(error) => {
-                upload.fail();
-                return Err(error.into_down().into());
+    /// Takes what came of the request's body, and hands it over if the guest waits for it.
+    async fn take(&mut self, piece: pingora::Result<Option<Bytes>>) -> Result<(), Ended> {
+        let Client::Sends { upload, ahead } = &mut self.client else { return Ok(()) };
+        match piece {
+            Ok(piece) => {
+                if ahead.take(piece, self.session.as_downstream_mut().is_body_done()) {
+                    return self.hand_over().await;
+                }
             }
-        };
-        *last = piece.is_none() || session.as_downstream_mut().is_body_done();
-        self.gateway.request_body_filter(session, &mut piece, *last, self.context).await?;
-        match piece.filter(|piece| !piece.is_empty()) {
-            Some(piece) => upload.push(piece),
-            // Held back by a filter, or there is none: the guest goes on waiting, or is at the end.
-            None if *last => {
-                upload.end();
-                self.watch();
-            }
-            None => {}
+            Err(error) => match upload {
+                Some(upload) => {
+                    upload.fail();
+                    return Err(error.into_down().into());
+                }
+                None if matches!(error.etype(), ErrorType::ReadError | ErrorType::ConnectionClosed) => {
+                    return Err(self.gateway.fault(self.context, Fault::ClientGone).into());
+                }
+                // Nobody wants it: that it is late, or malformed, is nobody's concern.
+                None => ahead.close_ears(),
+            },
         }
         Ok(())
     }
-}
 
-/// Waits for the next event at the client's side. Reads nothing that would be lost when it is dropped.
-async fn next(client: &mut Client, session: &mut Session) -> Event {
-    match client {
-        Client::Sends { upload, .. } => {
-            if upload.wanted().await {
-                Event::Wanted
-            } else {
-                Event::Unwanted
+    /// Hands over the next piece of the request's body that filters let through, if it is there.
+    async fn hand_over(&mut self) -> Result<(), Ended> {
+        let Client::Sends { upload: Some(upload), ahead } = &mut self.client else { return Ok(()) };
+        let session = &mut *self.session;
+        self.fed = true;
+        ahead.tell_to_send(session.as_downstream_mut()).await?;
+        while let Some((mut piece, last)) = ahead.hand_out() {
+            self.gateway.request_body_filter(session, &mut piece, last, self.context).await?;
+            // Where there is none it is held back by a filter, or the end.
+            let piece = piece.unwrap_or_default();
+            if last {
+                upload.push_last(piece);
+                self.watch();
+                return Ok(());
+            }
+            if !piece.is_empty() {
+                upload.push(piece);
+                return Ok(());
             }
         }
-        Client::Watched => match session.as_downstream_mut().read_body_or_idle(true).await {
-            Err(error) if matches!(error.etype(), ErrorType::ConnectError) => Event::Spoke,
-            Err(_) => Event::Gone,
-            Ok(_) => Event::Spoke,
-        },
-        Client::Unwatched => std::future::pending().await,
+        Ok(())
     }
 }
 

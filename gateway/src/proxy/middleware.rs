@@ -14,6 +14,7 @@ use pingora::proxy::Session;
 use crate::control::function::FunctionVersion;
 use crate::metrics::OUTCOMES;
 use crate::proxy::chain::Step;
+use crate::proxy::client::Ahead;
 use crate::proxy::context::Context;
 use crate::proxy::fault::Fault;
 use crate::proxy::function::{self, Answerer, Ended, Run};
@@ -38,7 +39,7 @@ pub async fn answer(gateway: &Gateway, session: &mut Session, context: &mut Cont
     }
     let started = Instant::now();
     let (rest, mut behind) = Rest::prepare(session, context).ok_or_else(|| context.fail(Fault::Internal))?;
-    let (body, client) = function::bodies(session, context);
+    let (body, client) = function::bodies(session, context, None);
     let request = function::request(session, context, version.function().world(), body, forward::to_middleware)?;
     let tls = context.scheme() == "https";
     let upstreams = Reach::of(context, &gateway.itself);
@@ -54,6 +55,7 @@ pub async fn answer(gateway: &Gateway, session: &mut Session, context: &mut Cont
         Err(error) => (Err(Ended::Function(error)), Duration::ZERO, None),
     };
     let untouched = !run.has_begun() && !behind.asked();
+    let ahead = run.into_ahead();
     let failed = match answered {
         Ok(()) => {
             let outcome = if behind.asked() { OUTCOMES[0] } else { OUTCOMES[1] };
@@ -82,7 +84,7 @@ pub async fn answer(gateway: &Gateway, session: &mut Session, context: &mut Cont
     account(context, place, &version, track, started, busy, OUTCOMES[2]);
     version.failed(track, &context.id, &failed);
     if on_failure == FailureMode::Open && untouched {
-        return go_on_without(gateway, session, context).await.map(|()| true);
+        return go_on_without(gateway, session, context, ahead).await.map(|()| true);
     }
     behind.report(context).await;
     Err(context.fail(fault_of(&failed)))
@@ -111,9 +113,14 @@ fn account(
 }
 
 /// Has what is behind a middleware that failed open answer the client itself.
-async fn go_on_without(gateway: &Gateway, session: &mut Session, context: &mut Context) -> pingora::Result<()> {
+async fn go_on_without(
+    gateway: &Gateway,
+    session: &mut Session,
+    context: &mut Context,
+    ahead: Option<Ahead>,
+) -> pingora::Result<()> {
     let (rest, mut behind) = Rest::prepare(session, context).ok_or_else(|| context.fail(Fault::Internal))?;
-    let (body, client) = function::bodies(session, context);
+    let (body, client) = function::bodies(session, context, ahead);
     let request = function::request(session, context, World::Middleware, body, forward::to_middleware)?;
     let mut answerer = Answerer::Rest(Direct::new(rest, request));
     let answered = Run::new(gateway, session, context, client).answer(&mut answerer).await;

@@ -41,6 +41,10 @@ pub enum Kind {
     Deadline,
     /// Only the canary wanted too much memory.
     Memory,
+    /// Only the canary wanted too large a table.
+    Table,
+    /// Only the canary held too many handles.
+    Handles,
     /// Only the canary's stack was full.
     Stack,
     /// Only the canary copied too much.
@@ -59,7 +63,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, in the order of their numbers (`kind as usize`).
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::Outcome,
         Self::Status,
         Self::RequestHeaders,
@@ -72,6 +76,8 @@ impl Kind {
         Self::Trap,
         Self::Deadline,
         Self::Memory,
+        Self::Table,
+        Self::Handles,
         Self::Stack,
         Self::Copy,
         Self::InvalidResponse,
@@ -96,6 +102,8 @@ impl Kind {
             Self::Trap => "trap",
             Self::Deadline => "deadline",
             Self::Memory => "memory",
+            Self::Table => "table",
+            Self::Handles => "handles",
             Self::Stack => "stack",
             Self::Copy => "copy",
             Self::InvalidResponse => "invalid-response",

@@ -32,6 +32,8 @@ pub struct Upstream {
 struct Shared {
     name: String,
     requests: AtomicUsize,
+    /// Of these, those to `/healthz`.
+    checks: AtomicUsize,
     connections: AtomicUsize,
     /// Requests to `/hold` wait for a permit.
     gate: Semaphore,
@@ -109,6 +111,7 @@ impl Upstream {
         let shared = Arc::new(Shared {
             name: name.to_owned(),
             requests: AtomicUsize::new(0),
+            checks: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             gate: Semaphore::new(0),
             held: tokio::sync::watch::channel(0).0,
@@ -143,6 +146,11 @@ impl Upstream {
     /// Requests that it was sent.
     pub fn requests(&self) -> usize {
         self.shared.requests.load(Ordering::Relaxed)
+    }
+
+    /// Requests that it was sent to other paths than that of health checks.
+    pub fn asked(&self) -> usize {
+        self.requests() - self.shared.checks.load(Ordering::Relaxed)
     }
 
     /// Connections that it accepted.
@@ -207,6 +215,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
                 .body(BoxBody::new(StreamBody::new(futures_util::stream::iter(frames))))
         }
         ("healthz" | "sick", _) => {
+            shared.checks.fetch_add(usize::from(command == "healthz"), Ordering::Relaxed);
             response.status(shared.health.load(Ordering::Relaxed)).body(full("so it is\n".to_owned()))
         }
         ("text", _) => response.header("etag", "\"t-1\"").body(full(argument.unwrap_or_default().to_owned())),

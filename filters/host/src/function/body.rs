@@ -1,5 +1,5 @@
-//! Bodies. A request's body is pulled: whoever has the client reads a piece only when the guest waits for one, so that
-//! nothing is read ahead and nothing piles up.
+//! Bodies. A request's body is pulled: whoever has the client hands over a piece only when the guest waits for one, so that
+//! nothing piles up.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -77,11 +77,21 @@ impl Upload {
         poll_fn(|context| self.0.poll_wanted(context)).await
     }
 
+    /// Returns when the guest will never want a piece again. May be dropped and asked anew.
+    pub async fn unwanted(&self) {
+        poll_fn(|context| self.0.poll_unwanted(context)).await;
+    }
+
     /// Puts in the piece that was wanted. An empty one is passed over: it is no end.
     pub fn push(&self, piece: Bytes) {
         if !piece.is_empty() {
             self.0.put(Piece::Data(piece));
         }
+    }
+
+    /// As [`Self::push`], and ends the body: the guest will not have to ask for that.
+    pub fn push_last(&self, piece: Bytes) {
+        self.0.put(if piece.is_empty() { Piece::End } else { Piece::Last(piece) });
     }
 
     /// Ends the body.
@@ -98,6 +108,8 @@ impl Upload {
 #[derive(Debug)]
 enum Piece {
     Data(Bytes),
+    /// Data, and the end behind it.
+    Last(Bytes),
     End,
     Broken,
 }
@@ -115,11 +127,22 @@ struct Ends {
     writer: Option<Waker>,
 }
 
+impl Ends {
+    /// Returns whether nothing can be put in any more.
+    fn is_over(&self) -> bool {
+        self.closed || matches!(self.piece, Some(Piece::Last(_) | Piece::End | Piece::Broken))
+    }
+}
+
 impl Pipe {
     fn poll_piece(&self, context: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let mut ends = self.0.lock();
         match ends.piece.take() {
             Some(Piece::Data(bytes)) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+            Some(Piece::Last(bytes)) => {
+                ends.piece = Some(Piece::End);
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
             Some(Piece::End) => {
                 // It stays the end, however often it is asked for.
                 ends.piece = Some(Piece::End);
@@ -140,9 +163,18 @@ impl Pipe {
         }
     }
 
+    fn poll_unwanted(&self, context: &Context<'_>) -> Poll<()> {
+        let mut ends = self.0.lock();
+        if ends.is_over() {
+            return Poll::Ready(());
+        }
+        ends.writer = Some(context.waker().clone());
+        Poll::Pending
+    }
+
     fn poll_wanted(&self, context: &Context<'_>) -> Poll<bool> {
         let mut ends = self.0.lock();
-        if ends.closed || matches!(ends.piece, Some(Piece::End | Piece::Broken)) {
+        if ends.is_over() {
             return Poll::Ready(false);
         }
         if ends.wanted {
@@ -199,6 +231,16 @@ mod tests {
         let (body, upload) = RequestBody::pulled();
         drop(body);
         assert!(!upload.wanted().await);
+    }
+
+    #[tokio::test]
+    async fn a_last_piece_is_followed_by_the_end() {
+        let (mut body, upload) = RequestBody::pulled();
+        upload.push_last(Bytes::from_static(b"last"));
+        assert!(!upload.wanted().await);
+        upload.unwanted().await;
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "last");
+        assert!(body.frame().await.is_none());
     }
 
     #[tokio::test]

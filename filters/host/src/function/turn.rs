@@ -190,9 +190,9 @@ impl Turn {
         self.refused.lock().get_or_insert(CallError::new(kind, message));
     }
 
-    /// Sorts an error of Wasmtime's.
-    pub(super) fn failure(&self, error: &wasmtime::Error, memory_refused: bool) -> CallError {
-        let sorted = CallError::from_wasmtime(error, memory_refused);
+    /// Sorts an error of Wasmtime's; `limit` is what the limiter has said no to.
+    pub(super) fn failure(&self, error: &wasmtime::Error, limit: Option<CallErrorKind>) -> CallError {
+        let sorted = CallError::from_wasmtime(error, limit);
         match (sorted.kind, self.refused.lock().take()) {
             (CallErrorKind::Deadline, Some(refused)) => {
                 CallError::new(refused.kind, refused.message + &backtrace(error))

@@ -120,7 +120,7 @@ async fn each_failure_has_its_kind_and_takes_nobody_along() {
         ("/spin-after-header", Kind::Cpu, "busy for more than 250ms"),
         ("/sleep?60000", Kind::Deadline, "no answer within 500ms"),
         ("/memory", Kind::Memory, "limit is 8388608"),
-        ("/handles", Kind::Trap, ""),
+        ("/handles", Kind::Handles, "as many handles as it may"),
         ("/insist-on-header", Kind::ForbiddenHeader, "`transfer-encoding`"),
         ("/too-short", Kind::ContentLength, "less than the 100 bytes"),
         ("/too-long", Kind::ContentLength, "more than the 3 bytes"),
@@ -142,6 +142,94 @@ async fn each_failure_has_its_kind_and_takes_nobody_along() {
     assert_eq!(function.live().instances, 0);
     assert_eq!(function.live().memory_bytes, 0);
     assert_eq!(function.live().refused, [2, 1, 1]);
+}
+
+#[tokio::test]
+async fn a_table_ends_at_its_limit() {
+    // No toolchain grows tables: this is written by hand.
+    let text = r#"(component
+        (import "wasi:http/types@0.2.3" (instance $types
+            (export "incoming-request" (type (sub resource)))
+            (export "response-outparam" (type (sub resource)))))
+        (alias export $types "incoming-request" (type $request))
+        (alias export $types "response-outparam" (type $answer))
+        (core module $m
+            (table $t 1 funcref)
+            (func (export "handle") (param i32 i32)
+                (drop (table.grow $t (ref.null func) (i32.const 1000)))))
+        (core instance $i (instantiate $m))
+        (func $handle (param "request" (own $request)) (param "response-out" (own $answer))
+            (canon lift (core func $i "handle")))
+        (instance $handler (export "handle" (func $handle)))
+        (export "wasi:http/incoming-handler@0.2.3" (instance $handler)))"#;
+    let component: Arc<[u8]> = wat::parse_str(text).expect("a component").into();
+    for (table_elements, kind, told) in [
+        (1_000, CallErrorKind::Table, "a table of 1001 elements was wanted; the limit is 1000"),
+        (1_001, CallErrorKind::NoResponse, "without an answer"),
+    ] {
+        let limits = FunctionLimits { table_elements, ..spec(Guest::Hello).limits };
+        let function = load(&FunctionSpec { component: Arc::clone(&component), limits, ..spec(Guest::Hello) });
+        let error = get(&function, "/").await.map(|_| ()).expect_err(told);
+        assert_eq!(error.kind, kind, "{}", error.message);
+        assert!(error.message.contains(told), "{}", error.message);
+    }
+}
+
+/// Returns a component in which some interfaces are of other versions. Each name is as long as before, so that nothing else
+/// has to change.
+pub(crate) fn renamed(guest: Guest, names: &[(&str, &str)]) -> Arc<[u8]> {
+    let mut bytes = component(guest).to_vec();
+    for (from, to) in names {
+        assert_eq!(from.len(), to.len());
+        let windows = bytes.windows(from.len()).enumerate();
+        let places: Vec<_> = windows.filter(|(_, window)| *window == from.as_bytes()).map(|(place, _)| place).collect();
+        assert!(!places.is_empty(), "{from} is not there");
+        for place in places {
+            bytes[place..place + to.len()].copy_from_slice(to.as_bytes());
+        }
+    }
+    bytes.into()
+}
+
+#[tokio::test]
+async fn interfaces_of_any_version_of_the_series_mix_in_one_component() {
+    let names = [
+        ("wasi:http/incoming-handler@0.2.12", "wasi:http/incoming-handler@0.2.10"),
+        ("wasi:http/types@0.2.12", "wasi:http/types@0.2.99"),
+        ("wasi:io/streams@0.2.12", "wasi:io/streams@0.2.11"),
+        ("wasi:clocks/monotonic-clock@0.2.12", "wasi:clocks/monotonic-clock@0.2.31"),
+    ];
+    let function = load(&FunctionSpec { component: renamed(Guest::Function, &names), ..spec(Guest::Function) });
+    assert_eq!(get(&function, "/a?b=c").await.expect("an answer").1, "POST /a?b=c v1\n");
+    assert_eq!(get(&function, "/events?2,1").await.expect("an answer").1, "data: 0\n\ndata: 1\n\n");
+
+    let names = [
+        ("wasi:cli/run@0.2.0", "wasi:cli/run@0.2.9"),
+        ("wasi:cli/stdout@0.2.0", "wasi:cli/stdout@0.2.5"),
+        ("wasi:io/streams@0.2.0", "wasi:io/streams@0.2.3"),
+    ];
+    let program = load(&FunctionSpec { component: renamed(Guest::Cgi, &names), ..spec(Guest::Cgi) });
+    assert_eq!(program.world(), World::Command);
+    assert_eq!(get(&program, "/").await.expect("an answer").1, "POST /\n");
+}
+
+#[tokio::test]
+async fn a_function_gets_no_socket_and_no_name_looked_up() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let target = format!("/touch?{}", listener.local_addr().expect("an address").port());
+    let answer = get(&load(&spec(Guest::Function)), &target).await.expect("an answer");
+    assert_eq!(answer.1, "tcp=denied,listen=denied,udp=denied,lookup=denied\n");
+}
+
+#[tokio::test]
+async fn trailers_come_after_the_body() {
+    let mut call = begin(&load(&spec(Guest::Function)), "/trailers", RequestBody::whole(Bytes::new()));
+    call.response().await.expect("an answer");
+    let data = call.frame().await.expect("a piece").expect("no failure").into_data().expect("data");
+    assert_eq!(data, "before the trailers\n");
+    let trailers = call.frame().await.expect("trailers").expect("no failure").into_trailers().expect("trailers");
+    assert_eq!(trailers["x-last"], "word");
+    assert!(call.frame().await.is_none());
 }
 
 #[tokio::test(flavor = "current_thread")]

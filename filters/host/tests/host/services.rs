@@ -12,6 +12,7 @@ use lockgate_host::{
 };
 use parking_lot::Mutex;
 
+use crate::functions::renamed;
 use crate::{PATIENT, component, host};
 
 fn spec(guest: Guest) -> FunctionSpec {
@@ -164,6 +165,7 @@ async fn each_failure_has_its_kind_and_takes_nobody_along() {
         ("/spin-after-header", Kind::Cpu, "busy for more than 250ms"),
         ("/sleep?60000", Kind::Deadline, "no answer within 500ms"),
         ("/memory", Kind::Memory, "limit is 8388608"),
+        ("/handles", Kind::Handles, "as many handles as it may"),
         ("/insist-on-header", Kind::ForbiddenHeader, "`transfer-encoding`"),
         ("/too-short", Kind::ContentLength, "less than the 100 bytes"),
         ("/too-long", Kind::ContentLength, "more than the 3 bytes"),
@@ -179,6 +181,34 @@ async fn each_failure_has_its_kind_and_takes_nobody_along() {
     assert!(get(&service, "/").await.is_ok());
     assert_eq!(service.live().instances, 0);
     assert_eq!(service.live().memory_bytes, 0);
+}
+
+#[tokio::test]
+async fn interfaces_of_a_later_version_of_the_series_are_met() {
+    let names = [
+        ("wasi:http/handler@0.3.0", "wasi:http/handler@0.3.1"),
+        ("wasi:http/types@0.3.0", "wasi:http/types@0.3.1"),
+        ("wasi:clocks/monotonic-clock@0.3.0", "wasi:clocks/monotonic-clock@0.3.2"),
+    ];
+    let service = load(&FunctionSpec { component: renamed(Guest::Service, &names), ..spec(Guest::Service) });
+    assert_eq!(service.world(), World::Service);
+    assert_eq!(get(&service, "/a?b=c").await.expect("an answer").1, "POST /a?b=c v1\n");
+    assert_eq!(get(&service, "/events?2,1").await.expect("an answer").1, "data: 0\n\ndata: 1\n\n");
+    let middleware = load(&FunctionSpec { component: renamed(Guest::Middleware, &names), ..spec(Guest::Middleware) });
+    assert_eq!(middleware.world(), World::Middleware);
+    let request = post("/").body(RequestBody::whole(Bytes::new())).expect("a request");
+    let next = Box::new(Slow(Duration::ZERO));
+    let call = middleware.call("stable", "request-1".into(), None, false, request, Some(next)).expect("an instance");
+    assert_eq!(finish(call).await.expect("an answer").1, "late");
+}
+
+#[tokio::test]
+async fn a_service_gets_no_socket_and_no_name_looked_up_by_either_version() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let target = format!("/touch?{}", listener.local_addr().expect("an address").port());
+    let answer = get(&load(&spec(Guest::Service)), &target).await.expect("an answer");
+    let denied = "tcp=denied,listen=denied,udp=denied,lookup=denied\n";
+    assert_eq!(answer.1, denied.repeat(2));
 }
 
 #[tokio::test(flavor = "current_thread")]

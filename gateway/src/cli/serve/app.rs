@@ -14,6 +14,7 @@ use lockgate_host::{Digest, Host};
 use serde::{Deserialize, Serialize};
 
 use super::listing::Listing;
+use super::settings::rebased;
 use super::tree::{COMPONENT, PUBLIC, Plan, Planned, SETTINGS};
 use crate::cli::progress::progress_of_command;
 use crate::control::reload::{Draft, host_options};
@@ -24,6 +25,10 @@ const TRIAL_INSTANCES: u32 = 8;
 
 /// The folder that is served where there is nothing to serve. It stays empty.
 const NOTHING: &str = "nothing";
+
+/// What allows WASI 0.3, in the words of whoever has a configuration, and of whoever has none.
+const BY_CONFIGURATION: &str = "add `experimental: [wasi-0.3]` to the configuration";
+const BY_COMMAND_LINE: &str = "serve with `--experimental wasi-0.3`";
 
 /// How far a component's settings are indented in the configuration.
 const INDENT: &str = "    ";
@@ -41,6 +46,8 @@ pub(super) struct Setup {
     pub(super) listen: String,
     /// Where the operator comes in, as the configuration has it.
     pub(super) admin: String,
+    /// What is experimental and asked for, as the configuration has it.
+    pub(super) experimental: Vec<String>,
 }
 
 impl Setup {
@@ -233,7 +240,9 @@ impl App {
                 of_settings.push(problem);
             } else {
                 let said = problem.message.replace(&format!("component {copy} "), "it ").replace(&copy, "it");
-                words.push(problem.hint.map_or(said.clone(), |hint| format!("{said} ({hint})")));
+                // The configuration is ours, and written anew.
+                let hint = problem.hint.map(|hint| hint.replace(BY_CONFIGURATION, BY_COMMAND_LINE));
+                words.push(hint.map_or(said.clone(), |hint| format!("{said} ({hint})")));
             }
         }
         if !of_settings.is_empty() {
@@ -286,7 +295,9 @@ impl App {
             let _ = writeln!(functions, "  {name}:");
             let _ = writeln!(functions, "{INDENT}component: \"components/{:#}{COMPONENT}\"", good.component);
             let _ = writeln!(functions, "{INDENT}{MARKER}{}", quoted(&planned.file));
-            for (index, line) in good.settings.lines().enumerate() {
+            let file = self.setup.root.join(&planned.file);
+            let settings = rebased(&good.settings, file.parent().unwrap_or(&self.setup.root));
+            for (index, line) in settings.lines().enumerate() {
                 // Where a document begins with its mark, it is no document of its own any more.
                 let line = if index == 0 && line.trim_end() == "---" { "" } else { line };
                 let indent = if line.is_empty() { "" } else { INDENT };
@@ -307,7 +318,8 @@ impl App {
         let functions = if functions.is_empty() { String::new() } else { format!("functions:\n{functions}") };
         format!(
             "# Written by `lockgate serve`, and written anew at each change of the folder.\n\
-             listeners: [{}]\nadmin: {{ address: {} }}\n{functions}routes:\n{routes}",
+             experimental: [{}]\nlisteners: [{}]\nadmin: {{ address: {} }}\n{functions}routes:\n{routes}",
+            self.setup.experimental.join(", "),
             quoted(&self.setup.listen),
             quoted(&self.setup.admin),
         )
@@ -345,7 +357,7 @@ fn settings_of(root: &Path, file: &str) -> PathBuf {
 }
 
 /// JSON is YAML. A `$` that is no variable's is written twice.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     serde_json::Value::from(text.replace('$', "$$")).to_string()
 }
 
