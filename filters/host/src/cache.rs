@@ -414,3 +414,69 @@ fn check_owner(metadata: &std::fs::Metadata, mode: u32, cure: &str) -> Result<()
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use lockgate_guests::Guest;
+    use wasmtime::Config;
+
+    use super::*;
+
+    /// A cache in a folder of its own.
+    fn cache() -> (tempfile::TempDir, Cache) {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(&dir.path().join("cache"), &dir.path().join("key"), 1 << 30).unwrap();
+        (dir, cache)
+    }
+
+    fn engine(epochs: bool) -> Engine {
+        Engine::new(Config::new().epoch_interruption(epochs)).unwrap()
+    }
+
+    fn rejects(cache: &Cache) -> Vec<(Reject, u64)> {
+        cache.stats().rejects.into_iter().filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Invariant 7. The seal is right and so is the name: what is left to notice it is Wasmtime.
+    #[test]
+    fn what_another_engine_compiled_is_not_run() {
+        let (_dir, cache) = cache();
+        let (ours, other) = (engine(true), engine(false));
+        let key = Cache::key(&ours, &Digest::of(b"component"), &Digest::of(b"settings"));
+        let component = std::fs::read(Guest::Bare.path()).unwrap();
+        let compiled = |engine: &Engine| engine.precompile_component(&component).unwrap();
+        let manifest = Manifest::default();
+
+        let seal = |code: &[u8]| artifact::seal(&cache.mac_key, key, &manifest, &Code::just_compiled(code)).unwrap();
+        cache.write(key, &seal(&compiled(&other))).unwrap();
+        assert!(cache.load(&ours, key).is_none());
+        assert_eq!(rejects(&cache), [(Reject::Engine, 1)]);
+
+        // A whole artifact whose code is none.
+        cache.write(key, &seal(b"not machine code")).unwrap();
+        assert!(cache.load(&ours, key).is_none());
+        assert_eq!(rejects(&cache), [(Reject::Engine, 2)]);
+
+        cache.write(key, &seal(&compiled(&ours))).unwrap();
+        assert!(cache.load(&ours, key).is_some(), "the same way with the right engine");
+        assert_eq!(rejects(&cache), [(Reject::Engine, 2)]);
+    }
+
+    /// Invariant 7.
+    #[test]
+    fn whatever_the_code_depends_on_is_in_its_name() {
+        let (component, settings) = (Digest::of(b"component"), Digest::of(b"settings"));
+        let engines = [engine(true), engine(false)];
+        let key = Cache::key(&engines[0], &component, &settings);
+        assert_eq!(key, Cache::key(&engine(true), &component, &settings), "on every start");
+        let other = Digest::of(b"other");
+        for (what, differs) in [
+            ("the engine", Cache::key(&engines[1], &component, &settings)),
+            ("the component", Cache::key(&engines[0], &other, &settings)),
+            ("the settings", Cache::key(&engines[0], &component, &other)),
+            ("which is which", Cache::key(&engines[0], &settings, &component)),
+        ] {
+            assert_ne!(key, differs, "{what}");
+        }
+    }
+}

@@ -66,6 +66,7 @@ async fn what_one_process_compiled_the_next_one_loads() {
     assert_eq!(place.artifacts().len(), 1, "no temporary file is left");
 }
 
+/// Invariant 7.
 #[tokio::test]
 async fn a_damaged_artifact_is_compiled_anew_and_never_run() {
     let place = Place::new();
@@ -97,6 +98,7 @@ async fn a_damaged_artifact_is_compiled_anew_and_never_run() {
     }
 }
 
+/// Invariant 7.
 #[tokio::test]
 async fn a_swapped_pair_is_noticed() {
     let place = Place::new();
@@ -114,6 +116,7 @@ async fn a_swapped_pair_is_noticed() {
     assert_eq!((tagged(&one).await, tagged(&other).await), ("v1".to_owned(), "v2".to_owned()));
 }
 
+/// Invariant 7.
 #[tokio::test]
 async fn an_artifact_of_another_machine_is_not_run() {
     let (here, there) = (Place::new(), Place::new());
