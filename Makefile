@@ -129,7 +129,7 @@ examples: setup-test ## Check the example configurations and those in deploy, co
 	done
 
 .PHONY: deploy-check
-deploy-check: ## Lint what is in deploy: YAML, Kubernetes manifests, the unit of systemd
+deploy-check: ## Lint what is in deploy: YAML, Kubernetes manifests, compose file, Containerfile, the unit of systemd
 	@.ci/deploy-check $(TOOLS)
 
 .PHONY: generated
