@@ -14,5 +14,5 @@ pub mod tls;
 mod upstream;
 
 pub use gateway::{Builder, Gateway, Successor};
-pub use reply::Reply;
+pub use reply::{Reply, Seen};
 pub use upstream::{Identity, Upstream};
