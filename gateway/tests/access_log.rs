@@ -6,8 +6,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use harness::{Gateway, Upstream};
-use reqwest::StatusCode;
+use harness::{Builder, Gateway, Upstream};
+use lockgate_guests::Guest;
+use reqwest::{Method, StatusCode};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -181,4 +182,157 @@ async fn a_file_that_cannot_be_one_is_a_reason_not_to_start() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("`access.log` is a folder"), "{said}");
     assert!(said.contains("server.access_log.file"), "{said}");
+}
+
+#[tokio::test]
+async fn a_whole_line_of_a_request_on_canaries() {
+    let up = Upstream::start().await;
+    let config = r#"
+server: { access_log: { query: true, headers: [x-tenant, authorization] } }
+upstreams: { app: ["127.0.0.1:1"], app-2: ["${UPSTREAM}"] }
+filters:
+  tag: { component: filters/tag.wasm, settings: { value: v1 } }
+  set: { component: filters/read-set.wasm }
+routes: [{ name: app, filters: [set, tag], upstream: app }]
+rollouts:
+  tag-2: { filter: tag, canary: { settings: { value: v2 } }, weight: 100%, key: [client_ip] }
+  app-2: { upstream: app, canary: app-2, weight: 100%, key: [client_ip] }
+"#;
+    let gateway = Gateway::start(config, &up).await;
+    let request = gateway.client().post(gateway.url("/text/hello?a=b&token=s3cret")).body("body");
+    let request = request.header("x-tenant", "acme").header("authorization", "Bearer s3cret");
+    gateway.send(request.header("user-agent", "probe/1")).await;
+
+    let mut line = gateway.logged(|line| line["path"] == "/text/hello").await;
+    let took = line["duration_ms"].as_f64().unwrap();
+    let header = line["upstream"]["header_ms"].as_f64().unwrap();
+    let spent: Vec<f64> =
+        line["filters"].as_array().unwrap().iter().map(|filter| filter["us"].as_f64().unwrap()).collect();
+    assert!(spent.iter().all(|us| *us > 0.0) && header > 0.0, "{line}");
+    assert!(took >= header + spent.iter().sum::<f64>() / 1_000.0, "the parts fit into the whole: {line}");
+    assert!(line["time"].as_str().unwrap().ends_with('Z'), "{line}");
+    assert_eq!(line["host"], gateway.http().to_string());
+    assert_eq!(line["upstream"]["address"], up.address.to_string());
+    let tag = &line["filters"][1];
+    assert_ne!(tag["version"], line["filters"][0]["version"]);
+    for place in ["/time", "/id", "/host", "/bytes_sent", "/duration_ms", "/upstream/address", "/upstream/header_ms"]
+        .into_iter()
+        .chain(["/filters/0/version", "/filters/0/us", "/filters/1/version", "/filters/1/us"])
+    {
+        *line.pointer_mut(place).unwrap_or_else(|| panic!("no {place}")) = "…".into();
+    }
+    insta::assert_snapshot!(serde_json::to_string_pretty(&line).unwrap(), @r#"
+    {
+      "time": "…",
+      "id": "…",
+      "client": "127.0.0.1",
+      "method": "POST",
+      "host": "…",
+      "path": "/text/hello",
+      "query": "a=b&token=***",
+      "protocol": "HTTP/1.1",
+      "user_agent": "probe/1",
+      "headers": {
+        "x-tenant": "acme",
+        "authorization": "***"
+      },
+      "status": 200,
+      "bytes_received": 4,
+      "bytes_sent": "…",
+      "duration_ms": "…",
+      "route": "app",
+      "upstream": {
+        "name": "app-2",
+        "track": "canary",
+        "address": "…",
+        "attempts": 1,
+        "header_ms": "…"
+      },
+      "filters": [
+        {
+          "name": "set",
+          "version": "…",
+          "track": "stable",
+          "outcome": "continue",
+          "us": "…"
+        },
+        {
+          "name": "tag",
+          "version": "…",
+          "track": "canary",
+          "outcome": "continue",
+          "us": "…"
+        }
+      ],
+      "generation": 1
+    }
+    "#);
+}
+
+/// What the operator keeps out of the file, it keeps out of what is said, whatever goes wrong.
+#[tokio::test]
+async fn a_secret_is_in_no_line_and_in_no_answer() {
+    let (setting, token) = ("hunter2-of-the-settings", "hunter2-of-the-operator");
+    let config = r#"
+server: { watch: false, access_log: { query: true, headers: [authorization, x-tenant] } }
+upstreams: { app: ["${UPSTREAM}"] }
+filters:
+  tag: { component: filters/tag.wasm, settings: { value: "${SETTING}" } }
+  trap: { component: filters/trap.wasm, settings: { phase: on_request, when: "x-${SETTING}" } }
+  other: { component: filters/read-set.wasm }
+routes: [{ name: app, filters: [trap, other, tag], upstream: app }]
+rollouts:
+  tag-2: { filter: tag, canary: { settings: { value: "${SETTING}-2" } }, weight: 50%, key: [client_ip] }
+"#;
+    let up = Upstream::start().await;
+    let mut builder = Builder::new(config).upstream(&up).variable("SETTING", setting).token(token);
+    for guest in [Guest::Tag, Guest::Trap, Guest::ReadSet] {
+        builder = builder.guest(guest);
+    }
+    let mut gateway = builder.start().await;
+    let answered = gateway.get("/").await;
+    assert!(answered.header("x-tag").starts_with(setting), "the filter has it: {answered:?}");
+    let failed = gateway.get_with("/", &format!("x-{setting}"), "1").await;
+    assert_eq!(failed.status, StatusCode::SERVICE_UNAVAILABLE);
+    gateway.says("filter failed").await;
+
+    let call = |method: Method, path: &str| {
+        gateway.client().request(method, gateway.admin_url(path)).bearer_auth(token).send()
+    };
+    for (wrong, said) in [
+        (config.replace("weight: 50%", "wieght: 50%"), "`wieght`"),
+        // The filter's own complaint quotes what it got.
+        (config.replace("value: \"${SETTING}\"", "value: v, append: \"${SETTING}\""), "`append`"),
+        (config.replace("phase: on_request", "phase: \"${SETTING}\""), "`phase`"),
+        (config.replace("read-set.wasm }", "read-set.wasm, settings: { no: \"${SETTING}\" } }"), "filter `other`"),
+    ] {
+        gateway.write_config(&wrong);
+        let refused = harness::Reply::read(call(Method::POST, "/api/v1/reload").await.unwrap()).await;
+        assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{}", refused.text());
+        assert!(refused.text().contains(said), "{said}: {}", refused.text());
+        assert!(!refused.text().contains("hunter2"), "{}", refused.text());
+    }
+
+    let description: Value = call(Method::GET, "/openapi.json").await.unwrap().json().await.unwrap();
+    let mut answers = 0;
+    for (path, item) in description["paths"].as_object().unwrap() {
+        // What never ends says what the audit log does.
+        if item.get("get").is_some() && path != "/api/v1/events" {
+            let path = path.replace("{rollout}", "tag-2");
+            let answer = call(Method::GET, &path).await.unwrap().text().await.unwrap();
+            assert!(!answer.contains("hunter2"), "{path}: {answer}");
+            answers += 1;
+        }
+    }
+    assert!(answers > 8, "{answers}");
+
+    gateway.signal(Signal::TERM);
+    gateway.ended().await;
+    let logged = gateway.whole_log().await;
+    assert!(logged.iter().any(|line| line.to_string().contains("filter failed")), "{logged:?}");
+    let printed = gateway.whole_access_log().await;
+    assert_eq!(printed.len(), 2);
+    for line in logged.iter().chain(&printed) {
+        assert!(!line.to_string().contains("hunter2"), "{line}");
+    }
 }

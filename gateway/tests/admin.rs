@@ -2,6 +2,8 @@
 
 mod harness;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Stdio;
 
@@ -106,6 +108,98 @@ async fn what_is_described_is_there() {
     assert_eq!(routes[0]["name"], "all");
     let metrics = gateway.metrics().await;
     assert!(metrics.contains("lockgate_rollout_weight_ratio{rollout=\"tag-2\"} 0.05"), "{metrics}");
+}
+
+/// What a dashboard may count on: each family that a gateway with a filter, an upstream and a rollout has, with the names
+/// of its labels.
+#[tokio::test]
+async fn every_metric_is_there() {
+    let up = Upstream::start().await;
+    let gateway = Gateway::start(CONFIG, &up).await;
+    for path in ["/", "/status/500", "/status/404"] {
+        gateway.get(path).await;
+    }
+    gateway.write_config(&CONFIG.replace("value: v1", "value: v3"));
+    assert_eq!(gateway.reload().await.status, StatusCode::OK);
+    gateway.get("/").await;
+
+    let text = gateway.metrics().await;
+    let mut families = BTreeMap::<&str, BTreeSet<&str>>::new();
+    for line in text.lines().filter(|line| line.starts_with("# HELP lockgate_")) {
+        families.insert(line.split(' ').nth(2).unwrap(), BTreeSet::new());
+    }
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (name, labels) = line.split_once(['{', ' ']).unwrap();
+        let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
+        let family = if families.contains_key(name) { name } else { of_histogram.unwrap_or(name) };
+        let Some(names) = families.get_mut(family) else {
+            assert!(!name.starts_with("lockgate_"), "{name} has no help");
+            continue;
+        };
+        if line.contains('{') {
+            let labels = labels.rsplit_once('}').unwrap().0.split("\",").map(|label| label.split_once('=').unwrap().0);
+            names.extend(labels.filter(|label| *label != "le"));
+        }
+    }
+    let mut list = String::new();
+    for (family, labels) in families {
+        let labels = labels.into_iter().collect::<Vec<_>>().join(" ");
+        writeln!(list, "{}", format!("{family} {labels}").trim_end()).unwrap();
+    }
+    insta::assert_snapshot!(list, @"
+    lockgate_accept_errors_total
+    lockgate_access_log_dropped_total
+    lockgate_cache_bytes
+    lockgate_cache_hits_total
+    lockgate_cache_misses_total
+    lockgate_cache_rejects_total reason
+    lockgate_compile_seconds_total
+    lockgate_connections
+    lockgate_connections_cut_total listener reason
+    lockgate_connections_total
+    lockgate_drain_left_total
+    lockgate_draining_requests
+    lockgate_draining_snapshots
+    lockgate_errors_total kind source
+    lockgate_filter_calls_total filter outcome phase track version
+    lockgate_filter_duration_seconds filter phase track version
+    lockgate_filter_events_total filter version
+    lockgate_filter_failures_total filter kind track version
+    lockgate_filter_instances filter version
+    lockgate_filter_lines_dropped_total filter version
+    lockgate_filter_memory_bytes filter version
+    lockgate_filter_outbound_refused_total filter reason version
+    lockgate_filter_snapshotted filter version
+    lockgate_generation
+    lockgate_key_value_operations_total operation outcome
+    lockgate_key_value_wait_seconds_total operation
+    lockgate_pool_size resource
+    lockgate_pool_used resource
+    lockgate_reload_failing
+    lockgate_reload_success_timestamp_seconds
+    lockgate_reloads_total outcome
+    lockgate_request_duration_seconds class route
+    lockgate_requests_total class route
+    lockgate_rollout_decisions_total action rollout
+    lockgate_rollout_held reason rollout
+    lockgate_rollout_requests_total rollout track
+    lockgate_rollout_spared_total rollout
+    lockgate_rollout_weight_ratio rollout
+    lockgate_state_corruptions_total
+    lockgate_swap_duration_seconds
+    lockgate_tls_handshakes_total listener outcome
+    lockgate_trace_spans_total outcome
+    lockgate_tunnels
+    lockgate_tunnels_cut_total
+    lockgate_tunnels_total
+    lockgate_upstream_duration_seconds upstream
+    lockgate_upstream_ejections_total upstream
+    lockgate_upstream_endpoints state upstream
+    lockgate_upstream_file_failing upstream
+    lockgate_upstream_overflows_total upstream
+    lockgate_upstream_requests_total class upstream
+    lockgate_upstream_retries_total reason upstream
+    ");
 }
 
 #[tokio::test]

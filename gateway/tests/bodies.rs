@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use async_compression::tokio::bufread::{BrotliEncoder, GzipEncoder};
 use bytes::Bytes;
-use harness::{Gateway, Reply, Upstream};
+use harness::{Builder, Gateway, Reply, Seen, Upstream};
 use http_body_util::StreamBody;
+use lockgate_guests::Guest;
 use reqwest::{Body, StatusCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -63,43 +64,141 @@ async fn a_whole_body_is_seen_before_the_target_and_forwarded_as_it_was() {
     }
 }
 
-#[tokio::test]
-async fn a_body_that_was_read_ahead_survives_a_retry() {
-    let up = Upstream::start().await;
-    let config = r#"
-upstreams: { app: { endpoints: ["127.0.0.1:1", "${UPSTREAM}"], retries: 1 } }
+/// What fails the first attempt, and over what the second one goes, is in the path.
+const RETRYING: &str = r#"
+upstreams:
+  refused: { endpoints: ["127.0.0.1:1", "${GOOD}"], retries: { attempts: 1, budget: 100% }, ejection: { failures: 0 } }
+  refused-h2:
+    endpoints: ["127.0.0.1:1", "${GOOD}"]
+    protocol: h2c
+    retries: { attempts: 1, budget: 100% }
+    ejection: { failures: 0 }
+  flaky:
+    endpoints: ["${BAD}", "${GOOD}"]
+    retries: { attempts: 1, on: [503], non_idempotent: true, budget: 100%, backoff: 1ms }
+    ejection: { failures: 0 }
+  flaky-h2:
+    endpoints: ["${BAD}", "${GOOD}"]
+    protocol: h2c
+    retries: { attempts: 1, on: [503], non_idempotent: true, budget: 100%, backoff: 1ms }
+    ejection: { failures: 0 }
 filters:
   whole: { component: filters/body-buffer.wasm, limits: { body: 2MiB, memory: 32MiB, copy: 8MiB, deadline: 500ms } }
-routes: [{ filters: [whole], upstream: app }]
+routes:
+  - { match: { path: /refused/h1 }, filters: [whole], upstream: refused }
+  - { match: { path: /refused/h2 }, filters: [whole], upstream: refused-h2 }
+  - { match: { path: /flaky/h1 }, filters: [whole], upstream: flaky }
+  - { match: { path: /flaky/h2 }, filters: [whole], upstream: flaky-h2 }
 "#;
-    let gateway = Gateway::start(config, &up).await;
+
+/// A gateway with [`RETRYING`], and its upstreams.
+async fn retrying() -> (Upstream, Upstream, Gateway) {
+    let (bad, good) = (Upstream::named("bad").await, Upstream::named("good").await);
+    bad.set_health(503);
+    let builder = Builder::new(RETRYING).guest(Guest::BodyBuffer);
+    let builder = builder.variable("BAD", &bad.address.to_string()).variable("GOOD", &good.address.to_string());
+    let gateway = builder.start().await;
+    (bad, good, gateway)
+}
+
+/// The attempts of the requests with these ids, the fewest first.
+async fn attempts(gateway: &Gateway, ids: &[String]) -> Vec<u64> {
+    let mut attempts = Vec::new();
+    for id in ids {
+        let line = gateway.logged(|line| line["id"] == id.as_str()).await;
+        attempts.push(line["upstream"]["attempts"].as_u64().expect("an upstream was asked"));
+    }
+    attempts.sort_unstable();
+    attempts
+}
+
+#[tokio::test]
+async fn a_body_that_was_read_ahead_survives_a_retry() {
+    let (_bad, _good, gateway) = retrying().await;
+    let http1 = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http2 = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
     for length in [63 << 10, 65 << 10, 1 << 20] {
         let bytes = body(length);
-        for sent in [Body::from(bytes.clone()), open(&bytes), Body::from(bytes.clone()), open(&bytes)] {
-            let reply = post(&gateway, gateway.client(), "/echo", sent).await;
-            assert_eq!(reply.status, StatusCode::OK, "{length}: {}", reply.text());
-            assert_eq!(reply.seen().body_hash, xxh3_64(&bytes), "{length}");
+        for path in ["/refused/h1", "/refused/h2", "/flaky/h1", "/flaky/h2"] {
+            for (client, version) in [(&http1, "HTTP/1.1"), (&http2, "HTTP/2")] {
+                for with_length in [true, false] {
+                    let what = format!("{length} bytes, {version} to {path}, with length: {with_length}");
+                    let mut ids = Vec::new();
+                    // The endpoints take turns: one of the two requests meets the bad one first.
+                    for _ in 0..2 {
+                        let sent = if with_length { Body::from(bytes.clone()) } else { open(&bytes) };
+                        let reply = tokio::time::timeout(Duration::from_secs(20), post(&gateway, client, path, sent))
+                            .await
+                            .unwrap_or_else(|_| panic!("{what}: no answer"));
+                        assert_eq!(reply.status, StatusCode::OK, "{what}: {}", reply.text());
+                        assert_eq!(reply.header("x-upstream"), "good", "{what}");
+                        let seen = reply.seen();
+                        assert_eq!((seen.body_length, seen.body_hash), (length, xxh3_64(&bytes)), "{what}");
+                        ids.push(seen.header("x-request-id").to_owned());
+                    }
+                    assert_eq!(attempts(&gateway, &ids).await, [1, 2], "{what}");
+                }
+            }
         }
     }
-    gateway.logged(|line| line["upstream"]["attempts"] == 2).await;
+}
+
+/// Sends a header that expects to be told, waits for that, then sends the body, and returns what the upstream saw.
+async fn expecting(gateway: &Gateway, path: &str, framing: &str, body: &[u8]) -> Seen {
+    let mut stream = TcpStream::connect(gateway.http()).await.unwrap();
+    let head =
+        format!("POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\nexpect: 100-continue\r\n{framing}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut interim = [0; 25];
+    stream.read_exact(&mut interim).await.unwrap();
+    assert!(interim.starts_with(b"HTTP/1.1 100 Continue"), "{}", String::from_utf8_lossy(&interim));
+    stream.write_all(body).await.unwrap();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).await.unwrap();
+    assert!(rest.starts_with("HTTP/1.1 200"), "{framing}: {rest}");
+    // In one chunk, since a filter could have changed it.
+    let seen = rest.find('{').zip(rest.rfind('}')).map_or("", |(start, end)| &rest[start..=end]);
+    serde_json::from_str(seen).unwrap_or_else(|error| panic!("{error} in {seen}"))
+}
+
+/// A body in chunks, as it is on the wire.
+fn chunked(bytes: &[u8]) -> Vec<u8> {
+    let mut wire = Vec::new();
+    for piece in bytes.chunks(10_000) {
+        wire.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+        wire.extend_from_slice(piece);
+        wire.extend_from_slice(b"\r\n");
+    }
+    wire.extend_from_slice(b"0\r\n\r\n");
+    wire
 }
 
 #[tokio::test]
 async fn a_client_that_expects_to_be_told_is_told_to_go_on() {
-    let up = Upstream::start().await;
-    let gateway = Gateway::start(BUFFERING, &up).await;
-    let mut stream = TcpStream::connect(gateway.http()).await.unwrap();
-    let head =
-        b"POST /echo HTTP/1.1\r\nhost: a\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
-    stream.write_all(head).await.unwrap();
-    let mut interim = [0; 25];
-    stream.read_exact(&mut interim).await.unwrap();
-    assert!(interim.starts_with(b"HTTP/1.1 100 Continue"), "{}", String::from_utf8_lossy(&interim));
-    stream.write_all(b"hello").await.unwrap();
-    let mut rest = String::new();
-    stream.read_to_string(&mut rest).await.unwrap();
-    assert!(rest.contains("HTTP/1.1 200") && rest.contains("\"body_length\":5"), "{rest}");
-    assert!(!rest.contains("expect"), "{rest}");
+    let (_bad, _good, gateway) = retrying().await;
+    let http2 = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
+    for length in [5, 63 << 10, 65 << 10, 1 << 20] {
+        let bytes = body(length);
+        for in_chunks in [false, true] {
+            let (framing, wire) = if in_chunks {
+                ("transfer-encoding: chunked".to_owned(), chunked(&bytes))
+            } else {
+                (format!("content-length: {length}"), bytes.clone())
+            };
+            let mut ids = Vec::new();
+            for _ in 0..2 {
+                let seen = expecting(&gateway, "/flaky/h1", &framing, &wire).await;
+                assert_eq!((seen.body_length, seen.body_hash), (length, xxh3_64(&bytes)), "{framing}");
+                assert_eq!(seen.header("expect"), "", "it was answered");
+                ids.push(seen.header("x-request-id").to_owned());
+            }
+            assert_eq!(attempts(&gateway, &ids).await, [1, 2], "{length} bytes, {framing}");
+        }
+        let request = http2.post(gateway.url("/refused/h1")).header("expect", "100-continue").body(bytes.clone());
+        let seen = gateway.send(request).await.seen();
+        assert_eq!((seen.body_length, seen.body_hash), (length, xxh3_64(&bytes)), "{length} bytes over HTTP/2");
+        assert_eq!(seen.header("expect"), "", "it was answered");
+    }
 }
 
 #[tokio::test]
@@ -176,31 +275,39 @@ routes: [{ filters: [tag], upstream: app }]
 "#;
     let gateway = Gateway::start(config, &up).await;
     gateway.get("/").await;
-    let before = resident(&gateway);
+    forget_the_most_resident(&gateway);
+    let before = most_resident(&gateway);
 
     let mut reply = gateway.client().get(gateway.url(&format!("/bytes/{GIGABYTE}"))).send().await.unwrap();
-    let (mut received, mut most) = (0, 0);
+    let mut received = 0;
     while let Some(piece) = reply.chunk().await.unwrap() {
         received += piece.len();
-        most = most.max(resident(&gateway));
     }
     assert_eq!(received, GIGABYTE);
+    let most = most_resident(&gateway);
+    assert!(most < before + (64 << 20), "{before} bytes before, {most} at most on the way down");
 
+    forget_the_most_resident(&gateway);
     let piece = Bytes::from(vec![0_u8; 1 << 20]);
     let pieces = futures_util::stream::iter(
         (0..1024).map(move |_| Ok::<_, std::io::Error>(hyper::body::Frame::data(piece.clone()))),
     );
     let reply = post(&gateway, gateway.client(), "/echo", Body::wrap(StreamBody::new(pieces))).await;
     assert_eq!(reply.seen().body_length, GIGABYTE);
-    most = most.max(resident(&gateway));
-    assert!(most < before + (64 << 20), "{before} bytes before, {most} at most");
+    let most = most_resident(&gateway);
+    assert!(most < before + (64 << 20), "{before} bytes before, {most} at most on the way up");
 }
 
-/// The gateway's resident memory in bytes.
-fn resident(gateway: &Gateway) -> u64 {
+/// The most memory in bytes that the gateway had resident at any moment since [`forget_the_most_resident`].
+fn most_resident(gateway: &Gateway) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// Sets the kernel's mark back to what is resident now.
+fn forget_the_most_resident(gateway: &Gateway) {
+    std::fs::write(format!("/proc/{}/clear_refs", gateway.pid()), "5").unwrap();
 }
 
 #[tokio::test]

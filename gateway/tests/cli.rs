@@ -99,26 +99,6 @@ routes: [{ filters: [even, core, gone], upstream: app }]
     );
     assert_eq!(code, Some(2), "{said}");
     insta::assert_snapshot!(said, @r"
-    error: cannot read component `nowhere.wasm`: No such file or directory (os error 2)
-      --> lockgate.yaml:6:22
-    6 |   gone: { component: nowhere.wasm }
-      |                      ^^^^^^^^^^^^
-      = path: filters.gone.component
-    hint: paths are relative to the configuration file's folder
-
-    1 problem in lockgate.yaml
-    ");
-    let (code, said) = check(
-        r#"listeners: ["127.0.0.1:0"]
-upstreams: { app: ["127.0.0.1:3000"] }
-filters:
-  even: { component: failing-configure.wasm, settings: { even: 3 } }
-  core: { component: core-module.wasm }
-routes: [{ filters: [even, core], upstream: app }]
-"#,
-    );
-    assert_eq!(code, Some(2), "{said}");
-    insta::assert_snapshot!(said, @r"
     error: filter `even` refuses its settings: `even`: 3 is odd; try 4
       --> lockgate.yaml:4:46
     4 |   even: { component: failing-configure.wasm, settings: { even: 3 } }
@@ -131,7 +111,14 @@ routes: [{ filters: [even, core], upstream: app }]
       |                      ^^^^^^^^^^^^^^^^
       = path: filters.core.component
 
-    2 problems in lockgate.yaml
+    error: cannot read component `nowhere.wasm`: No such file or directory (os error 2)
+      --> lockgate.yaml:6:22
+    6 |   gone: { component: nowhere.wasm }
+      |                      ^^^^^^^^^^^^
+      = path: filters.gone.component
+    hint: paths are relative to the configuration file's folder
+
+    3 problems in lockgate.yaml
     ");
 }
 
@@ -238,23 +225,40 @@ fn completions_know_the_commands() {
 }
 
 #[test]
-fn a_check_says_its_answer_and_nothing_else() {
+fn a_check_prints_its_answer_and_nothing_else_and_logs_what_it_compiles() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(Guest::Tag.path(), dir.path().join("tag.wasm")).unwrap();
     let config = "listeners: [\"127.0.0.1:0\"]\nupstreams: { app: [\"127.0.0.1:1\"] }\n\
         filters: { tag: { component: tag.wasm, settings: { value: v1 } } }\nroutes: [{ filters: [tag], upstream: app }]\n";
     std::fs::write(dir.path().join("other.yaml"), config).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_lockgate"))
-        .args(["check", "--config", "other.yaml"])
-        .current_dir(dir.path())
-        .env_remove("LOCKGATE_LOG")
-        .output()
-        .unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
-    assert_eq!(
-        String::from_utf8_lossy(&output.stdout),
-        "`other.yaml` is right: 1 route, 1 filter in 1 version, 0 rollouts\n"
-    );
+    let check = || {
+        let output = Command::new(env!("CARGO_BIN_EXE_lockgate"))
+            .args(["check", "--config", "other.yaml"])
+            .current_dir(dir.path())
+            .env_remove("LOCKGATE_LOG")
+            .env("LOCKGATE_LOG_FORMAT", "json")
+            .output()
+            .unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "`other.yaml` is right: 1 route, 1 filter in 1 version, 0 rollouts\n"
+        );
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let logged = check();
+    let line: serde_json::Value = serde_json::from_str(&logged).unwrap_or_else(|error| panic!("{error}: {logged}"));
+    assert_eq!((&line["message"], &line["filter"]), (&"compiling".into(), &"tag".into()), "{line}");
+    assert_eq!(check(), "", "what is in the cache takes no time");
+}
+
+#[test]
+fn the_readmes_configuration_is_right() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let (_, rest) = readme.split_once("```yaml\n").unwrap();
+    let (config, _) = rest.split_once("```").unwrap();
+    let (code, said) = check(config);
+    assert_eq!(code, Some(0), "{said}");
+    insta::assert_snapshot!(said, @"`lockgate.yaml` is right: 1 route, 1 filter in 2 versions, 1 rollout");
 }
 
 const CONFIG: &str = r#"

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lockgate::control::reload::Draft;
 use lockgate::control::snapshot::{Route, Snapshot};
@@ -216,6 +216,17 @@ async fn everything_that_is_wrong_with_components_is_told_at_once() {
     for part in ["component `core.wasm`", "component `wrong.wasm`", "2 problems in"] {
         assert!(refusal.contains(part), "{part}: {refusal}");
     }
+
+    // What cannot be read hides nothing of what can, and what serves already is not loaded again.
+    let gone = "\nfilters:\n  gone: { component: nowhere.wasm }\n  core: { component: core.wasm }";
+    plane.write(&CANARY.replace("\nfilters:", gone).replace("filters: [ tag ]", "filters: [ tag, gone, core ]"));
+    let loads = || plane.control.host().cache().stats().hits;
+    let before = loads();
+    let refusal = plane.reload().await.expect_err("two of four are refused").to_string();
+    for part in ["cannot read component `nowhere.wasm`", "component `core.wasm` is a core module", "2 problems in"] {
+        assert!(refusal.contains(part), "{part}: {refusal}");
+    }
+    assert_eq!(loads(), before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -540,6 +551,37 @@ async fn old_snapshots_drain_and_are_gone() {
     drop(snapshot);
     plane.until("the end of the drain", || plane.control.status().draining.is_empty()).await;
     plane.until("the reaper", || weak.strong_count() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_series_of_a_version_outlive_its_last_snapshot_by_ten_minutes() {
+    const LINGER: Duration = Duration::from_secs(600);
+    let plane = Plane::start(CANARY).await;
+    let first = plane.snapshot();
+    let version = format!("version=\"{}\"", stable(&first).label());
+    let of_version = || plane.metrics().iter().filter(|line| line.contains(&version)).count();
+    let shown_at = |time| {
+        plane.control.metrics().sweep(time);
+        of_version()
+    };
+    // A second snapshot shares the version, and a third does without it.
+    plane.accept(&CANARY.replace("name: all", "name: everything")).await;
+    let second = plane.snapshot();
+    assert!(Arc::ptr_eq(&stable(&first), &stable(&second)));
+    plane.accept(&CANARY.replace("value: v1", "value: v3")).await;
+    let all = of_version();
+    assert!(all > 20, "calls, durations and failures: {all}");
+
+    let gone = Arc::downgrade(&first);
+    drop(first);
+    plane.until("the reaper", || gone.strong_count() == 0).await;
+    assert_eq!(shown_at(Instant::now() + 2 * LINGER), all, "a snapshot has it still");
+
+    let (gone, before) = (Arc::downgrade(&stable(&second)), Instant::now());
+    drop(second);
+    plane.until("the reaper", || gone.strong_count() == 0).await;
+    assert_eq!(shown_at(before + LINGER - Duration::from_secs(1)), all, "a last scrape is to see it");
+    plane.until("the end of the series", || shown_at(Instant::now() + LINGER) == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

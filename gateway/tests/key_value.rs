@@ -90,7 +90,7 @@ async fn what_was_answered_before_a_kill_under_load_is_kept() {
             })
         })
         .collect();
-    while gateway.metric("lockgate_key_value_operations_total", &["operation=\"increment\""]).await < 200.0 {
+    while gateway.metric_or_zero("lockgate_key_value_operations_total", &["operation=\"increment\""]).await < 200.0 {
         tokio::task::yield_now().await;
     }
     gateway.kill().await;

@@ -187,3 +187,30 @@ async fn a_filter_replaced_under_load_fails_no_request_and_its_old_versions_drai
     };
     tokio::time::timeout(Duration::from_secs(10), drained).await.expect("old versions reach zero instances");
 }
+
+#[tokio::test]
+async fn a_request_that_outlives_the_drain_is_told_of_and_ends_all_the_same() {
+    let up = Upstream::start().await;
+    let config = |value: &str| tagged(value).replace("drain: 5s", "drain: 200ms");
+    let gateway = Gateway::start(&config("v1"), &up).await;
+    let held = tokio::spawn(gateway.client().get(gateway.url("/hold")).send());
+    up.holding(1).await;
+    gateway.write_config(&config("v2"));
+    until(&gateway, "v2").await;
+
+    let line = gateway.says("requests still read an old snapshot after `server.drain`").await;
+    assert_eq!((&line["level"], &line["generation"], &line["requests"]), (&"WARN".into(), &1.into(), &1.into()));
+    assert_eq!(gateway.metric("lockgate_drain_left_total", &[]).await, 1.0);
+    assert_eq!(gateway.metric("lockgate_draining_requests", &[]).await, 1.0);
+
+    up.release(1);
+    let reply = harness::Reply::read(held.await.unwrap().unwrap()).await;
+    assert_eq!((reply.status, reply.header("x-tag"), &*reply.text()), (StatusCode::OK, "v1", "held\n"));
+    let drained = async {
+        while gateway.metric("lockgate_draining_snapshots", &[]).await != 0.0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), drained).await.expect("the old snapshot drains");
+    assert_eq!(gateway.metric("lockgate_drain_left_total", &[]).await, 1.0, "it is counted once");
+}

@@ -56,6 +56,11 @@
 //! could not do its work. The text goes to the log, and the filter's `on_failure` decides what becomes of the request.
 //! To turn a request away is no failure: that is [`Outcome::Respond`].
 
+/// What the README shows compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
+
 mod answer;
 mod bindings;
 pub mod context;

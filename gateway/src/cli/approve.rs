@@ -2,6 +2,7 @@
 
 use clap::Args;
 use http::Method;
+use lockgate_config::problem::Report;
 use serde_json::{Value, json};
 
 use super::client::{Gateway, segment};
@@ -68,7 +69,7 @@ impl Approve {
 
 /// Approves what keeps a gateway from starting.
 fn offline(config: &ConfigFile, name: &str, version: Option<&str>) -> Result<Value, Failure> {
-    let draft = Draft::read(&config.path, &mut Fingerprint::default(), None)?;
+    let draft = Draft::read(&config.path, &mut Fingerprint::default(), None).map_err(Report::from)?;
     let by = Actor::new(format!("cli by uid {}", rustix::process::getuid().as_raw()));
     let approved = approve_offline(&draft.facts, name, version, &by).map_err(Failure::failed)?;
     serde_json::to_value(approved).map_err(Failure::failed)

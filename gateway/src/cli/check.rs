@@ -57,14 +57,16 @@ impl Check {
         }
         let (mut overlaid, mut gains) = (String::new(), gains_of_canaries(&loaded.config));
         if !self.no_components {
-            let draft = Draft::read(&path, &mut Fingerprint::default(), None)?;
+            let progress = progress_of_command();
+            let draft = Draft::read(&path, &mut Fingerprint::default(), None)
+                .map_err(|incomplete| incomplete.load_rest_alone(&*progress))?;
             let untimely = draft.facts.untimely(Timestamp::now(), None);
             if !untimely.is_empty() {
                 return Err(Report::new(draft.facts.source.clone(), untimely).into());
             }
             let versions = draft.versions().len() + draft.functions().len();
             let host = host(&draft.facts.config).map_err(Failure::failed)?;
-            draft.load_all(&host, &*progress_of_command())?;
+            draft.load_all(&host, &*progress)?;
             gains = draft.gains();
             checked = format!("{checked} in {}", count(versions, "version"));
             overlaid = match draft.overlaid() {

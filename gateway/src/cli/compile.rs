@@ -18,9 +18,11 @@ pub(super) struct Compile {
 
 impl Compile {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let draft = Draft::read_components(&self.config.path)?;
+        let progress = progress_of_command();
+        let draft =
+            Draft::read_components(&self.config.path).map_err(|incomplete| incomplete.load_rest_alone(&*progress))?;
         let host = host(&draft.facts.config).map_err(Failure::failed)?;
-        let loaded = draft.load_all(&host, &*progress_of_command())?;
+        let loaded = draft.load_all(&host, &*progress)?;
         let stats = host.cache().stats();
         let versions = count(loaded.filters.len() + loaded.functions.len(), "version");
         print(&format!("{versions}: {} compiled, {} in the cache already", stats.misses, stats.hits))

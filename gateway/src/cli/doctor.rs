@@ -6,6 +6,7 @@ mod storage;
 
 use clap::Args;
 use lockgate_config::model::Config;
+use lockgate_config::problem::Report;
 use serde::Serialize;
 
 use super::client::{Gateway, runtime};
@@ -110,7 +111,8 @@ impl Doctor {
                 findings.push(Finding::good("components", what));
                 machine::certificates(&draft.facts, findings);
             }
-            Err(report) => {
+            Err(incomplete) => {
+                let report = Report::from(incomplete);
                 let advice = "mend what is named; `lockgate check` says the same and more";
                 findings.push(Finding::bad("files", report.to_string().trim_end(), advice));
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use lockgate_host::{Progress, Silent, Stage};
+use lockgate_host::{Progress, Stage};
 use tracing::info;
 
 /// Returns what is to be told: a bar where somebody watches, and log lines elsewhere.
@@ -13,10 +13,10 @@ pub(super) fn progress() -> Arc<dyn Progress + Send + Sync> {
     if std::io::stderr().is_terminal() { Arc::new(Bar::new()) } else { Arc::new(Lines) }
 }
 
-/// Returns what is to be told by a command that ends with an answer: a bar where somebody watches, and elsewhere nothing
-/// but the answer.
+/// Returns what is to be told by a command that ends with an answer: a bar where somebody watches, and elsewhere a log
+/// line for what takes long, and for nothing else.
 pub(super) fn progress_of_command() -> Arc<dyn Progress + Send + Sync> {
-    if std::io::stderr().is_terminal() { Arc::new(Bar::new()) } else { Arc::new(Silent) }
+    if std::io::stderr().is_terminal() { Arc::new(Bar::new()) } else { Arc::new(Compiling) }
 }
 
 /// A line that turns while something is done, on standard error.
@@ -56,6 +56,17 @@ impl Progress for Lines {
             Stage::Compiling { bytes } => info!(filter, bytes, "compiling"),
             Stage::Ready { millis } => info!(filter, millis, "loaded"),
             Stage::CacheHit | Stage::Configuring | Stage::Snapshotting | Stage::Probing => {}
+        }
+    }
+}
+
+/// A line for each component that is compiled.
+struct Compiling;
+
+impl Progress for Compiling {
+    fn stage(&self, filter: &str, stage: Stage) {
+        if let Stage::Compiling { bytes } = stage {
+            info!(filter, bytes, "compiling");
         }
     }
 }

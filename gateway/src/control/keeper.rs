@@ -141,9 +141,11 @@ impl Keeper {
         let (failing, failures) = mpsc::unbounded_channel();
         let path = options.config.clone();
         let deciding = options.deciding;
+        let progress = Arc::clone(&options.progress);
         let (seen, draft, host, store, restored) = blocking(move || {
             let mut seen = Fingerprint::default();
-            let draft = Draft::read(&path, &mut seen, None).map_err(StartError::Config)?;
+            let draft = Draft::read(&path, &mut seen, None)
+                .map_err(|incomplete| StartError::Config(incomplete.load_rest_alone(&*progress)))?;
             let config = &draft.facts.config;
             let mut store = Store::open(&config.server.state_dir).map_err(StartError::State)?;
             if deciding {

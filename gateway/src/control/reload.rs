@@ -3,6 +3,9 @@
 //!
 //! All that is wrong is collected, shown at its place in the file, and nothing of it takes effect.
 
+mod incomplete;
+mod spelling;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +16,9 @@ use lockgate_config::model::{
     RolloutSubject, Server, Target, Upstream,
 };
 use lockgate_config::problem::{Place, Problem, Report, Source};
-use lockgate_host::{Digest, FilterSpec, FunctionSpec, Host, HostError, LoadError, Progress, StoreOptions, VersionId};
+use lockgate_host::{
+    Digest, FilterSpec, FunctionSpec, Grants, Host, HostError, LoadError, Progress, StoreOptions, VersionId,
+};
 use parking_lot::Mutex;
 
 use crate::control::Actor;
@@ -30,6 +35,7 @@ use crate::control::upstream::tls::Material;
 use crate::control::watch::Fingerprint;
 use crate::control::worlds;
 use crate::tls::{self, Terms};
+pub use incomplete::Incomplete;
 
 /// Filters that are loaded at the same time. Compiling has threads of its own; what is left is reading, checking and
 /// configuring, on the threads of the reload.
@@ -108,7 +114,7 @@ impl Draft {
     /// # Errors
     ///
     /// All that is wrong with the file, or with the files that it names.
-    pub fn read(path: &Path, seen: &mut Fingerprint, serving: Option<&Facts>) -> Result<Self, Report> {
+    pub fn read(path: &Path, seen: &mut Fingerprint, serving: Option<&Facts>) -> Result<Self, Incomplete> {
         seen.note(path);
         let lockgate_config::Loaded { config, source } = lockgate_config::load(path)?;
         let (terms, problems) = read_terms(&config, &source, seen, serving);
@@ -120,7 +126,7 @@ impl Draft {
     /// # Errors
     ///
     /// All that is wrong with the file, or with the components that it names.
-    pub fn read_components(path: &Path) -> Result<Self, Report> {
+    pub fn read_components(path: &Path) -> Result<Self, Incomplete> {
         let lockgate_config::Loaded { config, source } = lockgate_config::load(path)?;
         let none = config.listeners.iter().map(|_| None).collect();
         Self::of(config, source, &mut Fingerprint::default(), none, Vec::new(), None)
@@ -133,7 +139,7 @@ impl Draft {
         terms: Vec<Option<Arc<Terms>>>,
         mut problems: Vec<Problem>,
         serving: Option<&Facts>,
-    ) -> Result<Self, Report> {
+    ) -> Result<Self, Incomplete> {
         let mut reader = Reader { source: &source, seen, components: BTreeMap::new(), problems: Vec::new() };
         let stable = config.filters.iter().map(|filter| reader.read(&filter.version)).collect::<Vec<_>>();
         let functions = config.functions.iter().map(|function| reader.read_function(&function.version));
@@ -157,19 +163,16 @@ impl Draft {
         let bodies = reader.bodies(&config);
         let Reader { components, problems: unread, .. } = reader;
         problems.extend(unread);
-        if !problems.is_empty() {
-            return Err(Report::new(source, problems));
-        }
         let components = components.into_iter().filter_map(|(path, read)| Some((path, read?.1))).collect();
-        let problems = worlds::check(&config, &source, &components);
-        if !problems.is_empty() {
-            return Err(Report::new(source, problems));
-        }
-        let stable = stable.into_iter().flatten().collect();
-        let functions = functions.into_iter().flatten().collect();
+        problems.extend(worlds::check(&config, &source, &components));
+        // Of what cannot be read no version is known. Nobody asks for it: the draft is not handed out then.
+        let known = |id: Option<VersionId>| id.unwrap_or_else(|| VersionId::of(&[], "", &Grants::default()));
+        let stable = stable.into_iter().map(known).collect();
+        let functions = functions.into_iter().map(known).collect();
         let mut facts = Facts::new(config, source, stable, functions, canaries, terms, upstream_tls);
         facts.bodies = bodies;
-        Ok(Self { facts: Arc::new(facts), components })
+        let draft = Self { facts: Arc::new(facts), components };
+        if problems.is_empty() { Ok(draft) } else { Err(Incomplete::new(draft, problems)) }
     }
 
     /// Returns every version of a filter that the file names: the stable ones, then the rollouts' canaries.
@@ -461,11 +464,15 @@ fn load_each<S: Sync, T: Send>(specs: &[S], load: impl Fn(&S) -> T + Sync) -> Ve
 /// Returns a refusal as a problem, where the operator wrote what was refused.
 fn problem(source: &Source, wanted: &Wanted<'_>, error: &LoadError) -> Problem {
     let Wanted { filter, version, .. } = wanted;
+    let spelt = |text: &str| spelling::as_written(text, version.settings.reveal(), &version.settings_written);
     let (message, place): (String, &Place) = match error {
         LoadError::Configure(complaint) => {
+            let complaint = spelt(complaint);
             (format!("filter `{}` refuses its settings: {complaint}", filter.name), &version.settings_place)
         }
-        LoadError::ConfigureFailed(_) => (format!("filter `{}`: {error}", filter.name), &version.settings_place),
+        LoadError::ConfigureFailed(_) => {
+            (format!("filter `{}`: {}", filter.name, spelt(&error.to_string())), &version.settings_place)
+        }
         LoadError::Limits(_) => (format!("filter `{}`: {error}", filter.name), &filter.place),
         _ => (format!("component `{}` {error}", shown(source, &version.component).display()), &version.component_place),
     };

@@ -289,16 +289,15 @@ impl Gateway {
     }
 
     /// The sum of all series of a metric whose labels contain all of these: `("lockgate_requests_total", &["route=\"a\""])`.
+    /// There is at least one: what is misspelt, or gone, is no zero.
     pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let text = self.metrics().await;
-        text.lines()
-            .filter_map(|line| line.rsplit_once(' '))
-            .filter(|(series, _)| {
-                series.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('{'))
-            })
-            .filter(|(series, _)| labels.iter().all(|label| series.contains(label)))
-            .map(|(_, value)| value.parse::<f64>().expect("a number"))
-            .sum()
+        sum(&text, name, labels).unwrap_or_else(|| panic!("no series of {name} with {labels:?} in {text}"))
+    }
+
+    /// As [`Self::metric`], for series that come with the first thing that is counted, or go with the last.
+    pub async fn metric_or_zero(&self, name: &str, labels: &[&str]) -> f64 {
+        sum(&self.metrics().await, name, labels).unwrap_or_default()
     }
 
     /// The access log line of a request, by what it holds; waits for it.
@@ -319,6 +318,11 @@ impl Gateway {
     /// The whole access log of a gateway that has ended.
     pub async fn whole_access_log(&self) -> Vec<Value> {
         self.process().access_log.whole().await
+    }
+
+    /// Every log line of a gateway that has ended.
+    pub async fn whole_log(&self) -> Vec<Value> {
+        self.process().log.whole().await
     }
 
     /// A log line from `skip` on that holds a text; waits for it.
@@ -394,6 +398,17 @@ impl Drop for Gateway {
             }
         }
     }
+}
+
+/// The sum of all series of a metric whose labels contain all of these; none where there is no such series.
+fn sum(metrics: &str, name: &str, labels: &[&str]) -> Option<f64> {
+    metrics
+        .lines()
+        .filter_map(|line| line.rsplit_once(' '))
+        .filter(|(series, _)| series.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('{')))
+        .filter(|(series, _)| labels.iter().all(|label| series.contains(label)))
+        .map(|(_, value)| value.parse::<f64>().expect("a number"))
+        .reduce(|sum, value| sum + value)
 }
 
 /// A process that nobody else ends.

@@ -16,5 +16,5 @@ mod upstream;
 
 pub use gateway::{Builder, Gateway, Successor};
 pub use load::{Load, Tally};
-pub use reply::Reply;
+pub use reply::{Reply, Seen};
 pub use upstream::{Identity, Upstream};

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -35,11 +36,11 @@ struct Shared {
     /// Of these, those to `/healthz`.
     checks: AtomicUsize,
     connections: AtomicUsize,
-    /// Requests to `/hold` wait for a permit.
+    /// Requests to `/hold` wait for a permit, and so do the bodies of `/stall`.
     gate: Semaphore,
     /// Requests that wait there.
     held: tokio::sync::watch::Sender<usize>,
-    /// The status of `/healthz`, and of `/sick`.
+    /// The status of `/healthz`, of `/sick`, and of `/flaky`.
     health: AtomicU16,
 }
 
@@ -158,7 +159,7 @@ impl Upstream {
         self.shared.connections.load(Ordering::Relaxed)
     }
 
-    /// Sets what `/healthz` and `/sick` answer from now on.
+    /// Sets what `/healthz` and `/sick` answer from now on, and `/flaky` once it has read the request's body.
     pub fn set_health(&self, status: u16) {
         self.shared.health.store(status, Ordering::Relaxed);
     }
@@ -169,7 +170,7 @@ impl Upstream {
         held.wait_for(|held| *held >= count).await.expect("the upstream lives");
     }
 
-    /// Lets so many requests at `/hold` go on.
+    /// Lets so many requests at `/hold`, or bodies of `/stall`, go on.
     pub fn release(&self, count: usize) {
         self.shared.gate.add_permits(count);
     }
@@ -232,9 +233,22 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
             shared.held.send_modify(|held| *held -= 1);
             response.body(full("held\n".to_owned()))
         }
+        ("stall", Some(count)) => {
+            let gate = Arc::clone(&shared);
+            let first = futures_util::stream::once(async move {
+                if let Ok(permit) = gate.gate.acquire().await {
+                    permit.forget();
+                }
+                Ok(Frame::data(Bytes::new()))
+            });
+            let pieces = first.chain(futures_util::stream::iter(pieces_of_zeros(count)));
+            response.body(BoxBody::new(StreamBody::new(pieces)))
+        }
         _ => {
             let seen = see(request).await;
+            let status = if command == "flaky" { shared.health.load(Ordering::Relaxed) } else { 200 };
             response
+                .status(status)
                 .header("content-type", "application/json")
                 .body(full(serde_json::to_string(&seen).unwrap_or_default()))
         }
@@ -277,12 +291,15 @@ fn full(text: String) -> Body {
 
 /// So many bytes, made as they are asked for.
 fn zeros(count: u64) -> Body {
+    BoxBody::new(StreamBody::new(futures_util::stream::iter(pieces_of_zeros(count))))
+}
+
+fn pieces_of_zeros(count: u64) -> impl Iterator<Item = Result<Frame<Bytes>, Infallible>> + Send + Sync + 'static {
     static PIECE: [u8; 64 << 10] = [0; 64 << 10];
     let pieces = count / PIECE.len() as u64;
     let rest = usize::try_from(count % PIECE.len() as u64).unwrap_or_default();
-    let stream = (0..pieces)
+    (0..pieces)
         .map(|_| &PIECE[..])
         .chain((rest > 0).then(|| &PIECE[..rest]))
-        .map(|piece| Ok(Frame::data(Bytes::from_static(piece))));
-    BoxBody::new(StreamBody::new(futures_util::stream::iter(stream)))
+        .map(|piece| Ok(Frame::data(Bytes::from_static(piece))))
 }

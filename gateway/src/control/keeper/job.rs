@@ -81,11 +81,11 @@ pub(super) async fn prepare(
     saved: Saved,
     tools: Arc<Tools>,
 ) -> (Option<Fingerprint>, Result<Prepared, Refusal>) {
-    let path = tools.config.clone();
-    let serving = Arc::clone(&current.facts);
+    let (serving, reading) = (Arc::clone(&current), Arc::clone(&tools));
     let read = blocking(move || {
         let mut seen = Fingerprint::default();
-        let draft = Draft::read(&path, &mut seen, Some(&serving));
+        let draft = Draft::read(&reading.config, &mut seen, Some(&serving.facts));
+        let draft = draft.map_err(|incomplete| incomplete.load_rest(&reading.host, &*reading.progress, Some(&serving)));
         (seen, draft)
     })
     .await;
