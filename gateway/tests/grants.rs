@@ -313,7 +313,7 @@ upstreams:
   users:
     endpoints: ["${ONE}", "${TWO}"]
     retries: { attempts: 2 }
-    health: { path: /healthz, interval: 50ms, unhealthy: 1, healthy: 1 }
+    health: { path: /healthz, interval: 50ms, timeout: 50ms, unhealthy: 1, healthy: 1 }
 functions:
   fn: { component: filters/GUEST.wasm, grants: { outbound: ["upstream:users"] } }
 routes: [{ function: fn }]

@@ -263,11 +263,12 @@ async fn gateways_count_together_where_the_store_is_a_server() {
     one.kill().await;
     one.launch().await;
     assert_eq!(one.get("/count?hits").await.text(), "1001", "a kill loses nothing");
+    assert_eq!(one.metric("lockgate_key_value_entries", &["space=\"function/keeper\""]).await, 1.0);
+    assert!(!one.path().join("state/key-value.db").exists());
+
     redis.restart().await;
     let after = counted_again(&two).await;
     assert_eq!(after, "1002", "nor does one of the store, and nobody has to be started anew");
-    assert_eq!(one.metric("lockgate_key_value_entries", &["space=\"function/keeper\""]).await, 1.0);
-    assert!(!one.path().join("state/key-value.db").exists());
 
     redis.process.kill().await.unwrap();
 

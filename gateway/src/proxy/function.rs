@@ -383,10 +383,12 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Ends the response. HTTP/1.1 gets no trailers: Pingora does not speak them.
+    /// Ends the response. HTTP/1.1 gets no trailers: Pingora does not speak them. A middleware does, whatever the client
+    /// speaks.
     fn push_end(&mut self, tasks: &mut Vec<HttpTask>, trailers: Option<HeaderMap>) -> Result<(), Ended> {
         let last = self.filter(Bytes::new(), true)?;
-        match trailers.filter(|_| self.session.as_downstream().is_http2()) {
+        let downstream = self.session.as_downstream();
+        match trailers.filter(|_| downstream.is_http2() || downstream.is_subrequest()) {
             Some(trailers) => {
                 if !last.is_empty() {
                     tasks.push(HttpTask::Body(Some(last), false));
