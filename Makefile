@@ -32,7 +32,7 @@ setup: ## Install what is missing to build: C compiler, cmake, the target of fil
 	@.ci/setup
 
 .PHONY: setup-test
-setup-test: ## The same, and what tests need: Chromium with its driver, promtool, openssl, grpcio
+setup-test: ## The same, and what tests need: Chromium with its driver, promtool, openssl, curl, grpcio, h2load
 	@.ci/setup test
 
 .PHONY: demo
@@ -52,9 +52,10 @@ test: setup-test ## Run every test: filters, configuration, host, gateway, the p
 
 .PHONY: conformance
 # By Debian's Python, which has Debian's grpcio.
-conformance: setup-test ## Call through the gateway with other people's gRPC stack, in the clear and by TLS
+conformance: setup-test ## Call through the gateway with other people's gRPC and HTTP/2, in the clear and by TLS
 	@$(AS_TESTED)
-	@/usr/bin/python3 gateway/conformance/grpc_calls.py target/debug/lockgate
+	@/usr/bin/python3 -B gateway/conformance/grpc_calls.py target/debug/lockgate
+	@/usr/bin/python3 -B gateway/conformance/http2_load.py target/debug/lockgate
 
 .PHONY: lint
 lint: fmt-check clippy doc deny ## Run every check that is not a test

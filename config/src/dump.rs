@@ -425,6 +425,7 @@ fn route(route: &Route, config: &Config) -> Value {
         "filters": chain(route, config),
         "upgrades": texts(route.upgrades.iter()),
         "compress": route.compress.iter().map(|it| coding(*it)).collect::<Value>(),
+        "grpc_web": route.grpc_web,
     });
     match &route.target {
         Target::Upstream { upstream, alternatives } => {
@@ -587,6 +588,7 @@ fn key_part(part: &KeyPart) -> Value {
 const fn coding(coding: Coding) -> &'static str {
     match coding {
         Coding::Zstd => "zstd",
+        Coding::Brotli => "br",
         Coding::Gzip => "gzip",
     }
 }

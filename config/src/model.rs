@@ -608,6 +608,8 @@ pub struct Route {
     pub upgrades: Vec<String>,
     /// How responses are compressed, the best first, where the client takes it. Default: not at all.
     pub compress: Vec<Coding>,
+    /// Whether calls of gRPC-Web go to the upstream as gRPC. Default: no.
+    pub grpc_web: bool,
     /// What it asks for that needs no filter.
     pub policy: RoutePolicy,
     /// What answers.
@@ -621,6 +623,8 @@ pub struct Route {
 pub enum Coding {
     /// RFC 8878.
     Zstd,
+    /// RFC 7932.
+    Brotli,
     /// RFC 1952.
     Gzip,
 }

@@ -65,6 +65,7 @@ impl Resolver<'_> {
         let routes = self.routes(file.routes, tree);
         let rollouts = self.rollouts(file.rollouts.0, tree.at("rollouts"), &filters, &functions);
         self.check_rollouts_of_routes(&routes, &rollouts, &filters, &functions);
+        self.check_grpc_web(&routes, &rollouts, &upstreams, tree.at("routes"));
         Config { experimental, server, listeners, admin, tracing, upstreams, filters, functions, routes, rollouts }
     }
 

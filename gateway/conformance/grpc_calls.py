@@ -1,12 +1,14 @@
 #!/usr/bin/python3
 """Calls of gRPC through the gateway, by the stack that most people use: client and server of grpcio, with the gateway
-between them, in the clear (h2c) and by TLS (h2), over an upstream of HTTP/2.
+between them, in the clear (h2c) and by TLS (h2), over an upstream of HTTP/2; and the same server's calls as a page makes them,
+by gRPC-Web.
 
     make conformance
 """
 
-import json
-import subprocess
+import base64
+import http.client
+import ssl
 import sys
 import tempfile
 import threading
@@ -16,9 +18,9 @@ from pathlib import Path
 
 import grpc
 
+from gateway import PATIENCE, Gateway
+
 SERVICE = "conformance.Calls"
-# Longer than anything takes here, also on a machine that does something else as well.
-PATIENCE = 30
 
 
 def same(data):
@@ -69,61 +71,26 @@ class Server:
         return request
 
 
-class Gateway:
-    """The gateway in a folder of its own."""
+def config(upstream):
+    """Calls go to the server, those of one service to where nobody is; pages may call as well."""
+    return {
+        "upstreams": {
+            "calls": {"endpoints": [f"127.0.0.1:{upstream}"], "protocol": "h2c"},
+            "away": {"endpoints": ["127.0.0.1:1"], "protocol": "h2c"},
+        },
+        "routes": [
+            {"upstream": "calls", "grpc_web": True},
+            {"upstream": "away", "match": {"path": "/conformance.Away/*"}},
+            {"upstream": "calls", "match": {"path": "/conformance.Few/*"}, "rate_limits": [{"requests": 1, "per": "1h"}]},
+        ],
+    }
 
-    def __init__(self, binary, folder, upstream):
-        cert, key = folder / "cert.pem", folder / "key.pem"
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-            + ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-            + ["-keyout", str(key), "-out", str(cert)],
-            check=True,
-            capture_output=True,
-        )
-        self.root = cert.read_bytes()
-        config = {
-            "server": {"access_log": "off"},
-            "listeners": [
-                "127.0.0.1:0",
-                {"address": "127.0.0.2:0", "tls": {"certificates": [{"cert": str(cert), "key": str(key)}]}},
-            ],
-            "admin": {"address": "127.0.0.1:0"},
-            "upstreams": {"calls": {"endpoints": [f"127.0.0.1:{upstream}"], "protocol": "h2c"}},
-            "routes": [{"upstream": "calls"}],
-        }
-        # JSON is YAML, too.
-        (folder / "lockgate.yaml").write_text(json.dumps(config))
-        self.process = subprocess.Popen(
-            [binary, "--log-format", "json", "run", "--config", str(folder / "lockgate.yaml")],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        self.plain = self.secure = None
-        while not (self.plain and self.secure):
-            line = self.process.stderr.readline()
-            if not line:
-                raise SystemExit("error: the gateway does not start")
-            said = json.loads(line)
-            said = said.get("fields", said)
-            if said.get("message") == "listening" and said.get("kind") == "http":
-                host, port = said["address"].rsplit(":", 1)
-                if host == "127.0.0.1":
-                    self.plain = int(port)
-                else:
-                    self.secure = int(port)
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()
 
-    def channels(self):
-        yield "h2c", grpc.insecure_channel(f"127.0.0.1:{self.plain}")
-        credentials = grpc.ssl_channel_credentials(self.root)
-        named = (("grpc.ssl_target_name_override", "localhost"),)
-        yield "tls", grpc.secure_channel(f"127.0.0.2:{self.secure}", credentials, named)
-
-    def stop(self):
-        self.process.terminate()
-        self.process.wait(PATIENCE)
+def channels(gateway):
+    yield "h2c", grpc.insecure_channel(f"127.0.0.1:{gateway.plain}")
+    credentials = grpc.ssl_channel_credentials(gateway.root)
+    named = (("grpc.ssl_target_name_override", "localhost"),)
+    yield "tls", grpc.secure_channel(f"127.0.0.2:{gateway.secure}", credentials, named)
 
 
 def unary(channel, server):
@@ -154,6 +121,21 @@ def unknown(channel, server):
         assert error.code() is grpc.StatusCode.UNIMPLEMENTED, error.code()
     else:
         raise AssertionError("there is no such method")
+
+
+def faults(channel, server):
+    """What the gateway itself has to say, clients are told as by a server."""
+    for service, code, details in (
+        ("Away", grpc.StatusCode.UNAVAILABLE, "upstream unavailable"),
+        ("Few", grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests"),
+    ):
+        told = None
+        for _ in range(2):
+            try:
+                channel.unary_unary(f"/conformance.{service}/Unary", same, same)(b"", timeout=PATIENCE)
+            except grpc.RpcError as error:
+                told = (error.code(), error.details())
+        assert told == (code, details), told
 
 
 def client_stream(channel, server):
@@ -223,7 +205,90 @@ def many(channel, server):
         assert int(pending.result()) == index
 
 
-CASES = [unary, failing, unknown, client_stream, server_stream, both, deadline, cancelling, many]
+class Binary:
+    """A page's call whose bodies are bytes."""
+
+    kind = "application/grpc-web+proto"
+
+    @staticmethod
+    def write(data):
+        return data
+
+    @staticmethod
+    def read(data):
+        return data
+
+
+class Text:
+    """One whose bodies are base64, in pieces that are padded each by itself."""
+
+    kind = "application/grpc-web-text+proto"
+
+    @staticmethod
+    def write(data):
+        return base64.b64encode(data[:4]) + base64.b64encode(data[4:])
+
+    @staticmethod
+    def read(data):
+        return b"".join(base64.b64decode(data[at : at + 4], validate=True) for at in range(0, len(data), 4))
+
+
+def call(connection, form, method, message):
+    """Calls as a page does. Returns the messages of the answer, and its trailers."""
+    body = form.write(b"\0" + len(message).to_bytes(4, "big") + message)
+    headers = {"content-type": form.kind, "x-grpc-web": "1", "x-sent": "this"}
+    # A server that answers before it has read a call cuts the connection off. Browsers try again; this client does not.
+    connection.close()
+    connection.request("POST", f"/{SERVICE}/{method}", body, headers)
+    response = connection.getresponse()
+    data = form.read(response.read())
+    assert response.status == 200, response.status
+    messages, trailers = [], dict(response.getheaders())
+    while data:
+        flag, length = data[0], int.from_bytes(data[1:5], "big")
+        frame, data = data[5 : 5 + length], data[5 + length :]
+        if flag == 0x80:
+            assert not data, "the trailers are not the last"
+            trailers |= dict(line.split(":", 1) for line in frame.decode().splitlines())
+        else:
+            messages.append(frame)
+    return messages, trailers
+
+
+def web_unary(connection, form):
+    for message in (b"", b"hello", bytes(range(256)) * 2_000):
+        messages, trailers = call(connection, form, "Unary", message)
+        assert messages == [message], len(messages)
+        assert (trailers["grpc-status"], trailers["x-trailer"], trailers["x-seen"]) == ("0", "kept", "this"), trailers
+
+
+def web_failing(connection, form):
+    messages, trailers = call(connection, form, "Unary", b"fail")
+    assert (messages, trailers["grpc-status"]) == ([], "9"), trailers
+    assert trailers["grpc-message"] == "as it was told: 100 %25 %C3%BC", trailers
+
+
+def web_unknown(connection, form):
+    assert call(connection, form, "Nothing", b"")[1]["grpc-status"] == "12"
+
+
+def web_server_stream(connection, form):
+    messages, trailers = call(connection, form, "ServerStream", b"1000")
+    assert [int(message) for message in messages] == list(range(1000))
+    assert trailers["grpc-status"] == "0", trailers
+    messages, trailers = call(connection, form, "ServerStream", b"3")
+    assert (len(messages), trailers["grpc-status"]) == (3, "15"), trailers
+
+
+def connections(gateway):
+    yield "http/1.1", http.client.HTTPConnection("127.0.0.1", gateway.plain, timeout=PATIENCE)
+    # Whose certificate it is, the calls by TLS above have looked at.
+    context = ssl._create_unverified_context()
+    yield "http/1.1 and tls", http.client.HTTPSConnection("127.0.0.2", gateway.secure, timeout=PATIENCE, context=context)
+
+
+WEB_CASES = [web_unary, web_failing, web_unknown, web_server_stream]
+CASES = [unary, failing, unknown, faults, client_stream, server_stream, both, deadline, cancelling, many]
 
 
 def main():
@@ -231,9 +296,9 @@ def main():
         raise SystemExit(__doc__)
     server, failures = Server(), 0
     with tempfile.TemporaryDirectory() as folder:
-        gateway = Gateway(sys.argv[1], Path(folder), server.port)
+        gateway = Gateway(sys.argv[1], Path(folder), config(server.port))
         try:
-            for name, channel in gateway.channels():
+            for name, channel in channels(gateway):
                 for case in CASES:
                     try:
                         case(channel, server)
@@ -243,6 +308,17 @@ def main():
                         verdict = f"FAILED: {error!r}"
                     print(f"grpc over {name}: {case.__name__}: {verdict}")
                 channel.close()
+            for name, connection in connections(gateway):
+                for form in (Binary, Text):
+                    for case in WEB_CASES:
+                        try:
+                            case(connection, form)
+                            verdict = "ok"
+                        except (AssertionError, http.client.HTTPException) as error:
+                            failures += 1
+                            verdict = f"FAILED: {error!r}"
+                        print(f"grpc-web over {name}, {form.kind}: {case.__name__}: {verdict}")
+                connection.close()
         finally:
             gateway.stop()
             server.server.stop(None)

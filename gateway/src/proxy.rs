@@ -14,6 +14,7 @@ pub mod fault;
 pub mod files;
 pub mod forward;
 pub mod function;
+pub mod grpc;
 pub mod inner;
 pub mod lend;
 pub mod log;
@@ -55,6 +56,7 @@ use chain::Verdict;
 use compress::Compression;
 use context::{Context, Ids};
 use fault::Fault;
+use grpc::Dialect;
 use inner::Reach;
 use log::AccessLog;
 
@@ -122,6 +124,7 @@ impl ProxyHttp for Gateway {
             return Ok(());
         }
         admit::identify(session, context);
+        context.grpc = Dialect::of(session.req_header());
         trace::begin(session, context);
         admit::bound_header(session, &context.snapshot.limits).map_err(|fault| self.fault(context, fault))?;
         if session.req_header().method == Method::CONNECT {
@@ -143,6 +146,7 @@ impl ProxyHttp for Gateway {
         if context.parent.is_none() && self.refuse_at_once(session, context).await? {
             return Ok(true);
         }
+        grpc::begin(session, context)?;
         let upstreams = Reach::of(context, &self.itself);
         if let Some((chain, links, exchange)) = context.filters() {
             chain.reach(upstreams);
@@ -253,6 +257,7 @@ impl ProxyHttp for Gateway {
     ) -> pingora::Result<()> {
         context.response_body = context.filters_response_body();
         forward::to_upstream(request, context)?;
+        grpc::to_upstream(request, context)?;
         policy::begin_copy(request, context);
         Ok(())
     }
@@ -265,7 +270,8 @@ impl ProxyHttp for Gateway {
         end: bool,
         context: &mut Context,
     ) -> pingora::Result<()> {
-        self.filter_request_body(session, body, end, context).await?;
+        // Of an error that is nobody's, Pingora would tell the log, and wait for an upstream of HTTP/2 as if nothing were.
+        self.filter_request_body(session, body, end, context).await.map_err(Error::into_down)?;
         policy::copy_piece(body.as_ref(), end, context);
         Ok(())
     }
@@ -322,6 +328,7 @@ impl ProxyHttp for Gateway {
         if context.parent.is_some() {
             return Ok(());
         }
+        grpc::to_client(response, context)?;
         policy::finish(session.req_header(), response, context)?;
         let codings = context.route().map_or(&[][..], |route| &route.compress);
         context.compression = Compression::begin(codings, session.req_header(), response)?;
@@ -347,8 +354,9 @@ impl ProxyHttp for Gateway {
             respond::filter_piece(session, context, &mut piece, end)?;
             *body = Some(piece);
         }
+        grpc::response_piece(context, body);
         if let Some(compression) = &mut context.compression {
-            compression.piece(body, end);
+            compression.piece(body, end)?;
         }
         Ok(None)
     }
@@ -357,7 +365,7 @@ impl ProxyHttp for Gateway {
     async fn response_trailer_filter(
         &self,
         session: &mut Session,
-        _trailers: &mut HeaderMap,
+        trailers: &mut HeaderMap,
         context: &mut Context,
     ) -> pingora::Result<Option<Bytes>> {
         let mut rest = None;
@@ -367,8 +375,9 @@ impl ProxyHttp for Gateway {
             rest = Some(piece);
         }
         if let Some(compression) = &mut context.compression {
-            compression.piece(&mut rest, true);
+            compression.piece(&mut rest, true)?;
         }
+        let rest = grpc::last_piece(context, rest, trailers);
         // What was held back goes out in the trailers' place: Pingora forwards one or the other.
         Ok(rest.filter(|rest| !rest.is_empty()))
     }
@@ -425,7 +434,8 @@ impl ProxyHttp for Gateway {
 
     /// One line and one count for every request whose header was parsed.
     async fn logging(&self, session: &mut Session, _error: Option<&Error>, context: &mut Context) {
-        let status = session.response_written().map_or(0, |header| header.status.as_u16());
+        let sent = session.response_written().map(|header| header.status);
+        let status = sent.map_or(0, |sent| context.meant.unwrap_or(sent).as_u16());
         let duration = context.started.elapsed();
         // What a middleware asked for was counted where it happened.
         if let Some(attempt) = context.attempt.as_ref().filter(|attempt| attempt.header_after.is_none())
@@ -520,6 +530,7 @@ impl Gateway {
         if !end && !pace.is_kept(context.body.received) && !admit::may_wait(session.req_header()) {
             return Err(self.fault(context, Fault::BodyTimeout));
         }
+        grpc::request_piece(context, body, end).map_err(|fault| self.fault(context, fault))?;
         if context.body.mode == BodyMode::None {
             return Ok(());
         }

@@ -15,6 +15,7 @@ use super::plan::{Decider, Guard, Mode, OnBad, Shadow, StepForm, local, serve};
 use super::policy::{
     Cors, ErrorPage, HeaderRules, Mirror, RateLimit, Redirect, RedirectTo, Respond, Rewrite, RouteLimits, RouteTimeouts,
 };
+use super::server::no;
 use super::written::{CookieName, FilePath, Name, Reference, Status, Token, Written, quoting};
 use crate::model::{HostPattern, PathPattern};
 use crate::text::{HeaderName, Method};
@@ -39,12 +40,19 @@ pub(crate) struct Route {
     /// unseen, until `limits.tunnel_idle_timeout`. What is not listed is asked for in vain: the header goes no further.
     #[serde(default = "websocket")]
     pub(crate) upgrades: Vec<Written<Token>>,
-    /// Compresses the upstream's responses with the first of these that the client takes: `zstd`, `gzip`. Only
-    /// kinds of content that grow smaller, nothing that is compressed already, no parts, no event streams, and nothing
-    /// with `cache-control: no-transform`. Not for pages that show secrets beside what others may choose (BREACH).
+    /// Compresses the upstream's responses with the first of these that the client takes: `zstd`, `br`, `gzip`. What has come
+    /// goes out at once. Only kinds of content that grow smaller, nothing that is compressed already, no parts, no event
+    /// streams, and nothing with `cache-control: no-transform`. Not for pages that show secrets beside what others may
+    /// choose (BREACH).
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
     pub(crate) compress: Vec<Coding>,
+    /// Lets browsers call gRPC: what comes as gRPC-Web (`application/grpc-web`, or `-text` in base64), by HTTP/1.1 or HTTP/2,
+    /// goes to the upstream as gRPC, and its answer back as it was asked for, trailers in the body. Filters see gRPC. Needs
+    /// an upstream that speaks HTTP/2, and no middleware. Pages of other origins need `cors` as well, which lets them read
+    /// `grpc-status` and `grpc-message` of itself.
+    #[serde(default = "no")]
+    pub(crate) grpc_web: Written<bool>,
     /// Decompresses the bodies of requests (`gzip`, `zstd`, `br`) for filters that look at bodies, which then see them whole,
     /// as the target does: up to this size; what becomes longer is answered with 413, and what is compressed in another way
     /// with 415.
@@ -147,6 +155,9 @@ fn websocket() -> Vec<Written<Token>> {
 pub(crate) enum Coding {
     /// Fast and small.
     Zstd,
+    /// Smallest, and slower.
+    #[serde(rename = "br")]
+    Brotli,
     /// What everybody understands.
     Gzip,
 }

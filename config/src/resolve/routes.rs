@@ -9,7 +9,7 @@ use crate::file::forms::Either;
 use crate::file::written::{Reference, Written};
 use crate::model::{
     Coding, FailureMode, Filter, Function, HeaderMatch, HostPattern, Middleware, PathPattern, Rollout, RolloutSubject,
-    Route, RouteMatch, Segment, StaticFolder, Target, reached_upstreams,
+    Route, RouteMatch, Segment, StaticFolder, Target, Upstream, UpstreamProtocol, reached_upstreams,
 };
 use crate::problem::{Place, Problem};
 use crate::text::HeaderName;
@@ -58,10 +58,12 @@ impl Resolver<'_> {
         };
         let compress = route.compress.iter().map(|coding| match coding {
             file::Coding::Zstd => Coding::Zstd,
+            file::Coding::Brotli => Coding::Brotli,
             file::Coding::Gzip => Coding::Gzip,
         });
         let compress = compress.collect();
         let upgrades = std::mem::take(&mut route.upgrades).into_iter().map(|protocol| protocol.0.0).collect();
+        let grpc_web = route.grpc_web.0;
         let policy = self.policy(&mut route, &matcher, node);
         let target = self.target(route, node);
         Some(Route {
@@ -71,6 +73,7 @@ impl Resolver<'_> {
             middleware,
             upgrades,
             compress,
+            grpc_web,
             policy,
             target: target?,
             place: node.get("name").unwrap_or(node).place.clone(),
@@ -298,6 +301,42 @@ impl Resolver<'_> {
             let message = format!("two routes have the name `{}`", route.name);
             let label = format!("the first is `{}`{}", item_path(&first.place), line_of(&first.place));
             self.problem(Problem::new(message, route.place.clone()).label(label).hint("names of routes are unique"));
+        }
+    }
+
+    /// Whether what is behind the routes that take gRPC-Web can speak gRPC.
+    pub(super) fn check_grpc_web(
+        &mut self,
+        routes: &[Route],
+        rollouts: &[Rollout],
+        upstreams: &[Upstream],
+        section: &Node,
+    ) {
+        for route in routes.iter().filter(|route| route.grpc_web) {
+            let Some(node) = section_item(section, &route.place) else { continue };
+            let at = || node.at("grpc_web").place.clone();
+            if !route.middleware.is_empty() {
+                let problem = Problem::new("gRPC-Web does not pass a middleware", at());
+                self.problem(problem.hint("make two routes of it, told apart by `match.headers.content-type`"));
+            }
+            let Target::Upstream { upstream, alternatives } = &route.target else {
+                let problem = Problem::new("gRPC-Web goes to upstreams only", at());
+                self.problem(problem.hint("remove this, or name an `upstream`"));
+                continue;
+            };
+            let reached = |index: usize| index == *upstream || alternatives.contains(&index);
+            let canaries = rollouts.iter().filter_map(|rollout| match rollout.subject {
+                RolloutSubject::Upstream { upstream, canary } if reached(upstream) => Some(canary),
+                _ => None,
+            });
+            let all = std::iter::once(*upstream).chain(alternatives.iter().copied()).chain(canaries);
+            let other = all.filter_map(|index| upstreams.get(index));
+            let mut other = other.filter(|upstream| upstream.protocol == UpstreamProtocol::Http1);
+            if let Some(other) = other.next() {
+                let message = format!("gRPC is HTTP/2, and the upstream `{}` speaks HTTP/1.1", other.name);
+                let hint = "set the upstream's `protocol` to `h2c`, or to `h2` with `tls`";
+                self.problem(Problem::new(message, at()).hint(hint));
+            }
         }
     }
 

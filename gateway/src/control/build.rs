@@ -199,6 +199,7 @@ fn build_route(
         middleware,
         upgrades: route.upgrades.clone().into(),
         compress: route.compress.clone().into(),
+        grpc_web: route.grpc_web,
         gates: gates(config, &slots.0, &target),
         rollouts: slots.0.into_boxed_slice(),
         policy: policies.of(route, facts, chosen, metrics),

@@ -136,6 +136,8 @@ pub struct Route {
     pub upgrades: Box<[String]>,
     /// How responses are compressed, the best first.
     pub compress: Box<[Coding]>,
+    /// Whether calls of gRPC-Web go to the upstream as gRPC.
+    pub grpc_web: bool,
     /// The rollouts that requests on this route can meet, as indices into [`Snapshot::rollouts`]. The position here is
     /// the rollout's slot in [`Tracks`].
     pub rollouts: Box<[usize]>,

@@ -1,75 +1,101 @@
-//! Compresses responses of upstreams, where the route says so and the client takes it. What is chosen here is which way;
-//! the work is done by Pingora's encoder, piece by piece.
+//! Compresses responses, where the route says so and the client takes it. What is chosen here is whether and which way;
+//! the work is done by an [`Encoder`], piece by piece.
+
+mod encoder;
 
 use bytes::Bytes;
-use http::header::{ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE};
+use http::header::{
+    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, VARY,
+};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use lockgate_config::model::Coding;
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::protocols::http::compression::{Algorithm, ResponseCompressionCtx};
+use pingora::{ErrorType, OrErr};
 
-/// Levels at which a core compresses some hundred megabytes a second; higher ones gain a few per cent.
-const LEVEL: u32 = 3;
+use crate::proxy::forward;
+use encoder::Encoder;
 
-/// A response that is being compressed, or might be.
-pub struct Compression(ResponseCompressionCtx);
+/// Bodies that are shorter grow by what a coding puts around them.
+const LENGTH_MIN: u64 = 20;
 
-impl std::fmt::Debug for Compression {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Compression").field("enabled", &self.0.is_enabled()).finish()
-    }
-}
+/// A response that is being compressed.
+#[derive(Debug)]
+pub struct Compression(Encoder);
 
 impl Compression {
     /// Begins with a response's header, which is changed to what will follow: coding, framing, `vary`, and a weak
     /// `etag`. None where nothing is to be done with the body.
+    ///
+    /// # Errors
+    /// A header with more fields than fit.
     pub fn begin(
         codings: &[Coding],
         request: &RequestHeader,
         response: &mut ResponseHeader,
     ) -> pingora::Result<Option<Box<Self>>> {
-        if codings.is_empty() || is_exempt(request, response) {
+        let length = response.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let too_short = length.is_some_and(|length| length < LENGTH_MIN);
+        if codings.is_empty() || too_short || is_exempt(request, response) || !may_shrink(&response.headers) {
             return Ok(None);
         }
-        let mut context = ResponseCompressionCtx::new(0, false, false);
-        // Without a choice it says by `vary` that another client might have got something else, and leaves it at that.
-        let chosen = choose(codings, &request.headers);
-        let algorithm = algorithm(chosen.or(codings.first().copied()).unwrap_or(Coding::Gzip));
-        context.adjust_algorithm_level(algorithm, LEVEL);
-        if chosen.is_some() {
-            let mut asked = RequestHeader::build_no_case("GET", b"/", Some(1))?;
-            asked.insert_header(ACCEPT_ENCODING, algorithm.as_str())?;
-            context.request_filter(&asked);
+        // Another client might have got something else, whatever this one gets.
+        vary(response)?;
+        if response.headers.contains_key(CONTENT_ENCODING) {
+            return Ok(None);
         }
-        context.response_header_filter(response, false);
-        Ok(context.is_enabled().then(|| Box::new(Self(context))))
+        let Some(coding) = choose(codings, &request.headers) else { return Ok(None) };
+        response.insert_header(CONTENT_ENCODING, HeaderValue::from_static(name(coding)))?;
+        forward::open_length(response, false)?;
+        Ok(Some(Box::new(Self(Encoder::new(coding, length)))))
     }
 
     /// Compresses a piece of the body.
-    pub fn piece(&mut self, body: &mut Option<Bytes>, end: bool) {
-        if let Some(compressed) = self.0.response_body_filter(body.as_ref(), end) {
-            *body = Some(compressed);
-        }
-    }
-}
-
-/// Brotli is not among them: Pingora's encoder flushes at the end, and does not finish, which strict decoders refuse.
-const fn algorithm(coding: Coding) -> Algorithm {
-    match coding {
-        Coding::Zstd => Algorithm::Zstd,
-        Coding::Gzip => Algorithm::Gzip,
+    ///
+    /// # Errors
+    /// The response is cut off: its header has promised what cannot be kept.
+    pub fn piece(&mut self, body: &mut Option<Bytes>, end: bool) -> pingora::Result<()> {
+        let piece = body.take().unwrap_or_default();
+        let compressed = self.0.piece(&piece, end).or_err(ErrorType::InternalError, "compressing a body")?;
+        *body = Some(compressed);
+        Ok(())
     }
 }
 
 const fn name(coding: Coding) -> &'static str {
     match coding {
         Coding::Zstd => "zstd",
+        Coding::Brotli => "br",
         Coding::Gzip => "gzip",
     }
 }
 
-/// Returns whether a response must pass as it is: it has no body or a part of one, asks for it, or comes as events,
-/// which would wait in the encoder.
+/// Says that the response depends on what the client takes.
+fn vary(response: &mut ResponseHeader) -> pingora::Result<()> {
+    let mut lines = response.headers.get_all(VARY).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let says_so = lines.any(|name| {
+        let name = name.trim_ascii();
+        name == b"*" || name.eq_ignore_ascii_case(ACCEPT_ENCODING.as_str().as_bytes())
+    });
+    if says_so { Ok(()) } else { response.append_header(VARY, HeaderValue::from(ACCEPT_ENCODING)).map(drop) }
+}
+
+/// Returns whether a body is of a kind that grows smaller. Pictures, films and archives are compressed by themselves, and
+/// so are messages of gRPC, whose framing no coding may hide.
+fn may_shrink(headers: &HeaderMap) -> bool {
+    let Some(kind) = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) else { return false };
+    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let (class, form) = kind.split_once('/').unwrap_or_default();
+    match class {
+        "text" => true,
+        "application" => !form.starts_with("grpc") && !["zip", "zst", "pdf"].iter().any(|word| form.contains(word)),
+        "font" => !form.starts_with("woff"),
+        "image" => matches!(form, "svg+xml" | "x-icon" | "vnd.microsoft.icon" | "bmp"),
+        _ => false,
+    }
+}
+
+/// Returns whether a response must pass as it is: it has no body or a part of one, asks for it, or comes as events, which
+/// go on for hours, each with an encoder's memory.
 fn is_exempt(request: &RequestHeader, response: &ResponseHeader) -> bool {
     let says = |name, word: &[u8]| {
         let mut values =
@@ -115,14 +141,15 @@ mod tests {
 
     #[test]
     fn the_routes_order_decides_among_what_the_client_takes() {
-        let all = [Coding::Zstd, Coding::Gzip];
+        let all = [Coding::Zstd, Coding::Brotli, Coding::Gzip];
         for (accepted, expected) in [
             ("gzip, deflate, br, zstd", Some(Coding::Zstd)),
-            ("gzip;q=0.1, br", Some(Coding::Gzip)),
+            ("gzip;q=0.1, br", Some(Coding::Brotli)),
+            ("gzip;q=0.1, br;q=0", Some(Coding::Gzip)),
             ("GZIP;q=1.0", Some(Coding::Gzip)),
             ("*", Some(Coding::Zstd)),
-            ("zstd;q=0, *", Some(Coding::Gzip)),
-            ("zstd;q=0.0, br, gzip;q=0.000", None),
+            ("zstd;q=0, *", Some(Coding::Brotli)),
+            ("zstd;q=0.0, deflate, br;q=0, gzip;q=0.000", None),
             ("identity", None),
             ("", None),
         ] {
@@ -146,5 +173,62 @@ mod tests {
         assert!(exempt(304, "etag", "\"a\""));
         assert!(!exempt(200, "content-type", "text/html"));
         assert!(!exempt(404, "content-type", "text/html"));
+    }
+
+    #[test]
+    fn only_what_grows_smaller_is_compressed() {
+        for (kind, expected) in [
+            ("text/html; charset=utf-8", true),
+            ("application/json", true),
+            ("Application/Wasm", true),
+            ("image/svg+xml", true),
+            ("font/ttf", true),
+            ("font/woff2", false),
+            ("image/png", false),
+            ("application/zip", false),
+            ("application/gzip", false),
+            ("application/pdf", false),
+            ("application/grpc-web+proto", false),
+            ("video/mp4", false),
+            ("", false),
+        ] {
+            let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
+            assert_eq!(may_shrink(&headers), expected, "{kind}");
+        }
+        assert!(!may_shrink(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn a_header_tells_what_will_follow() {
+        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+        request.insert_header(ACCEPT_ENCODING, "br").unwrap();
+        let begin = |fields: &[(&'static str, &'static str)]| {
+            let mut response = ResponseHeader::build(200, None).unwrap();
+            for (name, value) in fields {
+                response.append_header(*name, *value).unwrap();
+            }
+            let begun = Compression::begin(&[Coding::Brotli], &request, &mut response).unwrap().is_some();
+            (begun, response.headers.clone())
+        };
+        let text = |headers: &HeaderMap, name| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+        let page = ("content-type", "text/html");
+        let (begun, headers) =
+            begin(&[page, ("content-length", "4000"), ("etag", "\"a\""), ("accept-ranges", "bytes")]);
+        assert!(begun);
+        for (name, expected) in [
+            ("content-encoding", Some("br")),
+            ("vary", Some("accept-encoding")),
+            ("etag", Some("W/\"a\"")),
+            ("transfer-encoding", Some("chunked")),
+            ("content-length", None),
+            ("accept-ranges", None),
+        ] {
+            assert_eq!(text(&headers, name).as_deref(), expected, "{name}");
+        }
+        let (begun, headers) = begin(&[page, ("content-encoding", "gzip"), ("vary", "cookie, Accept-Encoding")]);
+        assert!(!begun);
+        assert_eq!(text(&headers, "content-encoding").as_deref(), Some("gzip"));
+        assert_eq!(headers.get_all("vary").iter().count(), 1);
+        assert!(!begin(&[page, ("content-length", "19")]).0);
     }
 }

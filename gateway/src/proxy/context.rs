@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderValue, Uri};
+use http::{HeaderValue, StatusCode, Uri};
 use lockgate_host::{BodyMode, Exchange, Response};
 use pingora::{Error, ErrorType};
 
@@ -20,6 +20,7 @@ use crate::proxy::arrival::{Arrival, Tunnel};
 use crate::proxy::chain::{Chain, Step};
 use crate::proxy::compress::Compression;
 use crate::proxy::fault::Fault;
+use crate::proxy::grpc::{Dialect, Translation};
 use crate::proxy::inner::Inner;
 use crate::proxy::policy::mirror::Copy;
 use crate::proxy::policy::places::Place;
@@ -86,6 +87,12 @@ pub struct Context {
     pub upgrade: bool,
     /// The tunnel that its connection has become.
     pub tunnel: Option<Tunnel>,
+    /// How the client speaks gRPC; none where it does not.
+    pub grpc: Option<Dialect>,
+    /// Its translation, where it is a call of gRPC-Web that its upstream gets as gRPC.
+    pub translation: Option<Box<Translation>>,
+    /// What HTTP would have said of a fault that was told as gRPC does.
+    pub meant: Option<StatusCode>,
     /// The response's compression.
     pub compression: Option<Box<Compression>>,
     /// Whether it asks for a page whether that may ask: then it is routed as what the page wants to ask.
@@ -264,6 +271,9 @@ impl Context {
             response_body: false,
             upgrade: false,
             tunnel: None,
+            grpc: None,
+            translation: None,
+            meant: None,
             compression: None,
             preflight: false,
             origin: None,

@@ -33,6 +33,7 @@ use crate::metrics::{PolicyAnswer, PolicySeries};
 use crate::proxy::admit::Refused;
 use crate::proxy::context::Context;
 use crate::proxy::fault::Fault;
+use crate::proxy::grpc::READ_BY_PAGES;
 use crate::proxy::split::Attributes;
 use crate::track::Slots;
 use cors::Cors;
@@ -96,6 +97,7 @@ impl Policy {
     pub fn new(route: &model::Route, body: Option<u64>, kept: Kept) -> Self {
         let policy = &route.policy;
         let Kept { rates, places, pages, mirror, series } = kept;
+        let read_by_pages = if route.grpc_web { READ_BY_PAGES.to_vec() } else { Vec::new() };
         Self {
             prefix: match &route.matcher.path {
                 PathPattern::Prefix(prefix) => prefix.len(),
@@ -103,7 +105,7 @@ impl Policy {
             },
             body_max: policy.body.map(|body| body.bytes()).or(body),
             decompress: policy.decompress.map(|size| size.bytes()),
-            cors: policy.cors.as_ref().map(Cors::new),
+            cors: policy.cors.as_ref().map(|cors| Cors::new(cors, &read_by_pages)),
             mirror,
             timeouts: policy.timeouts,
             rates_told: told(rates.iter().map(|rate| rate.limit())),

@@ -11,12 +11,14 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use lockgate_host::Response;
 use pingora::Error;
 use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::date::get_cached_date;
 use pingora::proxy::Session;
 
 use crate::proxy::context::Context;
 use crate::proxy::fault::Fault;
 use crate::proxy::forward::{self, X_REQUEST_ID};
+use crate::proxy::grpc;
 use crate::proxy::lend;
 use crate::proxy::policy;
 
@@ -68,7 +70,8 @@ pub async fn refuse_with(
 /// # Errors
 /// The client could not be written to.
 pub async fn answer(session: &mut Session, context: &mut Context, response: Response) -> pingora::Result<()> {
-    let Response { status, headers, body } = pass_back(session, context, response).await;
+    let response = pass_back(session, context, response).await;
+    let Response { status, headers, body } = grpc::told(response, context);
     let mut header = ResponseHeader::build_no_case(status, Some(headers.len() + 2))?;
     for (name, value) in &headers {
         header.append_header(name, value)?;
@@ -86,6 +89,11 @@ pub async fn answer(session: &mut Session, context: &mut Context, response: Resp
     if !session.as_downstream_mut().is_body_done() {
         // What the client still sends of a body that nobody wants would be taken for its next request.
         session.as_downstream_mut().set_keepalive(None);
+    }
+    // By its own way Pingora tells the end of a response without a body when it takes leave of the request, which it does not
+    // do of one that failed; and of a call of gRPC it is too late.
+    if !send && let ServerSession::H2(downstream) = session.as_downstream_mut() {
+        return downstream.write_response_header(Box::new(header), true).map_err(Error::into_down);
     }
     session.write_response_header(Box::new(header), !send).await.map_err(Error::into_down)?;
     if send {

@@ -10,6 +10,7 @@ use crate::proxy::Gateway;
 use crate::proxy::body::{self, Bounds, Pace};
 use crate::proxy::context::Context;
 use crate::proxy::fault::Fault;
+use crate::proxy::grpc;
 use crate::proxy::lend;
 use crate::proxy::policy::{self, decompress};
 use crate::proxy::respond;
@@ -71,6 +72,12 @@ pub async fn filter(gateway: &Gateway, session: &mut Session, context: &mut Cont
         };
         session.req_header_mut().remove_header(&CONTENT_ENCODING);
     }
+    let mut piece = Some(whole);
+    if let Err(fault) = grpc::request_piece(context, &mut piece, true) {
+        respond::refuse(session, context, fault).await?;
+        return Ok(true);
+    }
+    whole = piece.unwrap_or_default();
     let Some((chain, links, exchange)) = context.filters() else { return Ok(false) };
     lend::request(session, exchange);
     let verdict = chain.on_request_body(links, exchange, &mut whole, true).await;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt as _, Full, StreamBody};
+use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -215,6 +215,13 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
                 .header("content-type", "application/grpc")
                 .body(BoxBody::new(StreamBody::new(futures_util::stream::iter(frames))))
         }
+        ("ticks", Some(count)) => response.header("content-type", "text/plain").body(ticks(shared, count)),
+        ("grpc", _) if argument == Some("refused") => response
+            .header("content-type", "application/grpc")
+            .header("grpc-status", "9")
+            .header("grpc-message", "not now")
+            .body(full(String::new())),
+        ("grpc", _) => call(response, request),
         ("healthz" | "sick", _) => {
             shared.checks.fetch_add(usize::from(command == "healthz"), Ordering::Relaxed);
             response.status(shared.health.load(Ordering::Relaxed)).body(full("so it is\n".to_owned()))
@@ -287,6 +294,36 @@ async fn see(request: Request<Incoming>) -> Seen {
 
 fn full(text: String) -> Body {
     Full::new(Bytes::from(text)).boxed()
+}
+
+/// `tick 0`, `tick 1` and so on, each of which waits for a permit.
+fn ticks(shared: Arc<Shared>, count: u64) -> Body {
+    let ticks = futures_util::stream::unfold((shared, 0), move |(shared, index)| async move {
+        if index == count {
+            return None;
+        }
+        shared.gate.acquire().await.ok()?.forget();
+        Some((Ok(Frame::data(Bytes::from(format!("tick {index}\n")))), (shared, index + 1)))
+    });
+    BodyExt::boxed(StreamBody::new(ticks))
+}
+
+/// A call of gRPC that is answered with what it sends, as it comes; the trailers have the status 0. What the server saw is
+/// in `x-seen-type` and `x-seen-te`.
+fn call(response: hyper::http::response::Builder, request: Request<Incoming>) -> hyper::http::Result<Response<Body>> {
+    let seen = |name| request.headers().get(name).cloned().unwrap_or(hyper::header::HeaderValue::from_static("none"));
+    let response = response
+        .header("content-type", "application/grpc+proto")
+        .header("x-seen-type", seen("content-type"))
+        .header("x-seen-te", seen("te"))
+        .header("x-seen-length", seen("content-length"));
+    let trailers = hyper::HeaderMap::from_iter(
+        [("grpc-status", "0"), ("x-trailer", "kept")]
+            .map(|(name, value)| (name.parse().expect("a name"), hyper::header::HeaderValue::from_static(value))),
+    );
+    let frames = BodyStream::new(request.into_body()).filter_map(|frame| std::future::ready(frame.ok().map(Ok)));
+    let frames = frames.chain(futures_util::stream::iter([Ok(Frame::trailers(trailers))]));
+    response.body(BodyExt::boxed(StreamBody::new(frames)))
 }
 
 /// So many bytes, made as they are asked for.

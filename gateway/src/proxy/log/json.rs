@@ -16,7 +16,8 @@ use crate::control::time::Timestamp;
 ///
 /// - `path` comes without the query, which may hold secrets; `query` is there where it is asked for.
 /// - `tls.client` is who has shown a certificate.
-/// - `status` is 0 where the client was gone before there was one.
+/// - `status` is 0 where the client was gone before there was one; of a fault that a client of gRPC was told in a status of
+///   gRPC's, it is the one that HTTP has for it.
 /// - `filters` are the route's, middleware among them, with version and track, in the order of the chain; one without
 ///   `outcome` was not called. `us` of a middleware is for how long it kept a thread.
 /// - `function.busy_ms` is for how long it kept a thread; without `outcome` the client was gone before there was one.

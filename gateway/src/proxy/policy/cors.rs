@@ -49,12 +49,14 @@ pub fn asks_for(method: &Method, headers: &HeaderMap) -> Option<Method> {
 }
 
 impl Cors {
-    /// Returns what a configuration asks for.
-    pub fn new(cors: &model::Cors) -> Self {
+    /// Returns what a configuration asks for. Pages may read the headers `further` as well.
+    pub fn new(cors: &model::Cors, further: &[HeaderName]) -> Self {
         let list = |items: &[String]| match items {
             [] => None,
             items => HeaderValue::try_from(items.join(", ")).ok(),
         };
+        let further = further.iter().map(HeaderName::as_str).filter(|name| !cors.expose.iter().any(|own| own == name));
+        let expose: Vec<String> = cors.expose.iter().cloned().chain(further.map(str::to_owned)).collect();
         Self {
             origins: cors.origins.clone().into(),
             methods: list(&cors.methods),
@@ -62,7 +64,7 @@ impl Cors {
                 [any] if any == "*" => Headers::Any,
                 names => Headers::Listed(list(names)),
             },
-            expose: list(&cors.expose),
+            expose: list(&expose),
             credentials: cors.credentials,
             max_age: HeaderValue::from(cors.max_age.as_secs()),
         }
@@ -156,14 +158,17 @@ mod tests {
     use super::*;
 
     fn cors(origins: &[&str], credentials: bool) -> Cors {
-        Cors::new(&model::Cors {
-            origins: origins.iter().map(|origin| origin.parse().unwrap()).collect(),
-            methods: vec!["GET".into(), "PUT".into()],
-            headers: vec!["*".into()],
-            expose: vec!["x-total".into()],
-            credentials,
-            max_age: Duration::from_secs(600),
-        })
+        Cors::new(
+            &model::Cors {
+                origins: origins.iter().map(|origin| origin.parse().unwrap()).collect(),
+                methods: vec!["GET".into(), "PUT".into()],
+                headers: vec!["*".into()],
+                expose: vec!["x-total".into()],
+                credentials,
+                max_age: Duration::from_secs(600),
+            },
+            &[HeaderName::from_static("grpc-status"), HeaderName::from_static("x-total")],
+        )
     }
 
     fn allows(origins: &[&str], origin: &'static str) -> bool {
@@ -223,6 +228,7 @@ mod tests {
         cors(&["https://a.b"], false).tell(Some(&HeaderValue::from_static("https://a.b")), &mut response).unwrap();
         assert_eq!(response.headers.get_all(ACCESS_CONTROL_ALLOW_ORIGIN).iter().collect::<Vec<_>>(), ["https://a.b"]);
         assert_eq!(response.headers.get_all(VARY).iter().collect::<Vec<_>>(), ["accept", "origin"]);
+        assert_eq!(response.headers[ACCESS_CONTROL_EXPOSE_HEADERS], "x-total, grpc-status");
         cors(&["*"], false).tell(None, &mut response).unwrap();
         assert_eq!(response.headers[ACCESS_CONTROL_ALLOW_ORIGIN], "*");
     }
