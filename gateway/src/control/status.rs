@@ -258,6 +258,8 @@ pub struct UpstreamView {
     pub serving: String,
     /// `http1`, `h2c`, `h2` or `auto`.
     pub protocol: &'static str,
+    /// Requests that wait for room.
+    pub pending: usize,
     /// Its own addresses, as they were last resolved.
     pub endpoints: Vec<EndpointView>,
 }
@@ -273,6 +275,8 @@ pub struct EndpointView {
     pub state: &'static str,
     /// Requests under way.
     pub requests: u32,
+    /// Open connections, idle ones included.
+    pub connections: u32,
 }
 
 /// A rollout.
@@ -638,6 +642,7 @@ impl Published {
                 model::UpstreamProtocol::H2 => "h2",
                 model::UpstreamProtocol::Auto => "auto",
             },
+            pending: upstream.room().pending(),
             endpoints: pool
                 .members()
                 .iter()
@@ -650,6 +655,7 @@ impl Published {
                         (true, false) => "usable",
                     },
                     requests: member.in_flight(),
+                    connections: member.connections().open(),
                 })
                 .collect(),
         }
