@@ -10,7 +10,7 @@ use crate::model::{
     AccessLog, Alpn, Balance, Coding, Config, ContinueFrom, Decider, FailureMode, FilterLimits, FilterPolicy,
     FilterVersion, FunctionVersion, Grants, Guard, Health, HealthCheck, Isolation, KeyPart, KeyValueStore, Listener,
     LogFormat, LogOutput, OnBad, Plan, Rollout, RolloutSubject, Route, Server, ShadowLimits, SlownessGuard, Stage,
-    StaticFolder, Target, Tls, TlsVersion, Tracing, Upstream, UpstreamProtocol,
+    StaticFolder, Target, Tls, TlsVersion, Tracing, Upstream, UpstreamLimits, UpstreamProtocol,
 };
 use crate::units::format_duration;
 
@@ -267,8 +267,8 @@ pub fn upstream(upstream: &Upstream) -> Value {
         put("key", tls.identity.as_ref().map(|identity| identity.key.0.display().to_string()));
         value["tls"] = if map.is_empty() { true.into() } else { map.into() };
     }
-    if let Some(max) = upstream.requests_max {
-        value["requests"] = max.into();
+    if let Some(limits) = upstream_limits(&upstream.limits) {
+        value["limits"] = limits;
     }
     if upstream.slow_start > Duration::ZERO {
         value["slow_start"] = format_duration(upstream.slow_start).into();
@@ -277,6 +277,21 @@ pub fn upstream(upstream: &Upstream) -> Value {
         value["health"] = self::health(health);
     }
     value
+}
+
+/// Returns an upstream's limits; none where there are none.
+fn upstream_limits(limits: &UpstreamLimits) -> Option<Value> {
+    let mut map = Map::new();
+    map.extend(limits.requests.map(|max| ("requests".to_owned(), max.into())));
+    map.extend(limits.connections_per_endpoint.map(|max| ("connections_per_endpoint".to_owned(), max.into())));
+    if map.is_empty() {
+        return None;
+    }
+    map.insert("pending".to_owned(), limits.pending.into());
+    if limits.pending > 0 {
+        map.insert("pending_timeout".to_owned(), format_duration(limits.pending_timeout).into());
+    }
+    Some(map.into())
 }
 
 fn health(health: &Health) -> Value {

@@ -268,8 +268,8 @@ pub struct Upstream {
     pub retries: Retries,
     /// Idle connections kept for reuse, per endpoint. Default: 128.
     pub keepalive_connections: usize,
-    /// Requests under way at the same time, at most. Default: no limit.
-    pub requests_max: Option<u32>,
+    /// What it is given at a time.
+    pub limits: UpstreamLimits,
     /// How endpoints are asked whether they are well.
     pub health: Option<Health>,
     /// When an endpoint is taken out for its failures.
@@ -280,6 +280,28 @@ pub struct Upstream {
     pub panic: Share,
     /// Where it stands in the file.
     pub place: Place,
+}
+
+/// What an upstream is given at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UpstreamLimits {
+    /// Requests under way, to all endpoints together. Default: no limit.
+    pub requests: Option<u32>,
+    /// Open connections to each endpoint. Default: no limit.
+    pub connections_per_endpoint: Option<u32>,
+    /// Requests that wait for room. Default: [`Self::PENDING`].
+    pub pending: u32,
+    /// How long a request waits, at most. Default: [`Self::PENDING_TIMEOUT`].
+    pub pending_timeout: Duration,
+}
+
+impl UpstreamLimits {
+    /// A burst that is worth waiting for: a few megabytes of memory, and far more than what gets room within the time.
+    pub const PENDING: u32 = 1_024;
+
+    /// Long enough for a burst to pass; whoever waits longer than this waits for something that is too slow, and makes
+    /// it slower.
+    pub const PENDING_TIMEOUT: Duration = Duration::from_secs(1);
 }
 
 /// Whose turn it is.

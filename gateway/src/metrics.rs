@@ -7,6 +7,7 @@
 
 mod key_value;
 mod lease;
+mod limits;
 mod policy;
 mod series;
 #[cfg(test)]
@@ -35,6 +36,8 @@ use crate::shadow::compare::Kind;
 use crate::tls::{Certificate, Failure};
 use crate::track::Track;
 use lease::{Lease, Leases};
+use limits::LimitFamilies;
+pub use limits::{Limit, LimitSeries, Overflow};
 use policy::PolicyFamilies;
 pub use policy::{MirrorOutcome, MirrorSeries, PolicyAnswer, PolicySeries, RateSeries};
 pub use series::{
@@ -79,6 +82,7 @@ pub struct Metrics {
     leases: Leases,
     filters: Mutex<Vec<LoadedFilter>>,
     custom: Mutex<BTreeMap<(String, String), Arc<CustomSeries>>>,
+    limits: LimitFamilies,
     policy: PolicyFamilies,
     requests: IntCounterVec,
     request_duration: HistogramVec,
@@ -120,7 +124,6 @@ pub struct Metrics {
     upstream_duration: HistogramVec,
     upstream_retries: IntCounterVec,
     upstream_ejections: IntCounterVec,
-    upstream_overflows: IntCounterVec,
     upstream_endpoints: IntGaugeVec,
     upstream_file_failing: IntGaugeVec,
     quarantined: IntGaugeVec,
@@ -238,6 +241,7 @@ impl Metrics {
         let registry = Registry::new();
         let r = Families(&registry);
         let metrics = Self {
+            limits: LimitFamilies::register(&r)?,
             policy: PolicyFamilies::register(&r)?,
             requests: r.counters("lockgate_requests_total", "Requests finished.", &["route", "class"])?,
             request_duration: r.histograms(
@@ -430,11 +434,6 @@ impl Metrics {
             upstream_ejections: r.counters(
                 "lockgate_upstream_ejections_total",
                 "Endpoints taken out for a while, since their requests failed one after the other.",
-                &["upstream"],
-            )?,
-            upstream_overflows: r.counters(
-                "lockgate_upstream_overflows_total",
-                "Requests refused since as many as the upstream may be given were under way.",
                 &["upstream"],
             )?,
             upstream_endpoints: r.gauges(
@@ -819,7 +818,7 @@ impl Metrics {
             duration: self.upstream_duration.with_label_values(&[name]),
             retries: Retry::LABELS.map(|why| self.upstream_retries.with_label_values(&[name, why])),
             ejections: self.upstream_ejections.with_label_values(&[name]),
-            overflows: self.upstream_overflows.with_label_values(&[name]),
+            limits: self.limits.of(name),
             usable: self.upstream_endpoints.with_label_values(&[name, "usable"]),
             unhealthy: self.upstream_endpoints.with_label_values(&[name, "unhealthy"]),
             ejected: self.upstream_endpoints.with_label_values(&[name, "ejected"]),
@@ -830,7 +829,7 @@ impl Metrics {
                 series.push(remove(&self.upstream_duration, &[name]));
                 series.extend(Retry::LABELS.map(|why| remove(&self.upstream_retries, &[name, why])));
                 series.push(remove(&self.upstream_ejections, &[name]));
-                series.push(remove(&self.upstream_overflows, &[name]));
+                series.extend(self.limits.removes(name));
                 let states = ["usable", "unhealthy", "ejected"];
                 series.extend(states.map(|state| remove(&self.upstream_endpoints, &[name, state])));
                 series.push(remove(&self.upstream_file_failing, &[name]));

@@ -20,6 +20,7 @@ pub mod lend;
 pub mod log;
 pub mod middleware;
 pub mod path;
+pub mod pending;
 pub mod place;
 pub mod policy;
 pub mod reach;
@@ -49,6 +50,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::control::snapshot::SnapshotCell;
+use crate::control::upstream::connections;
 use crate::metrics::Metrics;
 use arrival::Arrival;
 use body::Pace;
@@ -201,7 +203,9 @@ impl ProxyHttp for Gateway {
         context: &mut Context,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        error.set_retry(reach::not_connected(context));
+        let again =
+            if connections::is_full(&error) { pending::turn_back(context) } else { reach::not_connected(context) };
+        error.set_retry(again);
         error
     }
 
@@ -246,6 +250,7 @@ impl ProxyHttp for Gateway {
         if let Some(attempt) = &mut context.attempt {
             attempt.address = peer._address.as_inet().copied();
         }
+        pending::end(context);
         Ok(())
     }
 
@@ -290,6 +295,9 @@ impl ProxyHttp for Gateway {
             attempt.header_after = Some(after);
             attempt.status = response.status.as_u16();
             attempt.upstream.series.record(response.status.as_u16(), after);
+            if let (http::Version::HTTP_2, Some(endpoint)) = (response.version, &attempt.endpoint) {
+                endpoint.member().connections().shares();
+            }
             if reach::answered(session, response.status, context) {
                 let status = ErrorType::HTTPStatus(response.status.as_u16());
                 return Err(Error::explain(status, "worth another attempt").into_up());
@@ -384,6 +392,7 @@ impl ProxyHttp for Gateway {
 
     /// The gateway's own answers go back along the chain as well.
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Context) -> FailToProxy {
+        reach::leave(context);
         let fault = match context.answer {
             Some(_) => None,
             None if context.tunnel.is_some() => Some(context.blame(fault_of_tunnel(error))),
@@ -407,9 +416,9 @@ impl ProxyHttp for Gateway {
         }
         let sent = session.response_written().map(|header| header.status.as_u16());
         let nobody = fault == Some(Fault::ClientGone);
-        // What is cut off must look so. Once a target was asked Pingora closes the connection, and the client has to be told.
+        // What is cut off must look so. Once a target was to be asked Pingora closes the connection, and the client has to be told.
         let cut_off = sent.is_some() || nobody;
-        let can_reuse_downstream = context.attempts.began.is_none() && !cut_off;
+        let can_reuse_downstream = context.attempt.is_none() && context.attempts.began.is_none() && !cut_off;
         if !can_reuse_downstream {
             session.as_downstream_mut().set_keepalive(None);
         }
@@ -434,6 +443,7 @@ impl ProxyHttp for Gateway {
 
     /// One line and one count for every request whose header was parsed.
     async fn logging(&self, session: &mut Session, _error: Option<&Error>, context: &mut Context) {
+        reach::leave(context);
         let sent = session.response_written().map(|header| header.status);
         let status = sent.map_or(0, |sent| context.meant.unwrap_or(sent).as_u16());
         let duration = context.started.elapsed();
@@ -640,6 +650,7 @@ fn fault_of(error: &Error) -> Fault {
             | E::ConnectProxyFailure,
         ) => Fault::ConnectFailed,
         (ErrorSource::Upstream, E::ReadError | E::WriteError | E::ConnectionClosed) => Fault::UpstreamClosed,
+        (ErrorSource::Upstream, E::Custom(connections::FULL)) => Fault::UpstreamOverloaded,
         (ErrorSource::Upstream, _) => Fault::UpstreamInvalid,
         (ErrorSource::Downstream, E::ReadTimedout) => Fault::BodyTimeout,
         (ErrorSource::Downstream, E::ReadError | E::WriteError | E::ConnectionClosed | E::WriteTimedout) => {

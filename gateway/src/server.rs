@@ -35,6 +35,7 @@ use crate::control::{self, Actor, Cause, Control, StartError};
 use crate::proxy::Gateway;
 use crate::proxy::arrival::Tunnels;
 use crate::proxy::log::AccessLog;
+use crate::proxy::pending;
 use crate::seeing::output::Output;
 use accept::Acceptor;
 pub use drain::{Connections, Phase};
@@ -335,8 +336,8 @@ fn upstream_pool(config: &Config) -> ServerConf {
     ServerConf {
         threads: config.server.threads,
         upstream_keepalive_pool_size: kept.sum::<usize>().max(1),
-        // Attempts; how many there are, each upstream says.
-        max_retries: ATTEMPTS_MAX,
+        // Attempts; how many there are, each upstream says. Pingora counts those that find no room as well.
+        max_retries: ATTEMPTS_MAX + pending::TURNED_BACK_MAX as usize,
         ..ServerConf::default()
     }
 }

@@ -192,11 +192,14 @@ async fn every_metric_is_there() {
     lockgate_tunnels
     lockgate_tunnels_cut_total
     lockgate_tunnels_total
+    lockgate_upstream_connections upstream
     lockgate_upstream_duration_seconds upstream
     lockgate_upstream_ejections_total upstream
     lockgate_upstream_endpoints state upstream
     lockgate_upstream_file_failing upstream
-    lockgate_upstream_overflows_total upstream
+    lockgate_upstream_overflows_total limit outcome upstream
+    lockgate_upstream_pending upstream
+    lockgate_upstream_pending_seconds upstream
     lockgate_upstream_requests_total class upstream
     lockgate_upstream_retries_total reason upstream
     ");

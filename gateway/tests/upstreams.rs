@@ -246,7 +246,7 @@ routes: [{ upstream: app }]
 async fn more_requests_than_an_upstream_takes_are_refused_at_once() {
     let up = Upstream::start().await;
     let config = r#"
-upstreams: { app: { endpoints: ["${UPSTREAM}"], requests: 1 } }
+upstreams: { app: { endpoints: ["${UPSTREAM}"], limits: { requests: 1, pending: 0 } } }
 routes: [{ upstream: app }]
 "#;
     let gateway = Gateway::start(config, &up).await;

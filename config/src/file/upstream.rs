@@ -33,7 +33,8 @@ pub(crate) struct Upstream {
     /// changes nothing.
     pub(crate) endpoints: Either<Vec<EndpointForm>, EndpointFile>,
     /// Whose turn it is: `round_robin`; `least_requests`, the less busy of two that are drawn; or `{ hash: KEY }`, with a
-    /// key as rollouts have it, so that requests with the same key go to the same endpoint as long as it lives.
+    /// key as rollouts have it, so that requests with the same key go to the same endpoint as long as it lives and has
+    /// room.
     #[serde(default = "round_robin")]
     #[schemars(extend("x-default" = "`round_robin`"))]
     pub(crate) balance: BalanceForm,
@@ -55,10 +56,9 @@ pub(crate) struct Upstream {
     /// Idle connections that are kept for reuse, for each endpoint.
     #[serde(default = "keepalive_connections")]
     pub(crate) keepalive_connections: Written<Whole<0, 65_535>>,
-    /// Requests that are under way at the same time, at most; the next one gets 503 at once.
+    /// What it is given at a time. Where a limit is used up, requests wait a little, and are then answered with 503.
     #[serde(default)]
-    #[schemars(extend("x-default" = "no limit"))]
-    pub(crate) requests: Option<Written<Whole<1, 1_000_000>>>,
+    pub(crate) limits: Limits,
     /// Asks the endpoints whether they are well. One that is not gets no requests.
     #[serde(default)]
     #[schemars(extend("x-default" = "none"))]
@@ -104,13 +104,34 @@ impl Upstream {
             timeouts: Timeouts::default(),
             retries: one(),
             keepalive_connections: keepalive_connections(),
-            requests: None,
+            limits: Limits::default(),
             health: None,
             ejection: Ejection::default(),
             slow_start: None,
             panic: half(),
         }
     }
+}
+
+/// What an upstream is given at a time. A setting of the upstream that changes begins the counts anew.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "UpstreamLimits")]
+pub(crate) struct Limits {
+    /// Requests under way, to all endpoints together. Tunnels and mirrored requests count.
+    #[schemars(extend("x-default" = "no limit"))]
+    pub(crate) requests: Option<Written<Whole<1, 1_000_000>>>,
+    /// Open connections to each endpoint, idle ones included. One of HTTP/2 counts once, however many requests it
+    /// carries. Requests go to the endpoints that have room; health checks are not counted.
+    #[schemars(extend("x-default" = "no limit"))]
+    pub(crate) connections_per_endpoint: Option<Written<Whole<1, 65_535>>>,
+    /// Requests that wait for room, in the order in which they came. Further ones are answered with 503 at once. Mirrored
+    /// requests never wait: they are dropped.
+    #[schemars(extend("x-default" = "`1024`"))]
+    pub(crate) pending: Option<Written<Whole<0, 100_000>>>,
+    /// How long a request waits, at most; then it is answered with 503. The time counts for `timeouts.total` as well.
+    #[schemars(extend("x-default" = "`1s`"))]
+    pub(crate) pending_timeout: Option<Written<Timeout>>,
 }
 
 /// An endpoint with a weight.

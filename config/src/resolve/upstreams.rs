@@ -6,12 +6,12 @@ use super::{Resolver, line_of, repeated};
 use crate::file;
 use crate::file::forms::Either;
 use crate::file::upstream::{
-    BalanceWord, Ejection as EjectionForm, Health as HealthForm, HealthCheck as CheckWord, Tls,
+    BalanceWord, Ejection as EjectionForm, Health as HealthForm, HealthCheck as CheckWord, Limits as LimitsForm, Tls,
 };
 use crate::file::written::{Whole, Written};
 use crate::model::{
-    Balance, Ejection, Endpoint, Health, HealthCheck, Host, Retries, Upstream, UpstreamIdentity, UpstreamProtocol,
-    UpstreamTimeouts, UpstreamTls,
+    Balance, Ejection, Endpoint, Health, HealthCheck, Host, Retries, Upstream, UpstreamIdentity, UpstreamLimits,
+    UpstreamProtocol, UpstreamTimeouts, UpstreamTls,
 };
 use crate::problem::Problem;
 use crate::tree::Node;
@@ -53,7 +53,7 @@ impl Resolver<'_> {
                     tls,
                     retries: retries(upstream.retries),
                     keepalive_connections: upstream.keepalive_connections.0.0 as usize,
-                    requests_max: upstream.requests.map(|requests| requests.0.0),
+                    limits: self.upstream_limits(&upstream.limits, node.at("limits")),
                     health,
                     ejection: ejection(&upstream.ejection),
                     slow_start: upstream.slow_start.map_or(Duration::ZERO, |it| it.0.0),
@@ -137,6 +137,29 @@ impl Resolver<'_> {
             }
         };
         Some(UpstreamTls { server_name, ca, identity })
+    }
+
+    fn upstream_limits(&mut self, form: &LimitsForm, node: &Node) -> UpstreamLimits {
+        let limits = UpstreamLimits {
+            requests: form.requests.as_ref().map(|max| max.0.0),
+            connections_per_endpoint: form.connections_per_endpoint.as_ref().map(|max| max.0.0),
+            pending: form.pending.as_ref().map_or(UpstreamLimits::PENDING, |max| max.0.0),
+            pending_timeout: form.pending_timeout.as_ref().map_or(UpstreamLimits::PENDING_TIMEOUT, |time| time.0.0),
+        };
+        let unlimited = limits.requests.is_none() && limits.connections_per_endpoint.is_none();
+        for (key, is_there) in
+            [("pending", form.pending.is_some()), ("pending_timeout", form.pending_timeout.is_some())]
+        {
+            if is_there && unlimited {
+                let problem = Problem::new(format!("`{key}` without a limit to wait for"), node.key_place(key));
+                self.problem(problem.hint("add `requests` or `connections_per_endpoint`"));
+            }
+        }
+        if limits.pending == 0 && form.pending_timeout.is_some() && !unlimited {
+            let problem = Problem::new("`pending_timeout` where no request waits", node.key_place("pending_timeout"));
+            self.problem(problem.hint("remove it, or set `pending` to 1 or more"));
+        }
+        limits
     }
 
     fn upstream_protocol(&mut self, protocol: file::Protocol, tls: bool, node: &Node) -> UpstreamProtocol {

@@ -296,6 +296,7 @@ impl Published {
                 model::UpstreamProtocol::H2 => "h2",
                 model::UpstreamProtocol::Auto => "auto",
             },
+            pending: upstream.room().pending(),
             endpoints: pool
                 .members()
                 .iter()
@@ -308,6 +309,7 @@ impl Published {
                         (true, false) => "usable",
                     },
                     requests: member.in_flight(),
+                    connections: member.connections().open(),
                 })
                 .collect(),
         }

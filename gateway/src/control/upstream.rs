@@ -2,15 +2,17 @@
 //! by tasks of the control plane; the data plane reads what they found, and notes how its requests went.
 
 pub mod budget;
+pub mod connections;
 pub mod endpoints;
 pub mod health;
 pub mod member;
 pub mod pool;
 pub mod resolve;
+pub mod room;
 pub mod tls;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -22,12 +24,14 @@ use pingora::connectors::http::Connector;
 use pingora::protocols::ALPN;
 use pingora::upstreams::peer::HttpPeer;
 
-use crate::metrics::{Metrics, UpstreamSeries};
+use crate::metrics::{Limit, Metrics, UpstreamSeries};
 use crate::proxy::split::{Attributes, Split};
 use budget::Budget;
+use connections::Connections;
 use member::{InFlight, Member};
 use pool::{By, Draw, Pool};
 use resolve::Resolver;
+use room::{Admitted, Crowded, Room};
 use tls::Material;
 
 /// Requests that share one HTTP/2 connection to an upstream. Pingora's default is one.
@@ -48,23 +52,13 @@ pub struct Upstream {
     /// Beside the snapshot, not in it: an address that moves is no new generation.
     pool: ArcSwap<Pool>,
     turn: AtomicUsize,
-    in_flight: AtomicU32,
+    room: Arc<Room>,
     /// Hashes a request's key, where that chooses the endpoint.
     key: Option<Split>,
     /// What further attempts may cost.
     pub budget: Budget,
     /// Metric handles.
     pub series: Arc<UpstreamSeries>,
-}
-
-/// A request that an upstream is working on.
-#[derive(Debug)]
-pub struct Admitted(Arc<Upstream>);
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Upstream {
@@ -75,16 +69,17 @@ impl Upstream {
             Balance::Hash(key) => Some(Split::new(&config.name, key, Weight::ZERO, None)),
             Balance::RoundRobin | Balance::LeastRequests => None,
         };
+        let series = metrics.upstream(&config.name);
         let upstream = Self {
             group: xxhash_rust::xxh3::xxh3_64(digest.as_bytes()),
             tls,
             began: Instant::now(),
             pool: ArcSwap::from_pointee(Pool::new(Vec::new(), false)),
             turn: AtomicUsize::new(0),
-            in_flight: AtomicU32::new(0),
+            room: Arc::new(Room::new(config.limits, series.limits.clone())),
             key,
             budget: Budget::new(config.retries.budget),
-            series: metrics.upstream(&config.name),
+            series,
             endpoints: Mutex::new(config.endpoints.clone().into()),
             config: config.clone(),
             digest,
@@ -136,40 +131,88 @@ impl Upstream {
         self.config.health.is_some() && self.pool.load().members().iter().all(|member| !member.is_healthy())
     }
 
-    /// Admits a request; none while as many as may be are under way. At most two atomic operations.
-    pub fn admit(self: &Arc<Self>) -> Option<Admitted> {
-        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let admitted = Admitted(Arc::clone(self));
-        self.config.requests_max.is_none_or(|max| before < max).then_some(admitted)
+    /// Returns what there is room for.
+    pub fn room(&self) -> &Room {
+        &self.room
     }
 
-    /// Chooses an endpoint for a request's next attempt; none where no endpoint is usable. One read of a shared pointer
-    /// and a few atomics.
+    /// Lets a request in, for its next attempt: gives it a place, unless it was `admitted` for an earlier one, and chooses
+    /// an endpoint. One read of a shared pointer and a few atomics.
+    ///
+    /// # Errors
+    /// A limit is used up, or no endpoint is usable.
+    pub fn enter(
+        &self,
+        request: &Attributes<'_>,
+        tried: &[SocketAddr],
+        admitted: &mut Option<Admitted>,
+        now: Instant,
+    ) -> Result<InFlight, Crowded> {
+        // The endpoint first: it is only looked at, and a place that is taken and given back would wake somebody.
+        let member = self.choose(request, tried, now)?;
+        if admitted.is_none() {
+            *admitted = Some(self.room.admit().ok_or(Crowded::Full(Limit::Requests))?);
+        }
+        Ok(InFlight::begin(member))
+    }
+
+    /// Returns whether there is room for a further request, as far as is known.
     #[expect(clippy::disallowed_methods, reason = "addresses are beside the snapshot")]
-    pub fn choose(&self, request: &Attributes<'_>, tried: &[SocketAddr], now: Instant) -> Option<InFlight> {
+    pub fn has_room(&self, now: Instant) -> bool {
+        self.room.has_place() && self.pool.load().choose(&self.draw(By::Turn, &[], now)).is_some()
+    }
+
+    /// Returns which limit keeps requests waiting.
+    pub fn scarce(&self) -> Limit {
+        match self.config.limits.connections_per_endpoint {
+            Some(_) if self.room.has_place() => Limit::Connections,
+            _ => Limit::Requests,
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "addresses are beside the snapshot")]
+    fn choose(&self, request: &Attributes<'_>, tried: &[SocketAddr], now: Instant) -> Result<Arc<Member>, Crowded> {
         let by = match (&self.config.balance, &self.key) {
             (Balance::Hash(_), Some(key)) => key.decide(request).hash.map_or(By::Turn, By::Key),
             (Balance::LeastRequests, _) => By::Load,
             _ => By::Turn,
         };
-        let draw = Draw {
-            by,
+        let mut draw = self.draw(by, tried, now);
+        if tried.is_empty() {
             // A further attempt takes nobody's turn, or every other endpoint would get all first ones.
-            turn: if tried.is_empty() {
-                self.turn.fetch_add(1, Ordering::Relaxed)
-            } else {
-                self.turn.load(Ordering::Relaxed)
-            },
+            draw.turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        }
+        let pool = self.pool.load();
+        match pool.choose(&draw) {
+            Some(member) => Ok(Arc::clone(member)),
+            None if draw.with_room && pool.choose(&Draw { with_room: false, ..draw }).is_some() => {
+                Err(Crowded::Full(Limit::Connections))
+            }
+            None => Err(Crowded::Nobody),
+        }
+    }
+
+    fn draw<'a>(&self, by: By, tried: &'a [SocketAddr], now: Instant) -> Draw<'a> {
+        Draw {
+            by,
+            turn: self.turn.load(Ordering::Relaxed),
             now_ms: self.millis(now),
             slow_start_ms: u64::try_from(self.config.slow_start.as_millis()).unwrap_or(u64::MAX),
             panic: self.config.panic,
             tried,
-        };
-        self.pool.load().choose(&draw).map(InFlight::begin)
+            with_room: self.config.limits.connections_per_endpoint.is_some(),
+        }
     }
 
-    /// Returns how to connect to a member.
+    /// Returns how requests connect to a member: over connections that are counted.
     pub fn peer(&self, member: &Member) -> HttpPeer {
+        let mut peer = self.uncounted_peer(member);
+        peer.options.custom_l4 = Some(member.gate());
+        peer
+    }
+
+    /// Returns how to connect to a member whatever its limits.
+    fn uncounted_peer(&self, member: &Member) -> HttpPeer {
         let mut peer = match &self.tls {
             None => HttpPeer::new(member.address, false, String::new()),
             Some(tls) => {
@@ -223,8 +266,9 @@ impl Upstream {
         }
     }
 
-    /// Brings the gauges up to date.
+    /// Brings the gauges up to date, and has those that wait look anew. Called when endpoints came, went, or changed.
     pub fn show(&self, now: Instant) {
+        self.room.wake_all();
         let (now_ms, pool) = (self.millis(now), self.pool());
         let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         let of = |is: &dyn Fn(&Member) -> bool| count(pool.members().iter().filter(|member| is(member)).count());
@@ -288,7 +332,15 @@ impl Upstream {
         let since = if known.members().is_empty() { 0 } else { now_ms.max(1) };
         let member = |(address, weight, host): (SocketAddr, u32, String)| match known.find(&address) {
             Some(member) if member.weight == weight && *member.host == *host => Arc::clone(member),
-            _ => Arc::new(Member::new(address, weight, host.into(), since)),
+            // Connections that are open stay so.
+            Some(member) => {
+                let connections = Arc::clone(member.connections());
+                Arc::new(Member::new(address, weight, host.into(), since, connections))
+            }
+            None => {
+                let connections = Connections::new(Arc::clone(&self.room), self.config.protocol);
+                Arc::new(Member::new(address, weight, host.into(), since, connections))
+            }
         };
         let next = Pool::new(found.into_iter().map(member).collect(), self.key.is_some());
         let same = known.members().len() == next.members().len()
@@ -303,7 +355,7 @@ impl Upstream {
     async fn check(self: &Arc<Self>, health: &Health, connector: &Connector, streaks: &mut Streaks) {
         let pool = self.pool();
         let checks = pool.members().iter().map(|member| async move {
-            (Arc::clone(member), health::check(health, connector, self.peer(member), &member.host).await)
+            (Arc::clone(member), health::check(health, connector, self.uncounted_peer(member), &member.host).await)
         });
         let outcomes = futures_util::future::join_all(checks).await;
         let now_ms = self.millis(Instant::now());

@@ -11,6 +11,7 @@ use prometheus::{
 };
 
 use super::lease::Lease;
+use super::limits::LimitSeries;
 use crate::proxy::arrival::Cut;
 use crate::shadow::capture::Skip;
 use crate::shadow::compare::Kind;
@@ -333,8 +334,8 @@ pub struct UpstreamSeries {
     pub(super) retries: [IntCounter; 3],
     /// Endpoints taken out for their failures.
     pub ejections: IntCounter,
-    /// Requests refused since as many as may be were under way.
-    pub overflows: IntCounter,
+    /// What there is room for.
+    pub limits: LimitSeries,
     /// Endpoints that get requests.
     pub usable: IntGauge,
     /// Endpoints whose checks fail.

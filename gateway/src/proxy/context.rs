@@ -13,8 +13,9 @@ use pingora::{Error, ErrorType};
 
 use crate::control::function::FunctionVersion;
 use crate::control::snapshot::{Link, Pair, Route, Snapshot, SnapshotCell, Target};
+use crate::control::upstream::Upstream;
 use crate::control::upstream::member::InFlight;
-use crate::control::upstream::{Admitted, Upstream};
+use crate::control::upstream::room::Admitted;
 use crate::metrics::PolicyAnswer;
 use crate::proxy::arrival::{Arrival, Tunnel};
 use crate::proxy::chain::{Chain, Step};
@@ -156,10 +157,18 @@ pub struct Answering {
 pub struct Attempts {
     /// When the first began; none as long as no upstream was asked for.
     pub began: Option<Instant>,
-    /// Counts the request at its upstream.
+    /// Attempts before the current one.
+    pub made: u32,
+    /// Its place at its upstream.
     pub admitted: Option<Admitted>,
     /// Attempts after the first that were taken out of the budget. One that only replaces a stale connection is none.
     pub further: u32,
+    /// Its place in the upstream's queue, once it has waited there.
+    pub ticket: Option<u64>,
+    /// Until when it waits there.
+    pub pending_until: Option<Instant>,
+    /// How often it was let in and found no connection.
+    pub turned_back: u32,
     /// Addresses that failed.
     pub tried: Vec<SocketAddr>,
     /// A status was answered that is worth another attempt.

@@ -113,8 +113,10 @@ faults! {
     FunctionExhausted = Function "function_exhausted" 503 "function unavailable";
     /// The upstream has no address, or none that is well.
     NoEndpoint = Upstream "no_endpoint" 503 "no endpoint available";
-    /// As many requests as the upstream may be given are under way.
+    /// A limit of the upstream is used up, and as many requests wait as may.
     UpstreamOverloaded = Upstream "overloaded" 503 "upstream overloaded";
+    /// The request has waited for room at the upstream, for as long as it may.
+    PendingTimeout = Upstream "pending_timeout" 503 "upstream overloaded";
     /// No endpoint could be connected to.
     ConnectFailed = Upstream "connect_failed" 502 "upstream unavailable";
     /// Connecting, writing or waiting for the answer took too long.

@@ -50,7 +50,7 @@ const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// When to come again after being turned away since too many are there. Most of the time it is better a moment later.
-const RETRY_AFTER_SECONDS: u64 = 1;
+pub const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// What a route asks for that needs no filter, with everything that requests need of it.
 #[derive(Debug)]

@@ -7,11 +7,11 @@ use http::StatusCode;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 
+use crate::control::upstream::Upstream;
 use crate::metrics::Retry;
 use crate::proxy::context::{Attempt, Context};
 use crate::proxy::fault::Fault;
-use crate::proxy::policy;
-use crate::proxy::split::Attributes;
+use crate::proxy::{pending, policy};
 
 /// The pause before an attempt doubles at most this often.
 const DOUBLINGS_MAX: u32 = 6;
@@ -19,9 +19,13 @@ const DOUBLINGS_MAX: u32 = 6;
 /// Begins the next attempt, and returns where it goes.
 ///
 /// # Errors
-/// The upstream is not there, has no endpoint that is well, or is busy enough; or the time for all attempts is over.
-pub async fn next(session: &Session, context: &mut Context) -> Result<Box<HttpPeer>, Fault> {
-    let number = context.attempt.as_ref().map_or(1, |attempt| attempt.number + 1);
+/// The upstream is not there, has no endpoint that is well, or has no room; or the time for all attempts is over, or the
+/// client is gone.
+pub async fn next(session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>, Fault> {
+    if let Some(attempt) = &context.attempt {
+        context.attempts.made = attempt.number;
+    }
+    let number = context.attempts.made + 1;
     let (upstream, track) = context.upstream().ok_or(Fault::Internal)?;
     let upstream = upstream.clone();
     if let Some(record) = context.trace.as_mut().and_then(|trace| trace.record()) {
@@ -29,37 +33,17 @@ pub async fn next(session: &Session, context: &mut Context) -> Result<Box<HttpPe
     }
     // The last attempt's place is free again.
     context.attempt = None;
-    let mut started = Instant::now();
-    let began = *context.attempts.began.get_or_insert(started);
-    if context.attempts.admitted.is_none() {
+    if context.attempts.began.is_none() {
         upstream.budget.request();
-        let admitted = upstream.admit().ok_or_else(|| {
-            upstream.series.overflows.inc();
-            Fault::UpstreamOverloaded
-        })?;
-        context.attempts.admitted = Some(admitted);
+        context.attempts.began = Some(Instant::now());
     }
     let retries = &upstream.config().retries;
     if std::mem::take(&mut context.attempts.pause) {
         tokio::time::sleep(pause(retries.backoff, context.attempts.further, &context.id)).await;
-        started = Instant::now();
     }
-    let left = match upstream.config().timeouts.total {
-        Some(total) => {
-            Some(total.checked_sub(started - began).filter(|left| !left.is_zero()).ok_or(Fault::UpstreamTimeout)?)
-        }
-        None => None,
-    };
-    let left = [left, policy::time_left(context, started)?].into_iter().flatten().min();
-    let request = session.req_header();
-    let attributes = Attributes {
-        headers: &request.headers,
-        client: context.client,
-        peer: context.peer.map(|peer| peer.ip()),
-        path: request.uri.path(),
-        query: request.uri.query(),
-    };
-    let endpoint = upstream.choose(&attributes, &context.attempts.tried, started);
+    let endpoint = pending::enter(session, context, &upstream).await?;
+    let started = Instant::now();
+    let left = time_left(&upstream, context, started)?;
     let peer = endpoint.as_ref().map(|endpoint| {
         let mut peer = Box::new(upstream.peer(endpoint.member()));
         if let Some(left) = left {
@@ -86,6 +70,29 @@ pub async fn next(session: &Session, context: &mut Context) -> Result<Box<HttpPe
         header_after: None,
     });
     peer.ok_or(Fault::NoEndpoint)
+}
+
+/// Returns what is left of the time for all attempts together; none where there is no such time.
+///
+/// # Errors
+/// It is over.
+pub fn time_left(upstream: &Upstream, context: &Context, now: Instant) -> Result<Option<Duration>, Fault> {
+    let left = match (upstream.config().timeouts.total, context.attempts.began) {
+        (Some(total), Some(began)) => {
+            let left = total.checked_sub(now.saturating_duration_since(began));
+            Some(left.filter(|left| !left.is_zero()).ok_or(Fault::UpstreamTimeout)?)
+        }
+        _ => None,
+    };
+    Ok([left, policy::time_left(context, now)?].into_iter().flatten().min())
+}
+
+/// Notes that the request is over: others can have its room.
+pub fn leave(context: &mut Context) {
+    context.attempts.admitted = None;
+    if let Some(attempt) = &mut context.attempt {
+        attempt.endpoint = None;
+    }
 }
 
 /// Notes that connecting failed; returns whether another endpoint is tried.

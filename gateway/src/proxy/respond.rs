@@ -6,7 +6,7 @@
 //! gives the pieces waits until one has been taken, so that no more of a body is held than the client is behind.
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE, RETRY_AFTER, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use lockgate_host::Response;
 use pingora::Error;
@@ -35,6 +35,9 @@ pub fn refusal(session: &Session, fault: Fault, context: &Context) -> Response {
     };
     let mut headers = HeaderMap::with_capacity(4);
     headers.insert(CONTENT_TYPE, content_type);
+    if matches!(fault, Fault::UpstreamOverloaded | Fault::PendingTimeout) {
+        headers.insert(RETRY_AFTER, HeaderValue::from(policy::RETRY_AFTER_SECONDS));
+    }
     if let Ok(id) = HeaderValue::from_str(&context.id) {
         headers.insert(X_REQUEST_ID, id);
     }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use lockgate_config::problem::Report;
+
 use crate::cli::Failure;
 use crate::control::facts::Facts;
 use crate::control::gains::{Gain, Powers, gains};
@@ -43,7 +45,7 @@ struct Version {
 ///
 /// The configuration is wrong, or nothing in it goes by that name.
 pub(super) fn read(config: &Path, name: &str) -> Result<Vec<Subject>, Failure> {
-    let draft = Draft::read_components(config)?;
+    let draft = Draft::read_components(config).map_err(Report::from)?;
     let facts = &*draft.facts;
     let subjects: Vec<_> = [of_filter(facts, name), of_function(facts, name)].into_iter().flatten().collect();
     if !subjects.is_empty() {

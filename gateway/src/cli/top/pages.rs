@@ -109,6 +109,8 @@ const UPSTREAMS: &[Column] = &[
     figure("P99", 2),
     figure("RETRIES/S", 4),
     figure("UNDER WAY", 5),
+    figure("PENDING", 6),
+    figure("CONNECTIONS", 7),
 ];
 
 impl Pages {
@@ -318,7 +320,7 @@ fn upstreams(status: &Value, between: &Between<'_>) -> Vec<Row> {
         let of = [("upstream", name)];
         let endpoints = list(upstream, "endpoints");
         let usable = endpoints.iter().filter(|endpoint| text(endpoint, "state") == "usable").count();
-        let under_way: u64 = endpoints.iter().filter_map(|endpoint| endpoint["requests"].as_u64()).sum();
+        let sum = |key: &str| endpoints.iter().filter_map(|endpoint| endpoint[key].as_u64()).sum::<u64>();
         let class =
             |class: &str| between.growth("lockgate_upstream_requests_total", &[("upstream", name), ("class", class)]);
         let all = between.growth("lockgate_upstream_requests_total", &of);
@@ -331,7 +333,9 @@ fn upstreams(status: &Value, between: &Between<'_>) -> Vec<Row> {
             between.latency("lockgate_upstream_duration_seconds", &of, 0.5),
             between.latency("lockgate_upstream_duration_seconds", &of, 0.99),
             rate(between.rate("lockgate_upstream_retries_total", &of)),
-            under_way.to_string(),
+            sum("requests").to_string(),
+            upstream["pending"].as_u64().unwrap_or(0).to_string(),
+            sum("connections").to_string(),
         ];
         let tone = match usable {
             0 => Tone::Bad,
@@ -413,8 +417,9 @@ pub(super) mod tests {
                   "step": 1, "steps": [{}, {}], "hold_left_seconds": 61.0 },
                 { "name": "app-2", "subject": "upstream app", "state": "rolled-back", "weight": "0%", "verdict": "worse" },
             ],
-            "upstreams": [{ "name": "app", "endpoints": [
-                { "state": "usable", "requests": 3 }, { "state": "ejected", "requests": 0 },
+            "upstreams": [{ "name": "app", "pending": 5, "endpoints": [
+                { "state": "usable", "requests": 3, "connections": 4 },
+                { "state": "ejected", "requests": 0, "connections": 1 },
             ] }],
         });
         let before = Samples::read("lockgate_requests_total{route=\"app\",class=\"2xx\"} 1000\n");
@@ -475,8 +480,8 @@ pub(super) mod tests {
         app-2    rolled-back  0%      -                 worse      0.0       0.0       upstream app
 
         Upstreams
-        UPSTREAM  HEALTHY  REQ/S  FAILED  P50  P99  RETRIES/S  UNDER WAY
-        app       1/2      1000   0.1%    -    -    0.0        3
+        UPSTREAM  HEALTHY  REQ/S  FAILED  P50  P99  RETRIES/S  UNDER WAY  PENDING  CONNECTIONS
+        app       1/2      1000   0.1%    -    -    0.0        3          5        5
         ");
     }
 

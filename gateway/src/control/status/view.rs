@@ -244,6 +244,8 @@ pub struct UpstreamView {
     pub serving: String,
     /// `http1`, `h2c`, `h2` or `auto`.
     pub protocol: &'static str,
+    /// Requests that wait for room.
+    pub pending: usize,
     /// Its own addresses, as they were last resolved.
     pub endpoints: Vec<EndpointView>,
 }
@@ -259,6 +261,8 @@ pub struct EndpointView {
     pub state: &'static str,
     /// Requests under way.
     pub requests: u32,
+    /// Open connections, idle ones included.
+    pub connections: u32,
 }
 
 /// A rollout.

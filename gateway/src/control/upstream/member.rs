@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::connections::{Connections, Gate};
+
 /// Longer ejections than this many times the first do not grow any more.
 const EJECTIONS_MAX: u32 = 10;
 
@@ -18,6 +20,7 @@ pub struct Member {
     pub weight: u32,
     /// The name that it was found by, or its address: what its certificate and a check's `host` header are about.
     pub host: Arc<str>,
+    gate: Arc<Gate>,
     in_flight: AtomicU32,
     /// In a row.
     failures: AtomicU32,
@@ -31,11 +34,12 @@ pub struct Member {
 
 impl Member {
     /// Returns an address about which nothing bad is known. `since_ms` is when it appeared; 0 for "was always there".
-    pub fn new(address: SocketAddr, weight: u32, host: Arc<str>, since_ms: u64) -> Self {
+    pub fn new(address: SocketAddr, weight: u32, host: Arc<str>, since_ms: u64, connections: Arc<Connections>) -> Self {
         Self {
             address,
             weight,
             host,
+            gate: Arc::new(Gate(connections)),
             in_flight: AtomicU32::new(0),
             failures: AtomicU32::new(0),
             ejected_until_ms: AtomicU64::new(0),
@@ -68,6 +72,21 @@ impl Member {
     /// Returns the requests that it is working on.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Returns the connections to it.
+    pub fn connections(&self) -> &Arc<Connections> {
+        &self.gate.0
+    }
+
+    /// Returns what opens connections to it.
+    pub fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.gate)
+    }
+
+    /// Returns whether it has room for a further request, as far as is known.
+    pub fn has_room(&self) -> bool {
+        !self.connections().is_full(self.in_flight.load(Ordering::SeqCst))
     }
 
     /// Returns which part of its share it is given: 1, or less while it starts slowly.
@@ -127,24 +146,39 @@ impl Member {
 
 /// A request that a member is working on.
 #[derive(Debug)]
-pub struct InFlight(Arc<Member>);
+pub struct InFlight {
+    member: Arc<Member>,
+    /// When it began, as the member's connections count.
+    moment: u64,
+    /// Whether its end makes room for another one.
+    makes_room: bool,
+}
 
 impl InFlight {
     /// Counts a request until the value is dropped.
-    pub fn begin(member: &Arc<Member>) -> Self {
-        member.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(member))
+    pub fn begin(member: Arc<Member>) -> Self {
+        member.in_flight.fetch_add(1, Ordering::SeqCst);
+        Self { moment: member.connections().moment(), member, makes_room: true }
     }
 
     /// Returns the member.
     pub fn member(&self) -> &Member {
-        &self.0
+        &self.member
+    }
+
+    /// Notes that there was no connection for it, nor room for another one.
+    pub fn turn_back(mut self) {
+        self.member.connections().found_full(self.moment);
+        self.makes_room = false;
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.member.in_flight.fetch_sub(1, Ordering::SeqCst);
+        if self.makes_room {
+            self.member.connections().changed();
+        }
     }
 }
 
@@ -153,7 +187,7 @@ mod tests {
     use super::*;
 
     fn member() -> Member {
-        Member::new("127.0.0.1:1".parse().unwrap(), 1, "127.0.0.1".into(), 0)
+        Member::new("127.0.0.1:1".parse().unwrap(), 1, "127.0.0.1".into(), 0, Connections::of_a_test(None))
     }
 
     #[test]
@@ -196,9 +230,21 @@ mod tests {
     #[test]
     fn a_request_is_counted_until_it_is_dropped() {
         let member = Arc::new(member());
-        let one = InFlight::begin(&member);
+        let one = InFlight::begin(Arc::clone(&member));
         assert_eq!((member.in_flight(), one.member().address), (1, member.address));
         drop(one);
         assert_eq!(member.in_flight(), 0);
+    }
+
+    #[test]
+    fn who_is_turned_back_makes_no_room_and_whoever_ends_does() {
+        let connections = Connections::of_a_test(Some(2));
+        let member = Member::new("127.0.0.1:1".parse().unwrap(), 1, "127.0.0.1".into(), 0, connections);
+        let member = Arc::new(member);
+        let (one, two) = (InFlight::begin(Arc::clone(&member)), InFlight::begin(Arc::clone(&member)));
+        two.turn_back();
+        assert!(!member.has_room(), "one is under way, and there was none for the second");
+        drop(one);
+        assert!(member.has_room());
     }
 }

@@ -51,6 +51,8 @@ pub struct Draw<'a> {
     pub panic: Share,
     /// Addresses that this request has tried already.
     pub tried: &'a [SocketAddr],
+    /// Whether members are passed over that have no room.
+    pub with_room: bool,
 }
 
 impl Pool {
@@ -84,8 +86,9 @@ impl Pool {
     /// Chooses a member for a request: first one that it has not tried, then one that it has. None where no member is
     /// usable. Allocates nothing; as long as the first candidate is usable, it looks at no other.
     pub fn choose(&self, draw: &Draw<'_>) -> Option<&Arc<Member>> {
-        let chosen = self.choose_among(draw, |member| !draw.tried.contains(&member.address));
-        if chosen.is_none() && !draw.tried.is_empty() { self.choose_among(draw, |_| true) } else { chosen }
+        let has_room = |member: &Member| !draw.with_room || member.has_room();
+        let chosen = self.choose_among(draw, |member| !draw.tried.contains(&member.address) && has_room(member));
+        if chosen.is_none() && !draw.tried.is_empty() { self.choose_among(draw, has_room) } else { chosen }
     }
 
     fn choose_among(&self, draw: &Draw<'_>, admit: impl Fn(&Member) -> bool) -> Option<&Arc<Member>> {
@@ -180,19 +183,21 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::connections::Connections;
+    use super::super::member::InFlight;
     use super::*;
 
     fn pool(weights: &[u32]) -> Pool {
         let member = |(index, weight): (usize, &u32)| {
             let address = SocketAddr::from(([127, 0, 0, 1], 1000 + index as u16));
-            Arc::new(Member::new(address, *weight, "127.0.0.1".into(), 0))
+            Arc::new(Member::new(address, *weight, "127.0.0.1".into(), 0, Connections::of_a_test(Some(2))))
         };
         Pool::new(weights.iter().enumerate().map(member).collect(), true)
     }
 
     fn draw(by: By, turn: usize) -> Draw<'static> {
         let panic = Share::from_basis_points(5_000).unwrap();
-        Draw { by, turn, now_ms: 10_000, slow_start_ms: 0, panic, tried: &[] }
+        Draw { by, turn, now_ms: 10_000, slow_start_ms: 0, panic, tried: &[], with_room: false }
     }
 
     fn counts(pool: &Pool, draws: impl Iterator<Item = Draw<'static>>) -> Vec<usize> {
@@ -214,7 +219,7 @@ mod tests {
     #[test]
     fn the_less_busy_of_two_gets_the_request() {
         let pool = pool(&[1, 1]);
-        let busy: Vec<_> = (0..10).map(|_| super::super::member::InFlight::begin(&pool.members()[0])).collect();
+        let busy: Vec<_> = (0..10).map(|_| InFlight::begin(Arc::clone(&pool.members()[0]))).collect();
         let counts = counts(&pool, (0..1_000).map(|turn| draw(By::Load, turn)));
         assert!(counts[0] < 300, "only where both draws hit it: {counts:?}");
         drop(busy);
@@ -243,6 +248,20 @@ mod tests {
         }
         let both = [tried[0], pool.members()[1].address];
         assert!(pool.choose(&Draw { tried: &both, ..draw(By::Turn, 0) }).is_some());
+    }
+
+    #[test]
+    fn who_has_no_room_is_passed_over_where_that_matters() {
+        let pool = pool(&[1, 1]);
+        let full: Vec<_> = (0..2).map(|_| InFlight::begin(Arc::clone(&pool.members()[0]))).collect();
+        let with_room = |by, turn| Draw { with_room: true, ..draw(by, turn) };
+        for (by, turn) in (0..30).map(|turn| ([By::Turn, By::Load, By::Key(spread(turn))][turn % 3], turn)) {
+            assert_eq!(pool.choose(&with_room(by, turn)).unwrap().address, pool.members()[1].address);
+        }
+        assert_eq!(counts(&pool, (0..10).map(|turn| draw(By::Turn, turn))), [5, 5]);
+        let both: Vec<_> = (0..2).map(|_| InFlight::begin(Arc::clone(&pool.members()[1]))).collect();
+        assert!(pool.choose(&with_room(By::Turn, 0)).is_none());
+        drop((full, both));
     }
 
     #[test]

@@ -13,16 +13,22 @@ use lockgate_config::units::Share;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::protocols::ALPN;
+use pingora::protocols::http::client::HttpSession;
 use pingora::upstreams::peer::HttpPeer;
 use tokio::sync::Semaphore;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::control::upstream::Upstream;
+use crate::control::upstream::member::InFlight;
+use crate::control::upstream::room::{Admitted, Crowded};
+use crate::control::upstream::{Upstream, connections};
 use crate::metrics::{MirrorOutcome, MirrorSeries};
 use crate::proxy::split::Attributes;
 
 /// Time for all of a copy: its answer is of no use to anybody.
 const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long an unused connection stays open to an upstream that has not many of them.
+const IDLE_LIMITED: Duration = Duration::from_millis(1);
 
 /// Where a share of a route's requests goes as well.
 pub struct Mirror {
@@ -110,23 +116,39 @@ impl Mirror {
             self.series.count(MirrorOutcome::Incomplete);
             return;
         }
-        let (Ok(permit), Some(admitted)) = (Arc::clone(&self.under_way).try_acquire_owned(), self.upstream.admit())
-        else {
+        let Ok(permit) = Arc::clone(&self.under_way).try_acquire_owned() else {
             self.series.count(MirrorOutcome::Busy);
             return;
         };
+        let started = Instant::now();
+        let (endpoint, admitted) = match self.enter(&copy, started) {
+            Ok(entered) => entered,
+            Err(crowded) => {
+                let busy = matches!(crowded, Crowded::Full(_));
+                self.series.count(if busy { MirrorOutcome::Busy } else { MirrorOutcome::Failed });
+                return;
+            }
+        };
         let mirror = Arc::clone(self);
         tokio::spawn(async move {
-            let started = Instant::now();
-            let status = tokio::time::timeout(TIMEOUT, mirror.ask(copy, started)).await.ok().flatten();
-            mirror.upstream.series.record(status.unwrap_or(0), started.elapsed());
-            mirror.series.count(if status.is_some() { MirrorOutcome::Answered } else { MirrorOutcome::Failed });
+            let asked = tokio::time::timeout(TIMEOUT, mirror.ask(copy, endpoint)).await;
+            let (status, outcome) = match asked.unwrap_or(Err(MirrorOutcome::Failed)) {
+                Ok(status) => (status, MirrorOutcome::Answered),
+                Err(outcome) => (0, outcome),
+            };
+            if outcome != MirrorOutcome::Busy {
+                mirror.upstream.series.record(status, started.elapsed());
+            }
+            mirror.series.count(outcome);
             drop((permit, admitted));
         });
     }
 
-    /// Sends a copy to an endpoint, and reads the answer to its end. Returns its status; none where there is none.
-    async fn ask(&self, mut copy: Copy, now: Instant) -> Option<u16> {
+    /// Lets a copy in where there is room at once: it never waits, nor overtakes a request that does.
+    fn enter(&self, copy: &Copy, now: Instant) -> Result<(InFlight, Option<Admitted>), Crowded> {
+        if self.upstream.room().pending() > 0 {
+            return Err(Crowded::Full(self.upstream.scarce()));
+        }
         let uri = &copy.header.uri;
         let attributes = Attributes {
             headers: &copy.header.headers,
@@ -135,21 +157,31 @@ impl Mirror {
             path: uri.path(),
             query: uri.query(),
         };
-        let endpoint = self.upstream.choose(&attributes, &[], now)?;
+        let mut admitted = None;
+        let endpoint = self.upstream.enter(&attributes, &[], &mut admitted, now)?;
+        Ok((endpoint, admitted))
+    }
+
+    /// Sends a copy to an endpoint, and reads the answer to its end. Returns its status, or what became of it else.
+    async fn ask(&self, mut copy: Copy, endpoint: InFlight) -> Result<u16, MirrorOutcome> {
         let peer = self.upstream.peer(endpoint.member());
-        frame(&mut copy, &peer)?;
+        frame(&mut copy, &peer).ok_or(MirrorOutcome::Failed)?;
         let answered = self.exchange(copy, &peer).await;
+        if answered.as_ref().is_err_and(|error| connections::is_full(error)) {
+            endpoint.turn_back();
+            return Err(MirrorOutcome::Busy);
+        }
         self.upstream.judge(endpoint.member(), answered.as_ref().is_ok_and(|status| *status < 502), Instant::now());
         answered
             .inspect_err(|error| tracing::debug!(upstream = %self.upstream.name(), %error, "a mirrored request failed"))
-            .ok()
+            .map_err(|_| MirrorOutcome::Failed)
     }
 
     async fn exchange(&self, copy: Copy, peer: &HttpPeer) -> pingora::Result<u16> {
         let (mut session, _) = self.connector.get_http_session(peer).await?;
         session.set_read_timeout(peer.options.read_timeout);
         session.set_write_timeout(peer.options.write_timeout);
-        let status = async {
+        let status: pingora::Result<u16> = async {
             session.write_request_header(Box::new(copy.header)).await?;
             for piece in copy.body {
                 session.write_request_body(piece, false).await?;
@@ -161,16 +193,19 @@ impl Mirror {
             Ok(status)
         }
         .await;
-        match status {
-            Ok(status) => {
-                self.connector.release_http_session(session, peer, peer.options.idle_timeout).await;
-                Ok(status)
-            }
-            Err(error) => {
-                session.shutdown().await;
-                Err(error)
-            }
+        let idle_timeout = match self.upstream.config().limits.connections_per_endpoint {
+            // Other requests cannot use it: they have a pool of their own.
+            Some(_) => Some(IDLE_LIMITED),
+            None => peer.options.idle_timeout,
+        };
+        if status.is_err() {
+            session.shutdown().await;
         }
+        // Of HTTP/2 that was one stream, and the connection is to be closed when it is idle.
+        if status.is_ok() || matches!(session, HttpSession::H2(_)) {
+            self.connector.release_http_session(session, peer, idle_timeout).await;
+        }
+        status
     }
 }
 
