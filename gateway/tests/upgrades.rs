@@ -1,5 +1,5 @@
 //! The binary is replaced again and again under load, in the clear, over TLS and with HTTP/2. No request fails, and each
-//! process keeps its WebSockets for as long as their rule says.
+//! process keeps its WebSockets for as long as their rule says, whatever else it waits for.
 
 mod harness;
 
@@ -11,6 +11,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use harness::tls::Authority;
 use harness::{Builder, Gateway, Load, Successor, Upstream};
 use reqwest::Method;
+use rustix::process::Signal;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -145,4 +146,23 @@ async fn a_websocket_ends_by_its_deadline_where_an_idle_connection_may_stay_long
         () = async { while let Some(Ok(_)) = socket.next().await {} } => {}
     }
     gateway.logged(|line| line["error"]["kind"] == "tunnel_cut").await;
+}
+
+#[tokio::test]
+async fn a_websocket_that_a_drain_ends_is_counted_and_requests_go_on() {
+    let up = Upstream::start().await;
+    let config = CONFIG.replace("drain_tunnels: 3s", "drain_tunnels: 1s");
+    let builder = Builder::new(&config).upstream(&up).variable("ECHO", &echo().await.to_string());
+    Authority::new().issue(&["example.com"]).write(builder.path(), "default");
+    let mut gateway = builder.start().await;
+    let mut socket = socket_to_the_newest(&gateway).await;
+    let held = tokio::spawn(gateway.client().get(gateway.url("/hold")).send());
+    up.holding(1).await;
+
+    gateway.signal(Signal::TERM);
+    while let Some(Ok(_)) = socket.next().await {}
+    assert_eq!(gateway.metric("lockgate_tunnels_cut_total", &[]).await, 1.0);
+    up.release(1);
+    assert_eq!(held.await.unwrap().unwrap().text().await.unwrap(), "held\n");
+    assert!(gateway.ended().await.success());
 }
