@@ -30,7 +30,7 @@ impl<'s> Settings<'s> {
             if let Some(branches) = schema.get(choice).and_then(Value::as_array) {
                 let branches: Vec<_> = (0..branches.len()).map(|index| format!("{pointer}/{choice}/{index}")).collect();
                 // Of several forms, one is written; what they have in common is counted for each.
-                if !branches.iter().fold(false, |fits, branch| self.mark(value, branch) || fits) {
+                if branches.iter().filter(|branch| self.mark(value, branch)).count() == 0 {
                     return false;
                 }
             }
