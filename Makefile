@@ -170,7 +170,7 @@ idle: setup ## Hold 10,000 idle connections, and see what they cost; CONNECTIONS
 	@benches/idle.sh $(or $(CONNECTIONS),10000)
 
 .PHONY: toolchains
-toolchains: setup ## Compare one function from three toolchains, with each other and with WASMTIME; fetches from npm and PyPI
+toolchains: setup ## Compare one function from three toolchains, with each other and with WASMTIME; fetches from crates.io, npm and PyPI
 	@$(CARGO) build --locked -p lockgate
 	@filters/toolchains/compare.sh
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds one handler by three toolchains, and compares what the components answer: with each other behind the gateway, and
-# with what they answer under `wasmtime serve`.
+# Builds one handler by three toolchains, and a server that others wrote, the example of the crate `wstd`; compares what the
+# components answer: the handlers with each other behind the gateway, and all with what they answer under `wasmtime serve`.
 #
 #   filters/toolchains/compare.sh      LOCKGATE=target/debug/lockgate, WASMTIME: that binary; without it, this part is left out
 set -euo pipefail
@@ -43,8 +43,24 @@ mkdir "$out/app"
 cp "$here/python/app.py" "$out/app/"
 (cd "$out/app" && "$out/python/bin/componentize-py" -d "$out/wit" -w handler componentize app -o "$out/python.wasm" >/dev/null)
 
+# Of a version of its own, so that the answers are those of a known program. Each manifest is its own workspace, or it would
+# be taken for a part of the one around it.
+echo "toolchains: Rust, the example server of wstd 0.6.5"
+mkdir -p "$out/wstd/fetch"
+printf '[package]\nname = "fetch"\nedition = "2024"\n[lib]\npath = "lib.rs"\n[dependencies]\nwstd = "=0.6.5"\n[workspace]\n' > "$out/wstd/fetch/Cargo.toml"
+: > "$out/wstd/fetch/lib.rs"
+crate=$(cargo metadata --format-version 1 --manifest-path "$out/wstd/fetch/Cargo.toml" |
+    python3 -c 'import json, sys
+print(next(p["manifest_path"] for p in json.load(sys.stdin)["packages"] if p["name"] == "wstd"))')
+rm -rf "$out/wstd/source"
+cp -r "$(dirname "$crate")" "$out/wstd/source"
+chmod -R u+w "$out/wstd/source"
+printf '\n[workspace]\n' >> "$out/wstd/source/Cargo.toml"
+cargo build --quiet --release --target wasm32-wasip2 --example http_server --manifest-path "$out/wstd/source/Cargo.toml" --target-dir "$out/rust"
+cp "$out/rust/wasm32-wasip2/release/examples/http_server.wasm" "$out/wstd.wasm"
+
 trap 'kill $(jobs -p) 2>/dev/null || true; wait 2>/dev/null || true' EXIT
-guests=(rust js python)
+guests=(rust js python wstd)
 cat > "$out/lockgate.yaml" <<YAML
 listeners: ["127.0.0.1:18080"]
 admin: { address: "unix:$out/admin.sock" }
@@ -77,6 +93,8 @@ answers() {
     ask "$base/echo" "$host" --data-binary "@$out/body"
     ask "$base/echo" "$host" -X POST -d ''
     ask "$base/teapot" "$host"
+    ask "$base/" "$host"
+    ask "$base/response-status" "$host" -H 'x-response-status: 418'
 }
 
 failed=0
@@ -91,7 +109,7 @@ compare() {
 }
 for guest in "${guests[@]}"; do
     answers http://127.0.0.1:18080 "$guest.test" > "$out/$guest.gateway"
-    [ "$guest" = rust ] || compare "$out/rust.gateway" "$out/$guest.gateway" "$guest and rust, behind the gateway"
+    [ "$guest" = rust ] || [ "$guest" = wstd ] || compare "$out/rust.gateway" "$out/$guest.gateway" "$guest and rust, behind the gateway"
 done
 if [ -z "${WASMTIME:-}" ]; then
     echo "toolchains: WASMTIME is not set: the components are NOT compared with \`wasmtime serve\`"
