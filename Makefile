@@ -14,9 +14,11 @@ CARGO := cargo
 # The filters are a workspace of their own: another target, another lock file.
 FILTERS := --manifest-path filters/Cargo.toml --target-dir target/guests
 WASM := --target wasm32-wasip2
-# Builds target/debug/lockgate as `test` does. By itself the package is compiled with fewer features of its dependencies, and
-# half of them would be compiled a second time.
-AS_TESTED := $(CARGO) test --quiet --workspace --exclude lockgate-benches --locked --no-run
+# Of the whole workspace, whatever is wanted of it: by itself a package is compiled with fewer features of its dependencies,
+# and half of them would be compiled a second time.
+TEST := $(CARGO) test --workspace --locked
+# Builds target/debug/lockgate as `test` does.
+AS_TESTED := $(TEST) --quiet --no-run
 
 # Outside of the target folder, since it takes minutes to compile: a fresh clone finds it again.
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lockgate/tools
@@ -48,7 +50,7 @@ test: setup-test ## Run every test: filters, configuration, host, gateway, the p
 	@echo "test: the filters' workspace, natively"
 	@$(CARGO) test $(FILTERS) --workspace --locked
 	@echo "test: the gateway's workspace"
-	@$(CARGO) test --workspace --exclude lockgate-benches --locked
+	@$(TEST)
 
 .PHONY: conformance
 # By Debian's Python, which has Debian's grpcio.
@@ -147,10 +149,8 @@ bench: setup ## Run the micro-benchmarks, in the release profile
 	@$(CARGO) bench --locked -p lockgate-benches
 
 .PHONY: bench-smoke
-# Apart from `test`: criterion asks for another feature of a crate below Pingora, and with it in the same build the tests
-# and the demo would compile all of Pingora twice.
-bench-smoke: setup ## Run each micro-benchmark once, unoptimised, and the tests of the comparison
-	@$(CARGO) test --locked -p lockgate-benches --all-targets
+bench-smoke: setup ## Run each micro-benchmark once, unoptimised
+	@$(TEST) --bench micro
 
 .PHONY: soak
 soak: setup ## Replace a filter every second under load; SECONDS=60
