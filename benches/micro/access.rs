@@ -13,8 +13,11 @@ use crate::world::{ISOLATIONS, World, exchange};
 
 const RULES: [u32; 2] = [10, 20_000];
 
-/// How the rules of each kind are written, by their number. None of them is for the request.
-const KINDS: [(&str, fn(u32) -> String); 3] = [
+/// Writes a rule, by its number. None is for the request.
+type Rule = fn(u32) -> String;
+
+/// The kinds of rules.
+const KINDS: [(&str, Rule); 3] = [
     ("cidrs", |number| format!("198.{}.{}.0/24", 18 + (number >> 8), number & 255)),
     ("paths", |number| format!("/forbidden-{number}/things")),
     ("user_agents", |number| format!("unwelcome-robot-{number:05}")),

@@ -1,5 +1,5 @@
 //! Compresses responses, where the route says so and the client takes it. What is chosen here is whether and which way;
-//! the work is done by an [`Encoder`], piece by piece.
+//! the work is done by an encoder, piece by piece.
 
 mod encoder;
 
