@@ -45,8 +45,8 @@ async fn a_function_answers_over_both_versions_of_http_and_the_log_tells_which_o
     let line = gateway.logged(|line| line["path"] == "/a/b" && line["function"]["outcome"] == "respond").await;
     assert_eq!((&line["function"]["name"], &line["function"]["track"]), (&"fn".into(), &"stable".into()));
     assert!(line["function"]["version"].as_str().is_some_and(|label| label.len() == 20), "{line}");
-    assert_eq!(gateway.metric("lockgate_function_calls_total", &["function=\"fn\"", "outcome=\"respond\""]).await, 2.0);
-    assert_eq!(gateway.metric("lockgate_function_instances", &["function=\"fn\""]).await, 0.0);
+    gateway.settles("lockgate_function_calls_total", &["function=\"fn\"", "outcome=\"respond\""], 2.0).await;
+    gateway.settles("lockgate_function_instances", &["function=\"fn\""], 0.0).await;
 }
 
 #[tokio::test]

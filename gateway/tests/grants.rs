@@ -38,7 +38,7 @@ routes: [{ function: fn }]
             [("lockgate_function_outbound_refused_total", "reason"), ("lockgate_function_failures_total", "kind")]
         {
             let [function, reason] = of(label);
-            assert_eq!(gateway.metric(metric, &[&function, &reason]).await, 1.0, "{metric} {kind}");
+            gateway.settles(metric, &[&function, &reason], 1.0).await;
         }
     }
     assert_eq!(up.requests(), 0);
@@ -118,7 +118,7 @@ async fn a_canary_that_may_do_more_waits_until_somebody_lets_it_in() {
     assert_eq!(told["rollouts"][0]["weight"], "0%");
     let gain = "send requests of any method to http://b.example:80";
     assert_eq!(told["approvals"][0]["gains"], json!([gain]));
-    assert_eq!(gateway.metric("lockgate_approval_waiting", &["kind=\"function\"", "name=\"fn\""]).await, 1.0);
+    gateway.settles("lockgate_approval_waiting", &["kind=\"function\"", "name=\"fn\""], 1.0).await;
     let (_, said) = gateway.cli(&["status"]).await;
     assert!(said.contains("fn-2 waits for approval") && said.contains(gain), "{said}");
     for decision in ["promote", "resume"] {
@@ -301,8 +301,8 @@ async fn guests_reach_an_upstream_by_its_name_on_the_track_of_their_request() {
     // It counts as one of the upstream's requests, and is no request of the gateway's.
     gateway.logged(|line| line["path"] == "/filtered").await;
     let of = ["upstream=\"users\"", "class=\"2xx\""];
-    assert_eq!(gateway.metric("lockgate_upstream_requests_total", &of).await, 2.0);
-    assert_eq!(gateway.metric("lockgate_requests_total", &[]).await, 3.0);
+    gateway.settles("lockgate_upstream_requests_total", &of, 2.0).await;
+    gateway.settles("lockgate_requests_total", &[], 3.0).await;
     assert_eq!(gateway.access_log().len(), 3);
 }
 
@@ -362,7 +362,7 @@ async fn an_upstream_that_is_not_granted_or_does_not_answer_is_the_guests_error(
         assert_eq!(gateway.get(target).await.status, StatusCode::SERVICE_UNAVAILABLE, "{target}");
         gateway.says(told).await;
     }
-    assert_eq!(gateway.metric("lockgate_function_outbound_refused_total", &["reason=\"denied\""]).await, 1.0);
+    gateway.settles("lockgate_function_outbound_refused_total", &["reason=\"denied\""], 1.0).await;
     assert_eq!((up.requests(), next.requests()), (0, 0));
     // Nothing of it is left: the next one is as good as the first.
     assert_eq!(gateway.get("/fetch?users.upstream").await.text(), "200\n");

@@ -141,7 +141,7 @@ async fn a_healthy_canary_climbs_its_steps_and_is_promoted() {
     let after: Vec<&Value> = steps.iter().map(|entry| &entry["after"]).collect();
     assert_eq!(after, ["ramping 60%, step 2 of 3", "ramping 100%, step 3 of 3"]);
     assert!(steps.iter().all(|entry| entry["why"]["kind"] == "guard"), "{steps:?}");
-    assert_eq!(gateway.metric("lockgate_rollout_decisions_total", &["action=\"step\""]).await, 2.0);
+    gateway.settles("lockgate_rollout_decisions_total", &["action=\"step\""], 2.0).await;
     // What is not in the file is said.
     gateway.write_config(&TAG[..TAG.find("rollouts:").expect("there are some")]);
     let (_, said) = gateway.cli(&["reload"]).await;
@@ -156,7 +156,7 @@ async fn without_traffic_a_rollout_holds_and_says_that_it_is_stalled() {
     let state = rollout(&gateway, "tag-2").await;
     assert_eq!((&state["state"], &state["weight"]), (&json!("stalled"), &json!("30%")), "{state}");
     assert_eq!(why(&gateway, "tag-2").await["verdict"]["conclusion"], "undecided");
-    assert_eq!(gateway.metric("lockgate_rollout_held", &["reason=\"stalled\""]).await, 1.0);
+    gateway.settles("lockgate_rollout_held", &["reason=\"stalled\""], 1.0).await;
 }
 
 #[tokio::test]

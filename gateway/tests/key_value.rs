@@ -127,7 +127,7 @@ async fn without_a_space_what_a_filter_keeps_is_lost_with_the_process() {
     let mut gateway = Gateway::start(&config, &up).await;
     assert_eq!(counts(&gateway, "/counted/a", 10).await, all(10));
     let memory = ["store=\"memory\"", "space=\"filter/counter\""];
-    assert_eq!(gateway.metric("lockgate_key_value_entries", &memory).await, 2.0);
+    gateway.settles("lockgate_key_value_entries", &memory, 2.0).await;
     gateway.kill().await;
     gateway.launch().await;
     assert_eq!(counts(&gateway, "/counted/a", 1).await, [1]);
@@ -146,10 +146,10 @@ async fn metrics_tell_operations_sizes_and_what_did_not_fit() {
     assert_eq!(reply.status, StatusCode::INTERNAL_SERVER_ERROR, "the guest says so");
     assert!(reply.text().starts_with("other: it does not fit"), "{}", reply.text());
     let own = ["store=\"shared\"", "space=\"function/keeper\""];
-    assert_eq!(gateway.metric("lockgate_key_value_entries", &own).await, 2.0);
-    assert_eq!(gateway.metric("lockgate_key_value_bytes", &own).await, 132.0);
-    assert_eq!(gateway.metric("lockgate_key_value_refused_total", &own).await, 1.0);
-    assert_eq!(gateway.metric("lockgate_key_value_bytes", &["space=\"shared/visits\""]).await, 70.0);
+    gateway.settles("lockgate_key_value_entries", &own, 2.0).await;
+    gateway.settles("lockgate_key_value_bytes", &own, 132.0).await;
+    gateway.settles("lockgate_key_value_refused_total", &own, 1.0).await;
+    gateway.settles("lockgate_key_value_bytes", &["space=\"shared/visits\""], 70.0).await;
     for (operation, outcome, count) in [
         ("set", "done", 2.0),
         ("set", "full", 1.0),
@@ -263,7 +263,7 @@ async fn gateways_count_together_where_the_store_is_a_server() {
     one.kill().await;
     one.launch().await;
     assert_eq!(one.get("/count?hits").await.text(), "1001", "a kill loses nothing");
-    assert_eq!(one.metric("lockgate_key_value_entries", &["space=\"function/keeper\""]).await, 1.0);
+    one.settles("lockgate_key_value_entries", &["space=\"function/keeper\""], 1.0).await;
     assert!(!one.path().join("state/key-value.db").exists());
 
     redis.restart().await;
@@ -274,10 +274,10 @@ async fn gateways_count_together_where_the_store_is_a_server() {
 
     let reply = one.get("/counted/b").await;
     assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(one.metric("lockgate_filter_failures_total", &["kind=\"store\""]).await, 1.0);
+    one.settles("lockgate_filter_failures_total", &["kind=\"store\""], 1.0).await;
     one.says("the key-value store failed").await;
     let reply = one.get("/count?hits").await;
     assert!(reply.text().starts_with("other: the key-value store failed"), "{}", reply.text());
     assert_eq!(one.get("/insist?a=b").await.status, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(one.metric("lockgate_function_failures_total", &["kind=\"store\""]).await, 1.0);
+    one.settles("lockgate_function_failures_total", &["kind=\"store\""], 1.0).await;
 }

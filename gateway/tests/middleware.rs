@@ -157,7 +157,7 @@ async fn a_response_that_breaks_off_behind_a_middleware_breaks_off() {
     let line = gateway.logged(|line| line["path"] == "/trap-later").await;
     assert_eq!(line["error"]["kind"], "function_failed");
     assert_eq!(chain(&line), ["mid continue"]);
-    assert_eq!(gateway.metric("lockgate_function_failures_total", &["function=\"mid\""]).await, 0.0);
+    gateway.settles("lockgate_function_failures_total", &["function=\"mid\""], 0.0).await;
     while gateway.metric("lockgate_function_failures_total", &["function=\"fn\""]).await != 4.0 {}
 }
 
@@ -187,7 +187,7 @@ async fn a_middleware_that_fails_closed_is_answered_for_and_its_neighbours_are_u
         assert_eq!(after - before, 1.0, "{does}");
         assert_eq!(gateway.get("/").await.status, StatusCode::OK, "after {does}");
     }
-    assert_eq!(gateway.metric("lockgate_filter_failures_total", &[]).await, 0.0);
+    gateway.settles("lockgate_filter_failures_total", &[], 0.0).await;
     while gateway.metric("lockgate_function_instances", &[]).await != 0.0 {}
     while gateway.metric("lockgate_filter_instances", &[]).await != 0.0 {}
     let line = gateway.logged(|line| line["path"] == "/fails").await;
@@ -235,7 +235,7 @@ async fn a_client_that_goes_away_ends_everything_that_was_done_for_it() {
     let mut stream = TcpStream::connect(gateway.http()).await.expect("a connection");
     stream.write_all(b"GET /hold HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("it is sent");
     up.holding(1).await;
-    assert_eq!(gateway.metric("lockgate_function_instances", &["function=\"mid\""]).await, 1.0);
+    gateway.settles("lockgate_function_instances", &["function=\"mid\""], 1.0).await;
     drop(stream);
     let line = gateway.logged(|line| line["path"] == "/hold").await;
     assert_eq!(line["error"]["kind"], "client_gone");
@@ -349,8 +349,8 @@ async fn requests_that_overlap_keep_their_lines_and_counts_apart() {
         let outcome = if number % 4 == 0 { "mid fail" } else { "mid continue" };
         assert_eq!(chain(&line)[1], outcome);
     }
-    assert_eq!(gateway.metric("lockgate_function_calls_total", &["outcome=\"fail\""]).await, 5.0);
-    assert_eq!(gateway.metric("lockgate_function_calls_total", &["outcome=\"respond\""]).await, 15.0);
+    gateway.settles("lockgate_function_calls_total", &["outcome=\"fail\""], 5.0).await;
+    gateway.settles("lockgate_function_calls_total", &["outcome=\"respond\""], 15.0).await;
 }
 
 #[tokio::test]

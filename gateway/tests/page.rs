@@ -59,7 +59,7 @@ async fn a_rollout_is_watched_as_it_moves_and_rolled_back_by_the_button() {
     }
     browser.click("#ask [data-action='cancel']").await;
     browser.until("!document.querySelector('#ask').open").await;
-    assert_eq!(gateway.metric("lockgate_rollout_weight_ratio", &[]).await, 0.35);
+    gateway.settles("lockgate_rollout_weight_ratio", &[], 0.35).await;
 
     // What people write is text, whatever it looks like.
     browser.click(ROLL_BACK).await;

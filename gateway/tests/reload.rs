@@ -106,13 +106,13 @@ async fn a_failed_reload_changes_nothing_but_the_failure_counter() {
         assert_eq!(tag(&gateway).await, "v1");
         assert_eq!(gateway.metric("lockgate_reloads_total", &["refused"]).await, (count + 1) as f64);
         assert_eq!(gateway.metric("lockgate_generation", &[]).await, generation);
-        assert_eq!(gateway.metric("lockgate_reload_failing", &[]).await, 1.0);
+        gateway.settles("lockgate_reload_failing", &[], 1.0).await;
     }
     gateway.write_config(&unwatched.replace("v1", "v2"));
     gateway.replace_component("filters/tag.wasm", &component);
     assert!(gateway.reload().await.status.is_success());
     assert_eq!(tag(&gateway).await, "v2");
-    assert_eq!(gateway.metric("lockgate_reload_failing", &[]).await, 0.0);
+    gateway.settles("lockgate_reload_failing", &[], 0.0).await;
 }
 
 #[tokio::test]
@@ -124,7 +124,7 @@ async fn a_reload_of_the_same_is_recognised() {
         assert!(gateway.reload().await.status.is_success());
     }
     assert_eq!(gateway.metric("lockgate_generation", &[]).await, generation);
-    assert_eq!(gateway.metric("lockgate_reloads_total", &["unchanged"]).await, 3.0);
+    gateway.settles("lockgate_reloads_total", &["unchanged"], 3.0).await;
 }
 
 #[tokio::test]
@@ -135,7 +135,7 @@ async fn a_request_under_way_ends_on_the_snapshot_that_it_began_with() {
     up.holding(1).await;
     gateway.write_config(&tagged("v2"));
     until(&gateway, "v2").await;
-    assert_eq!(gateway.metric("lockgate_draining_snapshots", &[]).await, 1.0);
+    gateway.settles("lockgate_draining_snapshots", &[], 1.0).await;
     up.release(1);
     let reply = held.await.unwrap().unwrap();
     assert_eq!((reply.status(), reply.headers()["x-tag"].to_str().unwrap()), (StatusCode::OK, "v1"));
@@ -200,8 +200,8 @@ async fn a_request_that_outlives_the_drain_is_told_of_and_ends_all_the_same() {
 
     let line = gateway.says("requests still read an old snapshot after `server.drain`").await;
     assert_eq!((&line["level"], &line["generation"], &line["requests"]), (&"WARN".into(), &1.into(), &1.into()));
-    assert_eq!(gateway.metric("lockgate_drain_left_total", &[]).await, 1.0);
-    assert_eq!(gateway.metric("lockgate_draining_requests", &[]).await, 1.0);
+    gateway.settles("lockgate_drain_left_total", &[], 1.0).await;
+    gateway.settles("lockgate_draining_requests", &[], 1.0).await;
 
     up.release(1);
     let reply = harness::Reply::read(held.await.unwrap().unwrap()).await;
@@ -212,5 +212,5 @@ async fn a_request_that_outlives_the_drain_is_told_of_and_ends_all_the_same() {
         }
     };
     tokio::time::timeout(Duration::from_secs(10), drained).await.expect("the old snapshot drains");
-    assert_eq!(gateway.metric("lockgate_drain_left_total", &[]).await, 1.0, "it is counted once");
+    gateway.settles("lockgate_drain_left_total", &[], 1.0).await;
 }

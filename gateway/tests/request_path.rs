@@ -98,7 +98,7 @@ async fn the_request_passes_filters_in_order_and_the_response_in_reverse() {
     assert_eq!(line["filters"][1]["track"], "stable");
     assert_eq!(line["filters"][1]["outcome"], "continue");
     let calls = ["filter=\"inner\"", "phase=\"on-request\"", "outcome=\"continue\""];
-    assert_eq!(gateway.metric("lockgate_filter_calls_total", &calls).await, 1.0);
+    gateway.settles("lockgate_filter_calls_total", &calls, 1.0).await;
 
     let plain = gateway.get("/other").await;
     assert_eq!((plain.header("x-tag"), plain.seen().header("x-tag-request")), ("", ""));
@@ -140,13 +140,13 @@ routes:
         let line = gateway.logged(|line| line["error"]["kind"] == kind).await;
         assert_eq!(line["error"]["source"], source, "{kind}");
         let labels = [&*format!("kind=\"{kind}\""), &*format!("source=\"{source}\"")];
-        assert_eq!(gateway.metric("lockgate_errors_total", &labels).await, 1.0, "{kind}");
+        gateway.settles("lockgate_errors_total", &labels, 1.0).await;
     }
     let refused = gateway.logged(|line| line["error"]["kind"] == "connect_failed").await;
     let reason = refused["error"]["reason"].as_str().unwrap_or_default();
     assert!(reason.to_ascii_lowercase().contains("refused"), "{refused}");
     assert_eq!(gateway.access_log().len(), 7);
-    assert_eq!(gateway.metric("lockgate_requests_total", &[]).await, 7.0);
+    gateway.settles("lockgate_requests_total", &[], 7.0).await;
 }
 
 #[tokio::test]

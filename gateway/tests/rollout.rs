@@ -85,7 +85,7 @@ async fn after_a_rollback_nobody_is_on_the_canary_and_a_reload_does_not_bring_it
     assert!(on_canary(&versions(&gateway, 200).await).is_empty());
     assert!(gateway.reload().await.status.is_success());
     assert!(on_canary(&versions(&gateway, 200).await).is_empty());
-    assert_eq!(gateway.metric("lockgate_rollout_weight_ratio", &["rollout=\"tag-v2\""]).await, 0.0);
+    gateway.settles("lockgate_rollout_weight_ratio", &["rollout=\"tag-v2\""], 0.0).await;
 
     // Another digest is another rollout.
     gateway.write_config(&CANARY.replace("value: v2", "value: v3"));
@@ -104,7 +104,7 @@ async fn a_weight_set_by_hand_survives_kill_9() {
     gateway.kill().await;
     gateway.launch().await;
     assert_eq!(versions(&gateway, 300).await, before);
-    assert_eq!(gateway.metric("lockgate_rollout_weight_ratio", &["rollout=\"tag-v2\""]).await, 0.615);
+    gateway.settles("lockgate_rollout_weight_ratio", &["rollout=\"tag-v2\""], 0.615).await;
     let audit = std::fs::read_to_string(gateway.path().join("state/audit.log"))
         .or_else(|_| std::fs::read_to_string(gateway.path().join("state/audit.jsonl")));
     let audit = audit.expect("an audit log");

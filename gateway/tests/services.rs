@@ -159,7 +159,7 @@ async fn an_address_that_the_grant_does_not_list_is_refused_by_name() {
     let gateway = Builder::new(&config).variable("PORT", &port).guest(Guest::Service).start().await;
     assert_eq!(gateway.get(&format!("/fetch?localhost:{port}")).await.status, StatusCode::SERVICE_UNAVAILABLE);
     gateway.says("a loopback address, which the grant does not list").await;
-    assert_eq!(gateway.metric("lockgate_function_failures_total", &["kind=\"denied-address\""]).await, 1.0);
+    gateway.settles("lockgate_function_failures_total", &["kind=\"denied-address\""], 1.0).await;
     assert_eq!(up.requests(), 0);
 }
 

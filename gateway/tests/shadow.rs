@@ -88,8 +88,8 @@ async fn leaves_the_counter_alone(stable: &str) {
     settled(&gateway, 51).await;
     let counted = gateway.metric("lockgate_filter_custom_requests_total", &["filter=\"subject\""]).await;
     assert_eq!(counted, 51.0, "the shadow's metrics are dropped");
-    assert_eq!(gateway.metric("lockgate_filter_calls_total", &["track=\"canary\""]).await, 0.0);
-    assert_eq!(gateway.metric("lockgate_shadow_compared_total", &["verdict=\"agreed\""]).await, 51.0);
+    gateway.settles("lockgate_filter_calls_total", &["track=\"canary\""], 0.0).await;
+    gateway.settles("lockgate_shadow_compared_total", &["verdict=\"agreed\""], 51.0).await;
     assert_eq!(up.requests(), 51);
 }
 
@@ -152,11 +152,11 @@ async fn a_canary_that_traps_or_loops_hurts_nobody_and_is_told_by_kind() {
         assert_eq!(of(&view, "differences", kind), 10, "{guest}: {view:#}");
         assert_eq!((&view["compared"], &view["agreed"]), (&40.into(), &30.into()), "{guest}: {view:#}");
         assert!(view["examples"][0]["failure"].as_str().is_some_and(|why| why.starts_with(kind)), "{view:#}");
-        assert_eq!(gateway.metric("lockgate_filter_failures_total", &[]).await, 0.0, "{guest}");
+        gateway.settles("lockgate_filter_failures_total", &[], 0.0).await;
         let quarantine = gateway.admin(Method::GET, "/api/v1/quarantine", None).await;
         assert_eq!(quarantine.text(), "[]", "{guest}: a shadow's failures put nothing into quarantine");
         let differing = ["rollout=\"next\"", &format!("kind=\"{kind}\"")];
-        assert_eq!(gateway.metric("lockgate_shadow_differences_total", &differing).await, 10.0, "{guest}");
+        gateway.settles("lockgate_shadow_differences_total", &differing, 10.0).await;
     }
 }
 

@@ -161,7 +161,7 @@ async fn a_websocket_that_a_drain_ends_is_counted_and_requests_go_on() {
 
     gateway.signal(Signal::TERM);
     while let Some(Ok(_)) = socket.next().await {}
-    assert_eq!(gateway.metric("lockgate_tunnels_cut_total", &[]).await, 1.0);
+    gateway.settles("lockgate_tunnels_cut_total", &[], 1.0).await;
     up.release(1);
     assert_eq!(held.await.unwrap().unwrap().text().await.unwrap(), "held\n");
     assert!(gateway.ended().await.success());

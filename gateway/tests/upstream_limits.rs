@@ -70,7 +70,7 @@ async fn connections_are_never_more_than_may_be_and_everybody_is_answered_in_tur
     let requests: Vec<_> = (0..50).map(|_| send(gateway.client(), &gateway, "/")).collect();
     assert_eq!(all(requests).await, vec![StatusCode::OK; 50]);
     assert_eq!(up.connections(), 2);
-    assert_eq!(gateway.metric("lockgate_upstream_overflows_total", &[]).await, 0.0);
+    gateway.settles("lockgate_upstream_overflows_total", &[], 0.0).await;
 }
 
 #[tokio::test]
@@ -90,7 +90,7 @@ async fn more_than_may_wait_are_refused_at_once_and_it_is_said_which_limit_it_wa
     assert_eq!((&line["error"]["source"], &line["error"]["kind"]), (&"upstream".into(), &"overloaded".into()));
     assert_eq!(line["error"]["reason"], "`limits.connections_per_endpoint` of upstream `app`");
     assert_eq!(overflows(&gateway, "connections_per_endpoint", "refused").await, 1.0);
-    assert_eq!(gateway.metric("lockgate_upstream_overflows_total", &[]).await, 1.0);
+    gateway.settles("lockgate_upstream_overflows_total", &[], 1.0).await;
     let status = gateway.admin(reqwest::Method::GET, "/api/v1/status", None).await.json();
     let app = &status["upstreams"][0];
     assert_eq!((&app["pending"], &app["endpoints"][0]["connections"]), (&1.into(), &1.into()));
@@ -148,7 +148,7 @@ async fn the_time_for_all_attempts_ends_the_wait_as_well() {
     assert_eq!(gateway.get("/in-vain").await.status, StatusCode::GATEWAY_TIMEOUT);
     let line = gateway.logged(|line| line["path"] == "/in-vain").await;
     assert_eq!(line["error"]["kind"], "timeout");
-    assert_eq!(gateway.metric("lockgate_upstream_overflows_total", &[]).await, 0.0);
+    gateway.settles("lockgate_upstream_overflows_total", &[], 0.0).await;
     assert_eq!(held.await.unwrap(), StatusCode::GATEWAY_TIMEOUT);
 }
 
@@ -218,7 +218,7 @@ async fn a_connection_of_http_2_counts_once_however_many_requests_it_carries() {
         let requests: Vec<_> = (0..50).map(|_| send(gateway.client(), &gateway, "/hold")).collect();
         up.holding(50).await;
         assert_eq!(up.connections(), 1, "{settings}");
-        assert_eq!(gateway.metric("lockgate_upstream_connections", &[]).await, 1.0);
+        gateway.settles("lockgate_upstream_connections", &[], 1.0).await;
         up.release(50);
         assert_eq!(all(requests).await, vec![StatusCode::OK; 50]);
         assert_eq!((up.connections(), gateway.metric("lockgate_upstream_overflows_total", &[]).await), (1, 0.0));
@@ -263,8 +263,8 @@ routes: [{ upstream: app }, { match: { path: /tls }, upstream: tls }]
         let handshake = gateway.get("/tls").await.status;
         assert!(handshake.is_server_error() && handshake != StatusCode::SERVICE_UNAVAILABLE, "{handshake}");
     }
-    assert_eq!(gateway.metric("lockgate_upstream_connections", &[]).await, 0.0);
-    assert_eq!(gateway.metric("lockgate_upstream_overflows_total", &[]).await, 0.0);
+    gateway.settles("lockgate_upstream_connections", &[], 0.0).await;
+    gateway.settles("lockgate_upstream_overflows_total", &[], 0.0).await;
 }
 
 #[tokio::test]

@@ -115,7 +115,7 @@ routes: [{ upstream: app }]
     let line = gateway.says("an endpoint is not well").await;
     assert!(line.to_string().contains("it answers with status 503"), "{line}");
     assert_eq!(spread(&gateway, "/", 10).await, counts([("two", 10)]));
-    assert_eq!(gateway.metric("lockgate_upstream_endpoints", &["state=\"unhealthy\""]).await, 1.0);
+    gateway.settles("lockgate_upstream_endpoints", &["state=\"unhealthy\""], 1.0).await;
 
     one.set_health(200);
     gateway.says("an endpoint is well again").await;
@@ -168,9 +168,9 @@ routes: [{ upstream: app }]
 
     assert_eq!(spread(&gateway, "/", 40).await, counts([("two", 40)]));
     gateway.says("it is left out for a while").await;
-    assert_eq!(gateway.metric("lockgate_upstream_ejections_total", &[]).await, 1.0);
-    assert_eq!(gateway.metric("lockgate_upstream_retries_total", &["reason=\"connect\""]).await, 5.0);
-    assert_eq!(gateway.metric("lockgate_upstream_endpoints", &["state=\"ejected\""]).await, 1.0);
+    gateway.settles("lockgate_upstream_ejections_total", &[], 1.0).await;
+    gateway.settles("lockgate_upstream_retries_total", &["reason=\"connect\""], 5.0).await;
+    gateway.settles("lockgate_upstream_endpoints", &["state=\"ejected\""], 1.0).await;
 }
 
 #[tokio::test]
@@ -239,7 +239,7 @@ routes: [{ upstream: app }]
     assert_eq!(spread(&gateway, "/sick", 100).await, counts([("503", 100)]));
     // Ten from the start, and a tenth of the requests.
     assert_eq!(one.requests() + two.requests(), 100 + 10 + 10);
-    assert_eq!(gateway.metric("lockgate_upstream_retries_total", &["reason=\"status\""]).await, 20.0);
+    gateway.settles("lockgate_upstream_retries_total", &["reason=\"status\""], 20.0).await;
 }
 
 #[tokio::test]
@@ -260,7 +260,7 @@ routes: [{ upstream: app }]
     assert_eq!((held.status, refused.status), (StatusCode::OK, StatusCode::SERVICE_UNAVAILABLE));
     let line = gateway.logged(|line| line["status"] == 503).await;
     assert_eq!(line["error"]["kind"], "overloaded");
-    assert_eq!(gateway.metric("lockgate_upstream_overflows_total", &[]).await, 1.0);
+    gateway.settles("lockgate_upstream_overflows_total", &[], 1.0).await;
     assert_eq!(gateway.get("/").await.status, StatusCode::OK, "the place is free again");
 }
 
@@ -379,7 +379,7 @@ rollouts:
     let before = one.requests();
     assert_eq!(spread(&gateway, "/", 10).await, counts([("one", 10)]));
     assert_eq!(one.requests() - before, 10);
-    assert_eq!(gateway.metric("lockgate_rollout_spared_total", &["rollout=\"next\""]).await, 10.0);
+    gateway.settles("lockgate_rollout_spared_total", &["rollout=\"next\""], 10.0).await;
     // Whoever asks for it outright gets it, as it is.
     assert_eq!(gateway.get_with("/", "x-lockgate-track", "canary").await.status, StatusCode::SERVICE_UNAVAILABLE);
 

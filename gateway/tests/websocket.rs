@@ -86,7 +86,7 @@ async fn messages_pass_in_the_clear_and_over_tls() {
     is_echoed(&mut clear, Message::text("hello")).await;
     is_echoed(&mut secure, Message::text("hello")).await;
     is_echoed(&mut secure, Message::binary(vec![7; 300_000])).await;
-    assert_eq!(gateway.metric("lockgate_tunnels", &[]).await, 2.0);
+    gateway.settles("lockgate_tunnels", &[], 2.0).await;
     // Longer than a request may be silent.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     is_echoed(&mut clear, Message::text("still there")).await;
@@ -95,7 +95,7 @@ async fn messages_pass_in_the_clear_and_over_tls() {
     let line = gateway.logged(|line| line["status"] == 101).await;
     assert_eq!((&line["path"], &line["filters"][0]["name"]), (&"/chat".into(), &"tag".into()));
     while gateway.metric("lockgate_tunnels", &[]).await > 1.0 {}
-    assert_eq!(gateway.metric("lockgate_tunnels_total", &[]).await, 2.0);
+    gateway.settles("lockgate_tunnels_total", &[], 2.0).await;
 }
 
 #[tokio::test]
@@ -120,7 +120,7 @@ async fn what_a_route_does_not_list_is_asked_for_in_vain() {
         let upgrade = answer.split_once("\"upgrade\":\"").map_or("", |(_, rest)| rest.split('"').next().unwrap());
         assert_eq!(upgrade, seen, "{answer}");
     }
-    assert_eq!(gateway.metric("lockgate_tunnels_total", &[]).await, 0.0);
+    gateway.settles("lockgate_tunnels_total", &[], 0.0).await;
 }
 
 #[tokio::test]

@@ -34,7 +34,7 @@ async fn a_function_that_turns_everybody_away_is_taken_back_and_comes_back_by_a_
     let view = rollout(&gateway, "fn-2").await;
     let held = quarantine(&gateway).await;
     assert_eq!((&held[0]["subject"], &held[0]["version"]), (&json!("function fn"), &view["canary"]), "{held}");
-    assert_eq!(gateway.metric("lockgate_function_quarantined", &["function=\"fn\""]).await, 1.0);
+    gateway.settles("lockgate_function_quarantined", &["function=\"fn\""], 1.0).await;
     let of_function = audited(&gateway, "quarantine").await;
     assert_eq!(of_function[0]["subject"], format!("function fn {}", view["canary"].as_str().expect("a label")));
 

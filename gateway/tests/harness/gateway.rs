@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lockgate_guests::Guest;
 use serde_json::Value;
@@ -298,6 +298,19 @@ impl Gateway {
     /// As [`Self::metric`], for series that come with the first thing that is counted, or go with the last.
     pub async fn metric_or_zero(&self, name: &str, labels: &[&str]) -> f64 {
         sum(&self.metrics().await, name, labels).unwrap_or_default()
+    }
+
+    /// Waits until a metric has a value: a request is counted a moment after its answer.
+    pub async fn settles(&self, name: &str, labels: &[&str], value: f64) {
+        let began = Instant::now();
+        loop {
+            let text = self.metrics().await;
+            let found = sum(&text, name, labels);
+            if found == Some(value) {
+                return;
+            }
+            assert!(began.elapsed() < PATIENCE, "{name} with {labels:?} is {found:?}, not {value}, in {text}");
+        }
     }
 
     /// The access log line of a request, by what it holds; waits for it.
