@@ -442,8 +442,8 @@ async fn a_failing_stable_version_is_replaced_by_the_last_good_one() {
     let bad = stable(&plane.snapshot());
     plane.fail(&bad).await;
     plane.until("the last good version", || *stable(&plane.snapshot()).id() == good).await;
-    let filter = only(&plane.control.status().filters);
-    assert!(filter.trouble.is_some_and(|trouble| trouble.contains("the last good version")), "it says so");
+    let trouble = || only(&plane.control.status().filters).trouble;
+    plane.until("its trouble", || trouble().is_some_and(|told| told.contains("the last good version"))).await;
 
     let plane = plane.restart().await;
     assert_eq!(*stable(&plane.snapshot()).id(), good, "from the first request on");
