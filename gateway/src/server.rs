@@ -303,6 +303,9 @@ async fn serve(options: &Options, config: &Config, data_runtime: Handle) -> Resu
         _ = drain(ending, &app, &connections, &tunnels, &shutdown, deadlines) => {}
         () = stopped(&mut signals) => warn!("a second signal, ending at once"),
     }
+    if ending == Ending::HandedOver {
+        predecessor.told().await;
+    }
     if ending == Ending::Stop {
         admin_server.stop();
         remove_sockets(&sockets, state_dir);

@@ -8,7 +8,7 @@ use harness::{Gateway, Reply, Upstream};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
-/// One filter, with a canary that is its shadow.
+/// One filter, with a canary that is its shadow. It is compared to the end, whatever is found.
 fn config(filter: &str, canary: &str, shadow: &str) -> String {
     format!(
         r#"
@@ -22,6 +22,7 @@ rollouts:
     canary: {canary}
     mode: shadow
     shadow: {shadow}
+    guard: {{ agreement: 1% }}
 "#
     )
 }

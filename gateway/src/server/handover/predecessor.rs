@@ -29,6 +29,9 @@ const FIRST_WORD_TIMEOUT: Duration = Duration::from_secs(5);
 /// was loading, it may have to compile.
 const SERVING_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How long the outcome of an upgrade may take to be told.
+const TELLING_MAX: Duration = Duration::from_secs(1);
+
 /// How long after the end of the new process its last words may arrive.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -81,6 +84,8 @@ struct Inner {
     busy: AtomicBool,
     outcome: watch::Sender<Outcome>,
     closed: watch::Sender<bool>,
+    /// Those that wait to be told how their upgrade went.
+    asking: watch::Sender<usize>,
 }
 
 /// Held during a hand-over.
@@ -95,6 +100,22 @@ impl<'a> Busy<'a> {
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
+    }
+}
+
+/// Counts somebody who asked for an upgrade, until it was told how that went.
+struct Asking<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Asking<'a> {
+    fn begin(count: &'a watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count)
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 
@@ -138,6 +159,7 @@ impl Predecessor {
             busy: AtomicBool::new(false),
             outcome: watch::Sender::default(),
             closed: watch::Sender::default(),
+            asking: watch::Sender::default(),
         }));
         tokio::spawn(predecessor.clone().accept(listener));
         Ok(predecessor)
@@ -151,6 +173,14 @@ impl Predecessor {
     /// Listens no more: the process is ending, with or without a successor.
     pub(in crate::server) fn close(&self) {
         self.0.closed.send_replace(true);
+    }
+
+    /// Waits until those who asked for the upgrade that has come about know it: a process that has nothing to drain would end
+    /// before.
+    pub(in crate::server) async fn told(&self) {
+        let mut asking = self.0.asking.subscribe();
+        // Somebody who does not read holds nobody up.
+        let _ = tokio::time::timeout(TELLING_MAX, asking.wait_for(|&asking| asking == 0)).await;
     }
 
     /// Hands over to the successor that waits for SIGQUIT; refuses where none does.
@@ -212,6 +242,7 @@ impl Predecessor {
 
     /// Starts the new binary, and tells `lockgate upgrade` how it went.
     fn upgrade(&self, wire: &mut Wire, binary: &Path, config: Option<PathBuf>, handle: &Handle) {
+        let _asking = Asking::begin(&self.0.asking);
         let said = match self.start_successor(wire, binary, config, handle) {
             Ok(pid) => Message::Done { pid },
             Err(why) => {
