@@ -199,6 +199,8 @@ impl Gateway {
         let log = Lines::read(child.stderr.take().expect("piped"));
         let http = log.find(0, |line| listening(line, "http")).await;
         let admin = log.find(0, |line| listening(line, "admin")).await;
+        // From here on it can be upgraded, too.
+        log.find(0, |line| (line["message"] == "serving").then_some(())).await;
         self.process = Some(Process { child, access_log, log, http, admin });
     }
 
